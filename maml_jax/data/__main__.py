@@ -1,0 +1,1 @@
+"""python -m maml_jax.data: prepare and list data sets."""

@@ -1,0 +1,145 @@
+"""What a data set is made of: a `Spec`, and `Record`s read from files.
+
+A new data set is one module with a `Spec` whose `source` turns a directory
+into records. Folders and zip archives look the same to it through `scan`, so
+most sources only say which file belongs to which class and split.
+"""
+
+import dataclasses
+import functools
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from maml_jax.errors import UserError
+
+SPLITS = ('train', 'val', 'test')
+IMAGE_SUFFIXES = frozenset(
+  '.bmp .gif .jpeg .jpg .png .tif .tiff .webp'.split()
+)
+
+
+class Record(NamedTuple):
+  """One image that has not been read yet."""
+
+  label: str  # name of the class
+  key: str  # orders the images of a class; unique within it
+  read: Callable[[], bytes]  # an encoded image: PNG, JPEG, WebP, ...
+
+
+Splits = Mapping[str, list[Record]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """The facts about one data set.
+
+  Attributes:
+    name: what users call it.
+    image_shape: (H, W, C) of the decoded images, uint8 0..255.
+    layout: what the directory given to `prepare` may hold, for people.
+    source: lists the records of each split, given that directory. It reads no
+      image. `None` as directory asks for a data set that needs no files.
+    mean: channel means for normalising, of values in [0, 1]; None: do not.
+    std: channel standard deviations, likewise.
+    num_classes: classes per split, verified; None if it depends on the files.
+    images_per_class: verified likewise.
+    automatic: made on first use, from no files at all.
+    invert: images are drawn dark on light; they are kept light on dark.
+    rotations: 4 to add each class turned by 90, 180 and 270 degrees as new
+      classes, else 1.
+    version: to be raised when the same files would give other arrays.
+  """
+
+  name: str
+  image_shape: tuple[int, int, int]
+  layout: str
+  source: Callable[[Path | None], Splits]
+  mean: tuple[float, ...] | None = None
+  std: tuple[float, ...] | None = None
+  num_classes: Mapping[str, int] | None = None
+  images_per_class: int | None = None
+  automatic: bool = False
+  invert: bool = False
+  rotations: int = 1
+  version: str = '1.0.0'
+
+
+def scan(path: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
+  """Lists the images under a folder, those inside its zip archives included.
+
+  Args:
+    path: a folder, searched to any depth, or one zip archive.
+
+  Returns:
+    A function that reads the image, by path; in sorted order. The path is
+    relative to the folder, or to the root of the archive. Nothing is
+    extracted.
+
+  Raises:
+    UserError: an archive is broken, or an entry points outside of it.
+  """
+  found = {}
+  for file in sorted(_walk(path)):
+    if file.suffix.lower() == '.zip':
+      for entry, read in _entries(file):
+        found.setdefault(entry, read)
+    else:
+      found.setdefault(PurePosixPath(file.relative_to(path)), file.read_bytes)
+  return {
+    name: found[name]
+    for name in sorted(found)
+    if name.suffix.lower() in IMAGE_SUFFIXES and not _hidden(name)
+  }
+
+
+def _walk(path: Path) -> Iterable[Path]:
+  if path.is_file():
+    yield path
+  for folder, _, files in os.walk(path, followlinks=True):
+    yield from (Path(folder, file) for file in files)
+
+
+def _entries(
+  archive: Path,
+) -> Iterable[tuple[PurePosixPath, Callable[[], bytes]]]:
+  try:
+    file = zipfile.ZipFile(archive)
+  except (OSError, zipfile.BadZipFile) as error:
+    raise UserError(f'cannot read the archive {archive}: {error}') from error
+  for entry in file.infolist():
+    path = PurePosixPath(entry.filename.replace('\\', '/'))
+    if path.is_absolute() or '..' in path.parts or ':' in path.parts[0]:
+      raise UserError(
+        f'refused: {archive} holds an entry that points outside of it:'
+        f' {entry.filename!r}'
+      )
+    if not entry.is_dir():
+      yield path, functools.partial(file.read, entry)
+
+
+def _hidden(path: PurePosixPath) -> bool:
+  return any(part.startswith(('.', '__MACOSX')) for part in path.parts)
+
+
+def verify(spec: Spec, splits: Splits) -> None:
+  """Raises `UserError` unless `splits` has the counts that `spec` promises."""
+  for split in SPLITS:
+    sizes: dict[str, int] = {}
+    for record in splits.get(split, ()):
+      sizes[record.label] = sizes.get(record.label, 0) + 1
+    if spec.num_classes and len(sizes) != spec.num_classes[split]:
+      raise UserError(
+        f'{spec.name}: split {split!r} has {len(sizes)} classes, expected'
+        f' {spec.num_classes[split]}'
+      )
+    if not sizes:
+      raise UserError(f'{spec.name}: split {split!r} is empty')
+    for label, size in sizes.items():
+      if spec.images_per_class and size != spec.images_per_class:
+        raise UserError(
+          f'{spec.name}: class {label!r} of split {split!r} has {size} images,'
+          f' expected {spec.images_per_class}'
+        )
