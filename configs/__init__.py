@@ -1,0 +1,1 @@
+"""Presets: `python main.py --config=configs/NAME.py`."""

@@ -1,0 +1,100 @@
+"""Every field of a config, with its default and its meaning.
+
+A preset is this config with some fields set anew, and `--config.a.b=c` sets a
+field from the command line. The config is locked: no field can be added by a
+slip of the pen.
+"""
+
+from ml_collections import ConfigDict, FieldReference
+
+
+def get_config() -> ConfigDict:
+  """Second-order MAML, 5-way 1-shot, on the embedded `glyphs` data set."""
+  config = ConfigDict()
+
+  # Decides initial parameters and training tasks; val and test tasks are fixed.
+  config.seed = 0
+  # Matrix products: float32, tensorfloat32, bfloat16, or default: the fastest
+  # of the hardware. Parameters and statistics are float32 always.
+  config.precision = 'float32'
+
+  config.data = data = ConfigDict()
+  data.name = 'glyphs'  # glyphs, omniglot, mini_imagenet
+  data.root = ''  # folder of prepared data; '' = ~/.cache/maml_jax
+  data.normalize = False  # by the data set's channel mean and deviation
+  data.augment_support = 'none'  # none, flip: training images of support sets
+  data.augment_query = 'none'  # none, flip: training images of query sets
+
+  # What a training task looks like.
+  config.task = task = ConfigDict()
+  task.ways = 5  # classes
+  task.shots = 1  # support images per class
+  task.queries = 15  # query images per class
+
+  config.model = model = ConfigDict()
+  model.encoder = 'convnet4'  # convnet4, wide_convnet4
+  model.width = 0  # channels of a convnet layer; 0 = the encoder's own
+  # Whose moments normalise a query image. One word for all layers: batch (its
+  # own batch's: transductive), global (running averages over all tasks),
+  # episodic (running averages of its task's support set: inductive). Or layer
+  # by layer, first match wins: (('conv4', 'episodic'), ('*', 'global')).
+  model.norm = FieldReference('batch', field_type=object)
+  model.norm_scale = True  # learn a scale beside the bias
+  model.norm_eps = 1e-5  # added to the variance
+  model.init = 'torch'  # torch (uniform, +-1/sqrt(fan in)), xavier (uniform)
+  model.temperature = 1.0  # multiplies the logits
+  model.learn_temperature = False  # in the outer loop; never adapted
+
+  # The inner loop: how a task is learned from its support set.
+  config.inner = inner = ConfigDict()
+  inner.num_steps = 5  # gradient steps in training
+  inner.encoder_lr = 0.01
+  inner.classifier_lr = 0.01
+  inner.momentum = 0.0
+  inner.weight_decay = 0.0  # L2, added to the gradient
+  inner.first_order = False  # FOMAML: inner gradients are taken as constants
+  # Parameters that are meta-learned but not adapted: patterns against
+  # consecutive parts of paths such as encoder/conv1/bn/bias, for example 'bn',
+  # 'encoder', 'encoder/conv[12]'. One that matches nothing is an error.
+  inner.frozen = ()
+  inner.reset_classifier = False  # begin every task with a zero head
+  inner.remat = False  # recompute inner steps: less memory, more time
+
+  # The outer loop: how the initialisation is learned.
+  config.outer = outer = ConfigDict()
+  outer.optimizer = 'adam'  # sgd, rmsprop, adam
+  outer.lr = 1e-3
+  outer.momentum = 0.9  # of sgd
+  outer.weight_decay = 0.0  # L2, added to the gradient
+  outer.clip = 10.0  # bound of each gradient component; inf = none
+  outer.schedule = 'constant'  # constant, step, cosine; changes between epochs
+  outer.milestones = ()  # step: epochs after which lr is multiplied by gamma
+  outer.gamma = 0.1
+
+  config.train = train = ConfigDict()
+  train.num_epochs = 10  # an epoch ends with validation and a checkpoint
+  train.steps_per_epoch = 100  # meta-iterations
+  train.num_tasks = 4  # tasks per meta-iteration, over all devices
+  train.chunk = 0  # tasks at once on a device; 0 = what suits the hardware
+  train.steps_per_call = 10  # meta-iterations per jitted call
+
+  # Validation on the val split chooses the best checkpoint.
+  config.val = val = ConfigDict()
+  val.num_tasks = 200
+  val.queries = 15
+  val.num_steps = inner.get_oneway_ref('num_steps')  # as in training
+  val.augment_support = 'none'  # as data.augment_support
+
+  # What --mode=eval measures.
+  config.eval = evaluation = ConfigDict()
+  evaluation.split = 'test'  # train, val, test
+  evaluation.checkpoint = 'best'  # best (on validation), latest
+  evaluation.num_tasks = 600
+  evaluation.ways = task.get_oneway_ref('ways')  # as in training
+  evaluation.shots = task.get_oneway_ref('shots')
+  evaluation.queries = 15
+  evaluation.num_steps = inner.get_oneway_ref('num_steps')
+  evaluation.augment_support = 'none'  # as data.augment_support
+  evaluation.norm = model.get_oneway_ref('norm')
+
+  return config.lock()

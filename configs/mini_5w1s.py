@@ -1,0 +1,17 @@
+"""python main.py --config=configs/mini_5w1s.py
+
+PyTorch-MAML's `reproduce`. Expected: 48.70 +-1.84 % (MAML paper; transductive,
+600 tasks, Q=1). Hardware: one GPU. Time: 14 h there; here see RESULTS.md.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.name = 'mini_imagenet'
+  config.inner.frozen = ('bn',)
+  config.train.update(num_epochs=300, steps_per_epoch=200)
+  config.val.num_tasks = 800
+  config.eval.update(num_steps=10, queries=1)
+  return config

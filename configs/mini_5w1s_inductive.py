@@ -1,0 +1,22 @@
+"""python main.py --config=configs/mini_5w1s_inductive.py
+
+PyTorch-MAML's `template`. Expected: some 4 points below mini_5w1s (its README,
+which has no table). Hardware: one GPU. Time: see RESULTS.md.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.update(
+    name='mini_imagenet', normalize=True, augment_support='flip'
+  )
+  config.model.norm = 'episodic'
+  config.inner.update(momentum=0.9, weight_decay=5e-4, reset_classifier=True)
+  config.outer.update(optimizer='sgd', lr=0.01, weight_decay=5e-4)
+  config.outer.update(schedule='step', milestones=(120, 140))
+  config.train.update(num_epochs=150, steps_per_epoch=200)
+  config.val.update(num_tasks=800, augment_support='flip')
+  config.eval.update(num_tasks=8000, augment_support='flip')
+  return config

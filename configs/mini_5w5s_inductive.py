@@ -1,0 +1,13 @@
+"""python main.py --config=configs/mini_5w5s_inductive.py
+
+PyTorch-MAML's `template`. Expected: some 4 points below mini_5w5s (its README,
+which has no table). Hardware: one GPU. Time: see RESULTS.md.
+"""
+
+from configs import mini_5w1s_inductive
+
+
+def get_config():
+  config = mini_5w1s_inductive.get_config()
+  config.task.shots = 5
+  return config

@@ -1,0 +1,27 @@
+"""Tests run on eight fake CPU devices and with strict arithmetic.
+
+`JAX_PLATFORMS=cuda pytest` runs them on an accelerator instead.
+"""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax  # noqa: E402, after the platform is chosen
+import pytest  # noqa: E402
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def shared() -> pathlib.Path:
+  """The folder with real data and golden cases, which is no part of a clone."""
+  default = REPOSITORY.parent / 'shared'
+  folder = pathlib.Path(os.environ.get('MAML_JAX_SHARED', default))
+  if not (folder / 'data').is_dir():
+    pytest.skip(f'no real data: MAML_JAX_SHARED names no such folder: {folder}')
+  return folder.resolve()
