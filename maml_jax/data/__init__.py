@@ -10,7 +10,7 @@ import difflib
 import os
 from pathlib import Path
 
-from maml_jax.data import mini_imagenet, source, store
+from maml_jax.data import glyphs, mini_imagenet, source, store
 from maml_jax.data.source import SPLITS, Spec
 from maml_jax.errors import UserError
 from maml_jax.types import Dataset
@@ -20,7 +20,7 @@ __all__ = [
   'names', 'prepare', 'spec',
 ]
 
-_REGISTRY = {module.SPEC.name: module.SPEC for module in (mini_imagenet,)}
+_REGISTRY = {module.SPEC.name: module.SPEC for module in (glyphs, mini_imagenet)}
 
 
 def names() -> tuple[str, ...]:
@@ -61,7 +61,9 @@ def load_dataset(
   dataset = store.read_arrays(root, facts, split)
   if dataset is None:
     if not store.is_written(root):
-      raise UserError('TODO')
+      if not facts.automatic:
+        raise UserError('TODO')
+      prepare(name, data_dir=data_dir)
     store.write_arrays(root, facts, split)
     dataset = store.read_arrays(root, facts, split)
   return dataset
@@ -87,7 +89,7 @@ def prepare(
   """
   from maml_jax.data.source import verify
   facts = spec(name)
-  splits = facts.source(Path(source))
+  splits = facts.source(None if source is None else Path(source))
   verify(facts, splits)
   root = _root(facts, data_dir)
   store.write(root, facts, splits)
