@@ -12,9 +12,10 @@ import jax
 Array = jax.Array
 PyTree = Any
 
-# Statistics that begin anew in every task live under this key of the stats
-# dict; everything beside it carries over from task to task.
-EPISODE = 'episode'
+# Statistics that a task keeps to itself live under these keys of the stats
+# dict; everything beside them carries over from task to task. Those under
+# SUPPORT are taken once more from the support set after the last inner step.
+EPISODE, SUPPORT = 'episode', 'support'
 
 
 class Batch(NamedTuple):

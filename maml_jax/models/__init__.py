@@ -1,0 +1,137 @@
+"""Encoders, heads and batch norm; the only package that imports flax.
+
+`make_model` is the way in. `ENCODERS` maps every name a config may use to the
+module that builds it.
+"""
+
+from collections.abc import Callable
+import difflib
+import fnmatch
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maml_jax.errors import UserError
+from maml_jax.models.convnet import ConvNet4
+from maml_jax.models.layers import INITS, Head
+from maml_jax.models.norm import MODES, BatchNorm
+from maml_jax.types import Model
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    'convnet4': partial(ConvNet4, width=32),
+    'wide_convnet4': partial(ConvNet4, width=64),
+}
+
+Norm = str | tuple[tuple[str, str], ...]
+
+
+class Network(nn.Module):
+  """An encoder and a linear head."""
+
+  encoder: nn.Module
+  classifier: nn.Module
+
+  def __call__(self, image, *, train):
+    return self.classifier(self.encoder(image, train=train))
+
+
+def make_model(
+    encoder: str,
+    num_ways: int,
+    image_shape: tuple[int, int, int],
+    *,
+    norm: Norm = 'batch',
+    meta_test: bool = False,
+    norm_scale: bool = True,
+    norm_eps: float = 1e-5,
+    norm_momentum: float = 0.9,
+    init: str = 'torch',
+    temperature: float = 1.0,
+    learn_temperature: bool = False,
+    **encoder_args,
+) -> Model:
+  """Builds a network as a pair of pure functions.
+
+  Args:
+    encoder: a key of `ENCODERS`.
+    num_ways: outputs of the head, W.
+    image_shape: (H, W, C) of one image.
+    norm: a mode of batch norm for all layers (see `models.norm`), or pairs
+      (pattern, mode): a layer such as 'conv1' or 'layer2' takes the mode of the
+      first pattern that matches its name.
+    meta_test: build the network of meta-test: layers of mode `global` use
+      their running moments in the inner loop too.
+    norm_scale: learn a scale in batch norm beside the bias.
+    norm_eps: added to the variance in batch norm.
+    norm_momentum: what running moments keep of themselves at an update.
+    init: 'torch' (PyTorch's defaults) or 'xavier' (the official MAML's).
+    temperature: factor on the logits.
+    learn_temperature: learn that factor, in the outer loop only.
+    **encoder_args: passed to the encoder, such as `width`.
+
+  Returns:
+    A `Model`. `params` is {'encoder': ..., 'classifier': ...}; `stats` holds
+    the moments that the norm modes keep, {} for mode `batch`. Images are
+    [N, H, W, C] float32, logits [N, num_ways] float32.
+
+  Raises:
+    UserError: an unknown encoder, norm mode or init.
+  """
+  pairs = ((('*', norm),) if isinstance(norm, str) else tuple(norm))
+  for _, mode in pairs:
+    _check_choice('norm mode', mode, MODES)
+  _check_choice('encoder', encoder, ENCODERS)
+  _check_choice('init', init, INITS)
+
+  def make_norm(layer):
+    for pattern, mode in pairs:
+      if fnmatch.fnmatchcase(layer, pattern):
+        return partial(
+            BatchNorm,
+            mode=mode,
+            meta_test=meta_test,
+            epsilon=norm_eps,
+            momentum=norm_momentum,
+            use_scale=norm_scale,
+        )
+    raise UserError(
+        f'model.norm says nothing about layer {layer!r}: end the list with '
+        "('*', MODE)"
+    )
+
+  network = Network(
+      encoder=ENCODERS[encoder](norm=make_norm, init=init, **encoder_args),
+      classifier=Head(num_ways, init, temperature, learn_temperature),
+  )
+
+  def init_fn(key):
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = network.init(key, image, train=True)
+    return _split(variables)
+
+  def apply_fn(params, stats, image, *, train):
+    variables = {'params': params, **stats}
+    if not train:
+      return network.apply(variables, image, train=False), stats
+    logits, updates = network.apply(
+        variables, image, train=True, mutable=list(stats)
+    )
+    return logits, {**stats, **updates}
+
+  return Model(init_fn, apply_fn)
+
+
+def _split(variables):
+  stats = dict(variables)
+  return stats.pop('params'), stats
+
+
+def _check_choice(what, name, choices):
+  if name not in choices:
+    near = difflib.get_close_matches(str(name), choices, 1)
+    hint = f'did you mean {near[0]!r}?' if near else 'it is none of'
+    raise UserError(
+        f'unknown {what} {name!r}: {hint} (choices: {", ".join(choices)})'
+    )

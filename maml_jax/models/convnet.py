@@ -1,0 +1,49 @@
+"""ConvNet4: the four-layer network of Vinyals et al. 2016 and the MAML paper."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from maml_jax import ops
+from maml_jax.models.layers import Conv
+
+
+class ConvNet4(nn.Module):
+  """Four blocks of 3x3 convolution, batch norm, 2x2 max pooling and ReLU.
+
+  [N, H, W, C] -> [N, (H // 16) * (W // 16) * width]: 800 features at 84 pixels
+  and width 32.
+
+  Attributes:
+    width: channels of every block.
+    norm: layer name -> constructor of its batch norm.
+    init: a key of `layers.INITS`.
+  """
+
+  width: int
+  norm: Callable[[str], Callable[..., nn.Module]]
+  init: str = 'torch'
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    for i in range(1, 5):
+      name = f'conv{i}'
+      x = ConvBlock(self.width, self.norm(name), self.init, name=name)(
+          x, train=train
+      )
+    return x.reshape(x.shape[0], -1)
+
+
+class ConvBlock(nn.Module):
+  """Convolution, batch norm, max pooling, ReLU."""
+
+  width: int
+  norm: Callable[..., nn.Module]
+  init: str
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    x = Conv(self.width, self.init, name='conv')(x)
+    x = self.norm(name='bn')(x, train=train)
+    # ReLU and max pooling commute; this order does a quarter of the work.
+    return nn.relu(ops.max_pool(x))

@@ -1,0 +1,68 @@
+"""Convolution and linear head with the initialisations that MAML was run with."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maml_jax import ops
+
+
+def _torch_uniform(fan_in):
+  """PyTorch's default for weights and biases: uniform in +-1/sqrt(fan_in)."""
+
+  def init(key, shape, dtype=jnp.float32):
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+# name -> (kernel initialiser of fan_in, bias initialiser of fan_in)
+INITS = {
+    'torch': (_torch_uniform, _torch_uniform),
+    'xavier': (
+        lambda fan_in: nn.initializers.xavier_uniform(),
+        lambda fan_in: nn.initializers.zeros,
+    ),
+}
+
+
+class Conv(nn.Module):
+  """k x k convolution with bias that keeps the size of the image."""
+
+  features: int
+  init: str
+  size: int = 3
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    fan_in = math.prod(shape[:3])
+    kernel_init, bias_init = INITS[self.init]
+    kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
+    bias = self.param('bias', bias_init(fan_in), shape[3:], jnp.float32)
+    return ops.conv(x, kernel) + bias.reshape(1, 1, 1, -1)
+
+
+class Head(nn.Module):
+  """Linear classifier, its logits multiplied by a temperature."""
+
+  num_ways: int
+  init: str
+  temperature: float = 1.0
+  learn_temperature: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    fan_in = x.shape[-1]
+    kernel_init, bias_init = INITS[self.init]
+    shape = (fan_in, self.num_ways)
+    kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
+    bias = self.param('bias', bias_init(fan_in), shape[1:], jnp.float32)
+    logits = x @ kernel + bias[None]
+    if self.learn_temperature:
+      start = nn.initializers.constant(self.temperature)
+      return logits * self.param('temperature', start, (), jnp.float32)
+    return logits * self.temperature

@@ -1,0 +1,124 @@
+"""Spreading the tasks of a meta-batch over devices and over time."""
+
+from functools import partial
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+
+from maml_jax.errors import UserError
+
+AXIS = 'task'
+
+
+def make_mesh(devices=None):
+  """A one-dimensional mesh over `devices`, default all of them."""
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(
+      (len(devices),), (AXIS,), (AxisType.Auto,), devices=devices
+  )
+
+
+def mean_over_tasks(fn, mesh=None, chunk=None):
+  """Runs `fn` on every task of a meta-batch and averages a part of its result.
+
+  The tasks of one device run in chunks, one chunk after another; the tasks of
+  a chunk are vectorised. Gradients taken inside `fn` therefore need the memory
+  of one chunk alone.
+
+  Args:
+    fn: `fn(shared, task) -> (averaged, kept)`, pytrees of arrays.
+    mesh: from `make_mesh`; None runs all tasks where they are.
+    chunk: tasks vectorised at a time; None is all of a device's at once, 1 is
+      one after another.
+
+  Returns:
+    A function of (shared, tasks), each leaf of `tasks` with a leading axis T,
+    that returns `averaged`, the mean over the T tasks, and `kept`, each leaf
+    with a leading axis T.
+
+  Raises:
+    UserError: when called, if T is no multiple of devices times chunk.
+  """
+
+  def local(shared, tasks, vary=lambda x: x):
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    size = chunk or num_tasks
+    num_chunks = num_tasks // size
+    if num_chunks == 1 and size > 1:
+      return run_chunk(shared, tasks)
+    chunks = jax.tree.map(
+        lambda x: x.reshape(num_chunks, size, *x.shape[1:]), tasks
+    )
+
+    def step(total, chunk):
+      averaged, kept = run_chunk(shared, chunk)
+      return jax.tree.map(lax.add, total, averaged), kept
+
+    averaged, _ = jax.eval_shape(
+        run_chunk, shared, jax.tree.map(lambda x: x[0], chunks)
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), averaged)
+    total, kept = lax.scan(step, vary(zeros), chunks)
+    return (
+        jax.tree.map(lambda x: x / num_chunks, total),
+        jax.tree.map(lambda x: x.reshape(num_tasks, *x.shape[2:]), kept),
+    )
+
+  def run_chunk(shared, tasks):
+    if jax.tree.leaves(tasks)[0].shape[0] == 1:
+      averaged, kept = fn(shared, jax.tree.map(lambda x: x[0], tasks))
+      return averaged, jax.tree.map(lambda x: x[None], kept)
+    averaged, kept = jax.vmap(fn, (None, 0))(shared, tasks)
+    return jax.tree.map(lambda x: x.mean(0), averaged), kept
+
+  def on_device(shared, tasks):
+    # Unless told that they vary, jax.grad would sum the gradients of shared
+    # params over devices, the inner gradients of unlike tasks among them.
+    vary = partial(lax.pcast, axis_name=AXIS, to='varying')
+    averaged, kept = local(vary(shared), tasks, vary)
+    return lax.pmean(averaged, AXIS), kept
+
+  def run(shared, tasks):
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    check_num_tasks(num_tasks, mesh.size if mesh else 1, chunk)
+    if mesh is None:
+      return local(shared, tasks)
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(P(), P(AXIS)),
+        out_specs=(P(), P(AXIS)),
+    )(shared, tasks)
+
+  return run
+
+
+def check_num_tasks(num_tasks, num_devices, chunk=None):
+  """Refuses a meta-batch that does not divide evenly.
+
+  Args:
+    num_tasks: T, tasks per meta-batch.
+    num_devices: devices they are spread over.
+    chunk: tasks vectorised at a time on one device; None: all.
+
+  Raises:
+    UserError: T is no multiple of devices times chunk; names numbers that are.
+  """
+  unit = num_devices * (chunk or 1)
+  if num_tasks % unit == 0:
+    return
+  below = num_tasks // unit * unit
+  near = f'{below} or {below + unit}' if below else f'{unit}'
+  divisors = [
+      n for n in range(1, num_devices + 1) if num_tasks % (n * (chunk or 1)) == 0
+  ]
+  advice = f'take {near} tasks'
+  if divisors:
+    advice += f', or {" or ".join(map(str, divisors))} devices'
+  raise UserError(
+      f'{num_tasks} tasks do not divide over {num_devices} device(s)'
+      + (f' in chunks of {chunk}' if chunk else '')
+      + f': {advice}'
+  )
