@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
   config.data = data = ConfigDict()
   data.name = 'glyphs'  # glyphs, omniglot, mini_imagenet
-  data.root = ''  # folder of prepared data; '' = ~/.cache/maml_jax
+  data.root = ''  # prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax
   data.normalize = False  # by the data set's channel mean and deviation
   data.augment_support = 'none'  # none, flip: training images of support sets
   data.augment_query = 'none'  # none, flip: training images of query sets
@@ -34,10 +34,14 @@ def get_config() -> ConfigDict:
   config.model = model = ConfigDict()
   model.encoder = 'convnet4'  # convnet4, wide_convnet4
   model.width = 0  # channels of a convnet layer; 0 = the encoder's own
-  # Whose moments normalise a query image. One word for all layers: batch (its
-  # own batch's: transductive), global (running averages over all tasks),
-  # episodic (running averages of its task's support set: inductive). Or layer
-  # by layer, first match wins: (('conv4', 'episodic'), ('*', 'global')).
+  # Whose moments normalise a query image. One word for all layers:
+  #   batch       its own batch's, at all times (transductive)
+  #   global      running averages over all training tasks
+  #   episodic    running averages over the inner steps of its task
+  #   cumulative  plain averages over the inner steps of its task
+  #   support     its task's support set, under the adapted parameters
+  #   tasknorm    episodic ones mixed with its own, in a learned proportion
+  # or layer by layer, first match wins: (('conv4', 'support'), ('*', 'global'))
   model.norm = FieldReference('batch', field_type=object)
   model.norm_scale = True  # learn a scale beside the bias
   model.norm_eps = 1e-5  # added to the variance
@@ -62,14 +66,17 @@ def get_config() -> ConfigDict:
 
   # The outer loop: how the initialisation is learned.
   config.outer = outer = ConfigDict()
-  outer.optimizer = 'adam'  # sgd, rmsprop, adam
+  outer.optimizer = 'adam'  # sgd, rmsprop, adam, adamw
   outer.lr = 1e-3
   outer.momentum = 0.9  # of sgd
-  outer.weight_decay = 0.0  # L2, added to the gradient
+  outer.weight_decay = 0.0  # L2, added to the gradient; adamw: decoupled
   outer.clip = 10.0  # bound of each gradient component; inf = none
   outer.schedule = 'constant'  # constant, step, cosine; changes between epochs
-  outer.milestones = ()  # step: epochs after which lr is multiplied by gamma
+  # step: epochs after which lr is multiplied by gamma; cosine: its last is the
+  # epoch at which lr reaches 0.
+  outer.milestones = ()
   outer.gamma = 0.1
+  outer.warmup_epochs = 0  # over which lr rises from 0, step by step
 
   config.train = train = ConfigDict()
   train.num_epochs = 10  # an epoch ends with validation and a checkpoint

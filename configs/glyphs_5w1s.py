@@ -1,8 +1,7 @@
 """python main.py
 
 5-way 1-shot on the embedded glyphs. Expected: at least 90 % on 600 tasks of
-unseen scripts (`make demo`). Hardware: 2 CPU cores. Time: below 4 minutes.
-"""
+unseen scripts (`make demo`). Hardware: 2 CPU cores. Time: below 4 minutes."""
 
 from configs import default
 

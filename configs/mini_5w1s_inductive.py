@@ -1,17 +1,15 @@
 """python main.py --config=configs/mini_5w1s_inductive.py
 
 PyTorch-MAML's `template`. Expected: some 4 points below mini_5w1s (its README,
-which has no table). Hardware: one GPU. Time: see RESULTS.md.
-"""
+which has no table). Hardware: one GPU. Time: see RESULTS.md."""
 
 from configs import default
 
 
 def get_config():
   config = default.get_config()
-  config.data.update(
-    name='mini_imagenet', normalize=True, augment_support='flip'
-  )
+  config.data.name = 'mini_imagenet'
+  config.data.update(normalize=True, augment_support='flip')
   config.model.norm = 'episodic'
   config.inner.update(momentum=0.9, weight_decay=5e-4, reset_classifier=True)
   config.outer.update(optimizer='sgd', lr=0.01, weight_decay=5e-4)

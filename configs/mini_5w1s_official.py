@@ -1,8 +1,7 @@
 """python main.py --config=configs/mini_5w1s_official.py
 
 The paper's own TensorFlow code. Expected: 48.70 +-1.84 % (MAML paper; its
-weights measured again: 47.1 +-1.3). Hardware: one GPU. Time: see RESULTS.md.
-"""
+weights measured again: 47.1 +-1.3). Hardware: one GPU. Time: see RESULTS.md."""
 
 from configs import mini_5w1s
 

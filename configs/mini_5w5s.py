@@ -1,8 +1,7 @@
 """python main.py --config=configs/mini_5w5s.py
 
 PyTorch-MAML's `reproduce`. Expected: 63.11 +-0.92 % (MAML paper; transductive,
-600 tasks, Q=5). Hardware: one GPU. Time: see RESULTS.md.
-"""
+600 tasks, Q=5). Hardware: one GPU. Time: see RESULTS.md."""
 
 from configs import mini_5w1s
 

@@ -1,8 +1,7 @@
 """python main.py --config=configs/mini_5w5s_inductive.py
 
 PyTorch-MAML's `template`. Expected: some 4 points below mini_5w5s (its README,
-which has no table). Hardware: one GPU. Time: see RESULTS.md.
-"""
+which has no table). Hardware: one GPU. Time: see RESULTS.md."""
 
 from configs import mini_5w1s_inductive
 

@@ -1,8 +1,7 @@
 """python main.py --config=configs/omniglot_20w1s.py
 
 Expected: 95.8 % (MAML paper, full Omniglot, 60,000 iterations). Hardware: one
-GPU. Time: see RESULTS.md.
-"""
+GPU. Time: see RESULTS.md."""
 
 from configs import default
 

@@ -1,8 +1,7 @@
 """python main.py --config=configs/omniglot_5w1s.py
 
 Expected: 98.7 % (MAML paper, full Omniglot); at least 95 % on its two small
-background sets. Hardware: 2 CPU cores. Time: below 30 minutes.
-"""
+background sets. Hardware: 2 CPU cores. Time: below 30 minutes."""
 
 from configs import default
 

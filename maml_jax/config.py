@@ -1,0 +1,303 @@
+"""Configs: reading, checking, comparing, keeping them.
+
+The fields and their meaning are in `configs/default.py`. Every complaint here
+is a `UserError` of one line that names the field as it is written on the
+command line, and what would do instead.
+"""
+
+import ast
+import difflib
+import json
+import math
+import pathlib
+import runpy
+import traceback
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maml_jax.errors import UserError
+
+NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
+
+CHOICES = {
+  'precision': ('float32', 'tensorfloat32', 'bfloat16', 'default'),
+  'data.name': ('glyphs', 'omniglot', 'mini_imagenet'),
+  'data.augment_support': ('none', 'flip'),
+  'data.augment_query': ('none', 'flip'),
+  'model.encoder': ('convnet4', 'wide_convnet4'),
+  'model.init': ('torch', 'xavier'),
+  'outer.optimizer': ('sgd', 'rmsprop', 'adam', 'adamw'),
+  'outer.schedule': ('constant', 'step', 'cosine'),
+  'val.augment_support': ('none', 'flip'),
+  'eval.split': ('train', 'val', 'test'),
+  'eval.checkpoint': ('best', 'latest'),
+  'eval.augment_support': ('none', 'flip'),
+}
+
+AT_LEAST = {
+  'seed': 0,
+  'task.ways': 2,
+  'task.shots': 1,
+  'task.queries': 1,
+  'model.width': 0,
+  'inner.num_steps': 0,
+  'inner.encoder_lr': 0,
+  'inner.classifier_lr': 0,
+  'inner.momentum': 0,
+  'inner.weight_decay': 0,
+  'outer.lr': 0,
+  'outer.momentum': 0,
+  'outer.weight_decay': 0,
+  'outer.gamma': 0,
+  'outer.warmup_epochs': 0,
+  'train.num_epochs': 0,
+  'train.steps_per_epoch': 1,
+  'train.num_tasks': 1,
+  'train.chunk': 0,
+  'train.steps_per_call': 1,
+  'val.num_tasks': 1,
+  'val.queries': 1,
+  'val.num_steps': 0,
+  'eval.num_tasks': 1,
+  'eval.ways': 2,
+  'eval.shots': 1,
+  'eval.queries': 1,
+  'eval.num_steps': 0,
+}
+
+ABOVE_ZERO = ('model.norm_eps', 'model.temperature', 'outer.clip')
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """Returns the checked config of a file with some fields set anew.
+
+  Args:
+    path: a Python file whose `get_config()` returns a `ConfigDict`.
+    overrides: `'--config.task.ways=20'` and the like. Words need no quotes,
+      tuples no brackets (`--config.inner.frozen=bn,classifier`), and a field
+      that is to be true no value.
+
+  Raises:
+    UserError: no such file or field, a value of the wrong type or range.
+  """
+  config = _get_config(path)
+  for override in overrides:
+    if not override.startswith('--config.'):
+      raise UserError(f'unknown argument {override}; see --help')
+    field, equals, text = override.removeprefix('--config.').partition('=')
+    _override(config, field, text if equals else None)
+  validate(config)
+  return config
+
+
+def validate(config: ConfigDict) -> None:
+  """Raises UserError for the first value that cannot be meant."""
+  fields = flatten(config)
+  for field, choices in CHOICES.items():
+    check_choice(f'config.{field}', fields[field], choices)
+  for field, least in AT_LEAST.items():
+    if not least <= fields[field] < math.inf:
+      raise UserError(f'config.{field}={fields[field]}: at least {least}')
+  for field in ABOVE_ZERO:
+    if not fields[field] > 0:
+      raise UserError(f'config.{field}={fields[field]}: must be above 0')
+  for field in ('model.norm', 'eval.norm'):
+    for word in _norm_words(f'config.{field}', fields[field]):
+      check_choice(f'config.{field}', word, NORMS)
+  _check_items('inner.frozen', fields['inner.frozen'], str)
+  _check_items('outer.milestones', fields['outer.milestones'], int)
+  if config.eval.ways != config.task.ways and not config.inner.reset_classifier:
+    raise UserError(
+      f'config.eval.ways={config.eval.ways}: a learned head has '
+      f'config.task.ways={config.task.ways} outputs; other numbers of ways '
+      'need config.inner.reset_classifier=true'
+    )
+
+
+def check_choice(field: str, value: Any, choices: Collection[str]) -> None:
+  """Raises UserError, naming the nearest, unless value is a choice."""
+  if value not in choices:
+    raise UserError(f'{field}={value}: unknown{_suggest(str(value), choices)}')
+
+
+def check_task(
+  name: str, size: Sequence[int], *, ways: int, shots: int, queries: int
+) -> None:
+  """Raises UserError if a split is too small for a task.
+
+  Args:
+    name: the split, for the message, such as 'mini_imagenet train'.
+    size: images per class, [classes].
+    ways: classes of a task.
+    shots: support images per class.
+    queries: query images per class.
+  """
+  if ways > len(size):
+    raise UserError(f'{ways} ways, but {name} has {len(size)} classes')
+  need, least = shots + queries, int(min(size))
+  if need > least:
+    raise UserError(
+      f'{shots} shots and {queries} queries are {need} images, but a class of '
+      f'{name} has {least}: at most {max(least - shots, 0)} queries'
+    )
+
+
+def config_differences(
+  old: ConfigDict, new: ConfigDict, ignore: Collection[str] = ()
+) -> list[str]:
+  """Returns 'field: old -> new' for each field that differs.
+
+  Args:
+    old: a config, perhaps read back from a checkpoint.
+    new: another.
+    ignore: fields and sections that may differ, such as 'eval', 'data.root'.
+  """
+  old, new = flatten(old), flatten(new)
+  return [
+    f'{field}: {old.get(field, "(none)")} -> {new.get(field, "(none)")}'
+    for field in sorted(old.keys() | new.keys())
+    if old.get(field) != new.get(field)
+    and not any(f'{field}.'.startswith(f'{part}.') for part in ignore)
+  ]
+
+
+def to_json(config: ConfigDict) -> str:
+  """Returns the config as text that `from_json` reads back."""
+  return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+  """Returns the locked config of a text by `to_json`."""
+  return ConfigDict(_tuples(json.loads(text))).lock()
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Returns {'task.ways': 5, ...}."""
+  return dict(_leaves(config.to_dict()))
+
+
+def _leaves(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _tuples(tree: Any) -> Any:
+  """JSON has lists only, configs have tuples only."""
+  if isinstance(tree, dict):
+    return {key: _tuples(value) for key, value in tree.items()}
+  return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
+
+
+def _get_config(path: str) -> ConfigDict:
+  file = pathlib.Path(path)
+  if not file.is_file():
+    folder = file.parent if file.parent.name == 'configs' else 'configs'
+    presets = sorted(map(str, pathlib.Path(folder).glob('[!_]*.py')))
+    raise UserError(f'no config file {path}{_suggest(path, presets)}')
+  try:
+    config = runpy.run_path(path).get('get_config', lambda: None)()
+  except Exception as error:  # whatever goes wrong there is the file's
+    lines = [
+      f', line {frame.lineno}'
+      for frame in traceback.extract_tb(error.__traceback__)
+      if frame.filename == path
+    ]
+    place = path + ''.join(lines[-1:])
+    raise UserError(f'{place}: {_innermost(error)}') from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'{path}: get_config() must return a ConfigDict')
+  return config.lock()
+
+
+def _innermost(error: Exception) -> str:
+  """ml_collections nests errors, and ends long ones with a line of advice."""
+  while error.args and isinstance(error.args[0], Exception):
+    error = error.args[0]
+  message = str(error) or type(error).__name__
+  return message.splitlines()[-1].partition(' Other fields')[0]
+
+
+def _override(config: ConfigDict, field: str, text: str | None) -> None:
+  *sections, name = field.split('.')
+  value = config
+  for key in (*sections, name):
+    section = value
+    if not isinstance(section, ConfigDict) or key not in section:
+      hint = _suggest(field, flatten(config), config)
+      raise UserError(f'no field config.{field}{hint}')
+    value = section[key]
+  if isinstance(value, ConfigDict):
+    raise UserError(f'config.{field} is a section: {", ".join(sorted(value))}')
+  kind = section.get_type(name)
+  if text is None and kind is not bool:
+    raise UserError(f'config.{field} lacks a value: --config.{field}=VALUE')
+  try:
+    section[name] = True if text is None else _PARSERS[kind](text)
+  except (KeyError, ValueError):
+    raise UserError(f'config.{field}={text}: not {_KINDS[kind]}') from None
+
+
+def _parse_bool(text: str) -> bool:
+  return {'true': True, 'false': False, '1': True, '0': False}[text.lower()]
+
+
+def _parse_literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
+
+
+def _parse_tuple(text: str) -> tuple:
+  value = _parse_literal(text)
+  if isinstance(value, str):
+    value = [_parse_literal(item) for item in value.split(',') if item]
+  return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+_PARSERS = {
+  bool: _parse_bool,
+  int: int,
+  float: float,
+  str: str,
+  tuple: _parse_tuple,
+  object: _parse_literal,
+}
+
+_KINDS = {
+  bool: 'true or false',
+  int: 'an integer',
+  float: 'a number',
+  str: 'a word',
+}
+
+
+def _norm_words(field: str, norm: Any) -> list[str]:
+  if isinstance(norm, str):
+    return [norm]
+  try:
+    return [word for _, word in norm]
+  except (TypeError, ValueError):
+    raise UserError(
+      f'{field}={norm}: neither a word nor (pattern, word) pairs'
+    ) from None
+
+
+def _check_items(field: str, items: tuple, kind: type) -> None:
+  for item in items:
+    if not isinstance(item, kind):
+      raise UserError(f'config.{field}: {item!r} is not {_KINDS[kind]}')
+
+
+def _suggest(
+  word: str, known: Collection[str], listed: Collection[str] | None = None
+) -> str:
+  near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+  if near:
+    return f'; did you mean {near[0]}?'
+  return f'; there are: {", ".join(listed or known)}' if known else ''
