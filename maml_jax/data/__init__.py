@@ -10,7 +10,7 @@ import difflib
 import os
 from pathlib import Path
 
-from maml_jax.data import glyphs, mini_imagenet, source, store
+from maml_jax.data import glyphs, mini_imagenet, omniglot, source, store
 from maml_jax.data.source import SPLITS, Spec
 from maml_jax.errors import UserError
 from maml_jax.types import Dataset
@@ -20,7 +20,7 @@ __all__ = [
   'names', 'prepare', 'spec',
 ]
 
-_REGISTRY = {module.SPEC.name: module.SPEC for module in (glyphs, mini_imagenet)}
+_REGISTRY = {module.SPEC.name: module.SPEC for module in (glyphs, mini_imagenet, omniglot)}
 
 
 def names() -> tuple[str, ...]:
