@@ -52,9 +52,9 @@ def get_config() -> ConfigDict:
   # The inner loop: how a task is learned from its support set.
   config.inner = inner = ConfigDict()
   inner.num_steps = 5  # gradient steps in training
-  inner.encoder_lr = 0.01
-  inner.classifier_lr = 0.01
-  inner.momentum = 0.0
+  inner.encoder_lr = 0.01  # learning rate of all parameters but the head
+  inner.classifier_lr = 0.01  # of the head
+  inner.momentum = 0.0  # heavy ball; starts at rest in every task
   inner.weight_decay = 0.0  # L2, added to the gradient
   inner.first_order = False  # FOMAML: inner gradients are taken as constants
   # Parameters that are meta-learned but not adapted: patterns against
@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
   # The outer loop: how the initialisation is learned.
   config.outer = outer = ConfigDict()
   outer.optimizer = 'adam'  # sgd, rmsprop, adam, adamw
-  outer.lr = 1e-3
+  outer.lr = 1e-3  # learning rate
   outer.momentum = 0.9  # of sgd
   outer.weight_decay = 0.0  # L2, added to the gradient; adamw: decoupled
   outer.clip = 10.0  # bound of each gradient component; inf = none
@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
   # step: epochs after which lr is multiplied by gamma; cosine: its last is the
   # epoch at which lr reaches 0.
   outer.milestones = ()
-  outer.gamma = 0.1
+  outer.gamma = 0.1  # factor of the schedule step
   outer.warmup_epochs = 0  # over which lr rises from 0, step by step
 
   config.train = train = ConfigDict()
@@ -87,21 +87,21 @@ def get_config() -> ConfigDict:
 
   # Validation on the val split chooses the best checkpoint.
   config.val = val = ConfigDict()
-  val.num_tasks = 200
-  val.queries = 15
-  val.num_steps = inner.get_oneway_ref('num_steps')  # as in training
+  val.num_tasks = 200  # distinct, the same every time
+  val.queries = 15  # query images per class
+  val.num_steps = inner.get_oneway_ref('num_steps')  # as in training unless set
   val.augment_support = 'none'  # as data.augment_support
 
   # What --mode=eval measures.
   config.eval = evaluation = ConfigDict()
   evaluation.split = 'test'  # train, val, test
   evaluation.checkpoint = 'best'  # best (on validation), latest
-  evaluation.num_tasks = 600
-  evaluation.ways = task.get_oneway_ref('ways')  # as in training
-  evaluation.shots = task.get_oneway_ref('shots')
-  evaluation.queries = 15
-  evaluation.num_steps = inner.get_oneway_ref('num_steps')
+  evaluation.num_tasks = 600  # distinct, the same every time
+  evaluation.ways = task.get_oneway_ref('ways')  # as in training unless set
+  evaluation.shots = task.get_oneway_ref('shots')  # likewise
+  evaluation.queries = 15  # query images per class; under batch they matter
+  evaluation.num_steps = inner.get_oneway_ref('num_steps')  # likewise
   evaluation.augment_support = 'none'  # as data.augment_support
-  evaluation.norm = model.get_oneway_ref('norm')
+  evaluation.norm = model.get_oneway_ref('norm')  # likewise
 
   return config.lock()

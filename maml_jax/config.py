@@ -218,8 +218,9 @@ def _innermost(error: Exception) -> str:
   """ml_collections nests errors, and ends long ones with a line of advice."""
   while error.args and isinstance(error.args[0], Exception):
     error = error.args[0]
-  message = str(error) or type(error).__name__
-  return message.splitlines()[-1].partition(' Other fields')[0]
+  message = str(error.args[0] if isinstance(error, KeyError) else error)
+  last = message.splitlines()[-1] if message else type(error).__name__
+  return last.partition(' Other fields')[0]
 
 
 def _override(config: ConfigDict, field: str, text: str | None) -> None:

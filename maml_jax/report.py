@@ -1,0 +1,199 @@
+"""Pictures of a run; the only module that draws.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; nothing
+is said by colour alone.
+"""
+
+import collections
+import json
+import pathlib
+import textwrap
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from maml_jax.errors import UserError
+from maml_jax.types import Array, Batch, Episode
+
+BLUE, VERMILION, GREY = '#0072B2', '#D55E00', '#6B7280'
+MOST_IMAGES = 10  # of one class, in the support set and in the query set
+
+
+def plot_curves(workdir: str) -> pathlib.Path:
+  """Draws accuracy and loss against the meta-iteration.
+
+  Args:
+    workdir: a run, with its `metrics.jsonl`: one object a line with `step`,
+      `split` ('train', 'val'), `loss` and `accuracy` in [0, 1]; 'val' has
+      `interval` too, half the width of a 95 % interval of the accuracy.
+
+  Returns:
+    The path of the picture, WORKDIR/curves.png.
+
+  Raises:
+    UserError: the run has no metrics.
+  """
+  records = _read_metrics(pathlib.Path(workdir) / 'metrics.jsonl')
+  figure = Figure(figsize=(11, 4.4), dpi=150, layout='constrained')
+  accuracy, loss = figure.subplots(1, 2)
+  for axes, name in ((accuracy, 'accuracy'), (loss, 'loss')):
+    _plot_train(axes, records['train'], name)
+    _plot_val(axes, records['val'], name)
+    axes.set_title(f'Query {name}', loc='left', fontweight='bold')
+    axes.set_xlabel('meta-iteration')
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.0f}'))
+    axes.grid(color='0.92')
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right']].set_visible(False)
+  accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+  if records['val']:
+    _mark_best(accuracy, max(records['val'], key=lambda r: r['accuracy']))
+  accuracy.legend(frameon=False, loc='lower right')
+  figure.suptitle(pathlib.Path(workdir).resolve().name, color=GREY)
+  path = pathlib.Path(workdir) / 'curves.png'
+  figure.savefig(path)
+  return path
+
+
+def plot_episode(
+  path: str, episode: Episode, logits: Array, class_names: list[str] = ()
+) -> pathlib.Path:
+  """Draws one task: a row per class, its support images, then its queries.
+
+  Under each query stands the predicted class with its probability: after a tick
+  in a solid frame where it is right, after a cross in a dashed one where not.
+
+  Args:
+    path: of the picture to write.
+    episode: images [N, H, W, C], C = 1 or 3, in any range; labels 0..W-1.
+    logits: [N, W] of the query images.
+    class_names: W names, to stand beside the letters A, B, ...
+
+  Returns:
+    The path.
+  """
+  support, query = (_by_class(batch) for batch in episode)
+  logits, label = np.asarray(logits), np.asarray(episode.query.label)
+  predicted = logits.argmax(-1)
+  exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+  probability = (exponentials / exponentials.sum(-1, keepdims=True)).max(-1)
+  shots = min(MOST_IMAGES, max(map(len, support.values())))
+  queries = min(MOST_IMAGES, max(map(len, query.values())))
+
+  # One axes in units of images: x = 0 is the first support image's left edge,
+  # y grows downwards.
+  left, top, pitch = (1.9 if len(class_names) else 0.6), 1.15, 1.34
+  edge, start = 0.15 - left, shots + 0.5
+  width, height = left + start + queries + 0.1, top + pitch * len(support)
+  figure = Figure(figsize=(width, height), dpi=150)
+  axes = figure.add_axes((0, 0, 1, 1))
+  axes.set(xlim=(-left, width - left), ylim=(height - top, -top))
+  axes.axis('off')
+  right = f'{(predicted == label).sum()} of {len(label)} query images right'
+  axes.text(edge, -0.85, right, fontsize=12, fontweight='bold')
+  legend = 'predicted class and its probability'
+  axes.text(edge, -0.6, legend, fontsize=9, color=GREY)
+  axes.text(0.03, -0.1, 'support', fontsize=10)
+  axes.text(start + 0.03, -0.1, 'query', fontsize=10)
+  style = {'va': 'center', 'fontweight': 'bold', 'fontsize': 16}
+  draw = _drawer(axes, episode)
+  for row in range(len(support)):
+    y = pitch * row
+    axes.text(edge, y + 0.5, _letter(row), **style)
+    if len(class_names):
+      name = textwrap.fill(class_names[row], 14, max_lines=4)
+      axes.text(-1.35, y + 0.5, name, va='center', fontsize=8, color=GREY)
+    for column, i in enumerate(support[row][:shots]):
+      draw(episode.support.image[i], column, y)
+    for column, i in enumerate(query[row][:queries]):
+      draw(episode.query.image[i], start + column, y)
+      _mark(axes, start + column, y, predicted[i], probability[i], label[i])
+  figure.savefig(path)
+  return pathlib.Path(path)
+
+
+def _read_metrics(path: pathlib.Path) -> dict[str, list[dict]]:
+  """Splits to records in order of step; of one step the last that was written.
+
+  A run that was killed may have cut its last line short, and writes some steps
+  again after resuming.
+  """
+  splits = collections.defaultdict(dict)
+  for line in path.read_text().splitlines() if path.is_file() else ():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    splits[record['split']][record['step']] = record
+  if not splits:
+    raise UserError(f'nothing to draw yet: no metrics in {path}')
+  return {
+    split: [splits[split][step] for step in sorted(splits[split])]
+    for split in ('train', 'val')
+  }
+
+
+def _plot_train(axes, records: list[dict], name: str) -> None:
+  """Each record faintly, and their mean over a window above them."""
+  step = np.array([r['step'] for r in records])
+  value = np.array([r[name] for r in records])
+  axes.plot(step, value, color=GREY, alpha=0.25, linewidth=0.8)
+  window = min(len(value), max(5, len(value) // 25))
+  if window:
+    mean = np.convolve(value, np.full(window, 1 / window), 'valid')
+    axes.plot(step[window - 1 :], mean, color=GREY, linewidth=1.6,
+              label=f'training tasks, mean of {window}')  # fmt: skip
+
+
+def _plot_val(axes, records: list[dict], name: str) -> None:
+  step = [r['step'] for r in records]
+  value = [r[name] for r in records]
+  interval = [r['interval'] for r in records] if name == 'accuracy' else None
+  if records:
+    axes.errorbar(step, value, interval, color=BLUE, marker='o', markersize=4,
+                  linewidth=1.6, elinewidth=1, capsize=2,
+                  label='validation, 95 % interval')  # fmt: skip
+
+
+def _mark_best(axes, record: dict) -> None:
+  axes.plot(record['step'], record['accuracy'], color=BLUE, marker='*',
+            markersize=13)  # fmt: skip
+  text = f'★ best {record["accuracy"]:.1%} ± {100 * record["interval"]:.1f}'
+  axes.set_title(text, loc='right', color=BLUE)
+
+
+def _by_class(batch: Batch) -> dict[int, np.ndarray]:
+  label = np.asarray(batch.label)
+  return {int(c): np.flatnonzero(label == c) for c in np.unique(label)}
+
+
+def _drawer(axes, episode: Episode):
+  """Returns a function that draws an image, brought back to 0..1 if it must."""
+  images = [np.asarray(batch.image) for batch in episode]
+  low = min(0, *(image.min() for image in images))
+  high = max(1, *(image.max() for image in images))
+
+  def draw(image, x, y):
+    image = (np.asarray(image) - low) / (high - low)
+    if image.shape[-1] == 1:
+      image = np.repeat(image, 3, axis=-1)
+    axes.imshow(image, extent=(x + 0.03, x + 0.97, y + 0.97, y + 0.03))
+
+  return draw
+
+
+def _mark(axes, x, y, predicted, probability, label) -> None:
+  right = predicted == label
+  color = BLUE if right else VERMILION
+  axes.add_patch(Rectangle(
+    (x + 0.03, y + 0.03), 0.94, 0.94, fill=False, edgecolor=color,
+    linewidth=2 if right else 3, linestyle='-' if right else (0, (2, 1))))
+  text = f'{"✓" if right else "✗"} {_letter(predicted)} {probability:.0%}'
+  axes.text(x + 0.5, y + 1.12, text, ha='center', va='center', color=color,
+            fontsize=9, fontweight='normal' if right else 'bold')  # fmt: skip
+
+
+def _letter(index: int) -> str:
+  return chr(ord('A') + index) if index < 26 else str(index)

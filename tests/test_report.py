@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from maml_jax import report
+from maml_jax.errors import UserError
+from maml_jax.types import Batch, Episode
+
+
+@pytest.fixture
+def figures(monkeypatch):
+  """The figures that are saved, to ask what is on them."""
+  saved = []
+  savefig = Figure.savefig
+
+  def save(self, *args, **kwargs):
+    saved.append(self)
+    savefig(self, *args, **kwargs)
+
+  monkeypatch.setattr(Figure, 'savefig', save)
+  return saved
+
+
+def write_metrics(workdir, records, rest=''):
+  lines = ''.join(json.dumps(record) + '\n' for record in records)
+  (workdir / 'metrics.jsonl').write_text(lines + rest)
+
+
+def train(step, accuracy=0.5):
+  return {'step': step, 'split': 'train', 'loss': 1.0, 'accuracy': accuracy}
+
+
+def val(step, accuracy):
+  return {**train(step, accuracy), 'split': 'val', 'interval': 0.01}
+
+
+def test_curves_take_the_last_record_of_a_step_and_survive_a_cut(
+  tmp_path, figures
+):
+  records = [train(1), train(2), val(2, 0.1), val(4, 0.9), val(4, 0.7)]
+  write_metrics(tmp_path, [*records, train(2, 0.8)], rest='{"step": 5, "spl')
+  path = report.plot_curves(tmp_path)
+  assert path == tmp_path / 'curves.png'
+  with Image.open(path) as picture:
+    assert picture.size == (1650, 660)
+  accuracy, loss = figures[0].axes
+  faint, *_ = accuracy.lines
+  np.testing.assert_allclose(faint.get_xydata(), [(1, 0.5), (2, 0.8)])
+  (bars,) = accuracy.containers
+  np.testing.assert_allclose(bars[0].get_xydata(), [(2, 0.1), (4, 0.7)])
+  assert accuracy.get_title('right') == '★ best 70.0% ± 1.0'
+  assert loss.get_title('left') == 'Query loss'
+
+
+def test_smoothed_curve_is_a_mean_over_the_past(tmp_path, figures):
+  write_metrics(tmp_path, [train(i, i / 100) for i in range(1, 101)])
+  report.plot_curves(tmp_path)
+  _, smooth = figures[0].axes[0].lines
+  np.testing.assert_allclose(smooth.get_xydata()[0], (5, 0.03))
+  np.testing.assert_allclose(smooth.get_xydata()[-1], (100, 0.98))
+
+
+@pytest.mark.parametrize('records', [[train(1)], [val(1, 0.5)]])
+def test_curves_of_one_split_alone(tmp_path, records):
+  write_metrics(tmp_path, records)
+  assert report.plot_curves(tmp_path).is_file()
+
+
+def test_no_metrics_yet(tmp_path):
+  with pytest.raises(UserError, match='no metrics in .*metrics.jsonl'):
+    report.plot_curves(tmp_path)
+
+
+def make_episode(ways, shots, queries, channels, scale=1.0):
+  rng = np.random.default_rng(0)
+
+  def batch(n):
+    image = scale * rng.uniform(size=(ways * n, 28, 28, channels))
+    order = rng.permutation(ways * n)
+    return Batch(image[order], np.repeat(np.arange(ways), n)[order])
+
+  return Episode(batch(shots), batch(queries))
+
+
+@pytest.mark.parametrize('channels, scale', [(1, 1.0), (3, 1.0), (3, -4.0)])
+def test_episode_shows_each_prediction_and_whether_it_is_right(
+  tmp_path, figures, channels, scale
+):
+  episode = make_episode(3, 2, 4, channels, scale)
+  answers = episode.query.label.copy()
+  answers[0] = (answers[0] + 1) % 3
+  logits = np.log([0.1, 0.1, 0.8])[(2 - answers[:, None] + np.arange(3)) % 3]
+  path = report.plot_episode(
+    tmp_path / 'episode.png', episode, logits, ['alpha', 'beta', 'gamma']
+  )
+  with Image.open(path) as picture:
+    assert picture.format == 'PNG'
+  (axes,) = figures[0].axes
+  texts = [text.get_text() for text in axes.texts]
+  wrong = f'✗ {"ABC"[answers[0]]} 80%'
+  assert [text for text in texts if text[0] == '✗'] == [wrong]
+  for letter in 'ABC':
+    right = (answers[1:] == ord(letter) - ord('A')).sum()
+    assert texts.count(f'✓ {letter} 80%') == right
+  assert '11 of 12 query images right' in texts
+  assert {'alpha', 'beta', 'gamma'} <= set(texts)
+  styles = [patch.get_linestyle() for patch in axes.patches]
+  assert (styles.count('-'), len(styles)) == (11, 12)
+  assert len(axes.images) == 3 * (2 + 4)
+  shown = [image.get_array() for image in axes.images]
+  assert np.min(shown) >= 0 and np.max(shown) <= 1
+
+
+def test_rows_hold_their_class(tmp_path, figures):
+  label = np.array([2, 0, 1])
+  image = np.broadcast_to(label[:, None, None, None] / 2, (3, 4, 4, 1))
+  episode = Episode(Batch(image, label), Batch(image, label))
+  report.plot_episode(tmp_path / 'e.png', episode, np.eye(3)[label])
+  for shown in figures[0].axes[0].images:
+    row = round((shown.get_extent()[3] - 0.03) / 1.34)
+    np.testing.assert_allclose(shown.get_array(), row / 2)
+
+
+def test_many_images_are_cut_to_a_readable_number(tmp_path, figures):
+  episode = make_episode(2, 12, 15, 1)
+  logits = np.eye(2)[episode.query.label]
+  report.plot_episode(tmp_path / 'e.png', episode, logits)
+  axes = figures[0].axes[0]
+  assert len(axes.images) == 2 * (10 + 10)
+  assert '30 of 30 query images right' in [t.get_text() for t in axes.texts]
