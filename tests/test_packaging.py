@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 
+import jax
 import pytest
 
 import maml_jax
@@ -108,3 +109,23 @@ def test_make_passes_over_a_broken_python(tmp_path):
   log.unlink()
   subprocess.run(make, check=True, cwd=tmp_path, capture_output=True)
   assert log.read_text().split()[:2] == ['-m', 'pytest']
+
+
+def test_example_in_the_readme_learns():
+  text = (REPOSITORY / 'README.md').read_text()
+  (example,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  assert 'range(5000)' in example
+  first, later = {}, {}
+  with jax.numpy_rank_promotion('allow'):  # users may
+    exec(example.replace('range(5000)', 'range(1)'), first)
+    exec(example.replace('range(5000)', 'range(500)'), later)
+  assert later['loss'] < first['loss'] / 3
+  assert later['y'].shape == later['episode'].query.label.shape
+
+
+def test_readme_names_every_config_and_no_missing_file():
+  text = (REPOSITORY / 'README.md').read_text()
+  for path in (REPOSITORY / 'configs').glob('[!_]*.py'):
+    assert path.stem == 'default' or f'| `{path.stem}` |' in text
+  for target in re.findall(r'\]\((?!http)(.*?)\)', text):
+    assert (REPOSITORY / target).exists(), target
