@@ -1,4 +1,4 @@
-"""Few-shot image data sets, prepared once and memory-mapped.
+"""Few-shot image data sets, prepared once and memory-mapped from then on.
 
     python -m maml_jax.data list
     python -m maml_jax.data prepare mini_imagenet --from DIR
@@ -8,78 +8,99 @@
 
 import difflib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from maml_jax.data import glyphs, mini_imagenet, omniglot, source, store
-from maml_jax.data.source import SPLITS, Spec
+from maml_jax.data import glyphs, mini_imagenet, omniglot, store
+from maml_jax.data.source import SPLITS, Spec, verify
 from maml_jax.errors import UserError
 from maml_jax.types import Dataset
 
 __all__ = [
-  'SPLITS', 'Spec', 'class_names', 'default_dir', 'is_prepared', 'load_dataset',
-  'names', 'prepare', 'spec',
+  'SPECS',
+  'SPLITS',
+  'Spec',
+  'class_names',
+  'load_dataset',
+  'prepare',
+  'root',
+  'spec',
 ]
 
-_REGISTRY = {module.SPEC.name: module.SPEC for module in (glyphs, mini_imagenet, omniglot)}
+SPECS: dict[str, Spec] = {
+  module.SPEC.name: module.SPEC for module in (glyphs, mini_imagenet, omniglot)
+}
 
-
-def names() -> tuple[str, ...]:
-  """Names of the data sets there are."""
-  return tuple(_REGISTRY)
+PathLike = str | os.PathLike
 
 
 def spec(name: str) -> Spec:
-  """The facts about data set `name`: image shape, channel means, ..."""
-  return _REGISTRY[_choose(name, _REGISTRY, 'data set')]
+  """The facts about a data set: image shape, channel means, layout, ..."""
+  return SPECS[_choose(name, SPECS, 'data set')]
 
 
-def default_dir() -> Path:
-  """Where prepared data are kept: $MAML_JAX_DATA, else ~/.cache/maml_jax."""
-  return Path(os.environ.get('MAML_JAX_DATA') or '~/.cache/maml_jax')
+def root(name: str, data_dir: PathLike | None = None) -> Path:
+  """The directory of a prepared data set, whether or not it exists.
+
+  Args:
+    name: one of `SPECS`.
+    data_dir: where prepared data are kept; by default the environment variable
+      MAML_JAX_DATA, else ~/.cache/maml_jax.
+  """
+  base = data_dir or os.environ.get('MAML_JAX_DATA') or '~/.cache/maml_jax'
+  return Path(base).expanduser() / name / spec(name).version
 
 
 def load_dataset(
-  name: str, split: str, data_dir: str | os.PathLike | None = None
+  name: str, split: str, data_dir: PathLike | None = None
 ) -> Dataset:
   """Loads one split of a prepared data set.
 
+  Arrays that are missing or damaged are decoded anew from the TFDS files. A
+  data set that needs no files of yours is prepared on first use.
+
   Args:
-    name: one of `names()`.
+    name: one of `SPECS`.
     split: 'train', 'val' or 'test'; they share no class.
-    data_dir: where prepared data are kept; by default `default_dir()`.
+    data_dir: where prepared data are kept, see `root`.
 
   Returns:
-    A `Dataset` of NumPy arrays: `image` uint8 [M, H, W, C] memory-mapped, in
-    order of class, `index` int32 [classes, max] and `size` int32 [classes].
+    A `Dataset` of NumPy arrays: `image` uint8 [M, H, W, C], memory-mapped,
+    `index` int32 [classes, max], `size` int32 [classes].
 
   Raises:
     UserError: there is no such data set or split, or it is not prepared.
   """
   facts = spec(name)
   _choose(split, SPLITS, 'split')
-  root = _root(facts, data_dir)
-  dataset = store.read_arrays(root, facts, split)
+  folder = root(name, data_dir)
+  dataset = store.read_arrays(folder, facts, split)
   if dataset is None:
-    if not store.is_written(root):
-      if not facts.automatic:
-        raise UserError('TODO')
-      prepare(name, data_dir=data_dir)
-    store.write_arrays(root, facts, split)
-    dataset = store.read_arrays(root, facts, split)
+    _restore(facts, split, folder, data_dir)
+    dataset = store.read_arrays(folder, facts, split)
   return dataset
+
+
+def class_names(
+  name: str, split: str, data_dir: PathLike | None = None
+) -> list[str]:
+  """Names of the classes, in the order of `Dataset.index`."""
+  load_dataset(name, split, data_dir)
+  return list(store.read_classes(root(name, data_dir), split))
 
 
 def prepare(
   name: str,
-  source: str | os.PathLike | None = None,
-  data_dir: str | os.PathLike | None = None,
+  source: PathLike | None = None,
+  data_dir: PathLike | None = None,
 ) -> Path:
   """Prepares a data set from the files in `source`, replacing an earlier one.
 
   Args:
-    name: one of `names()`.
-    source: a directory that holds one of the layouts in `spec(name).layout`.
-    data_dir: where prepared data are kept; by default `default_dir()`.
+    name: one of `SPECS`.
+    source: a directory that holds one of the layouts in `spec(name).layout`;
+      not needed by a data set that is made from nothing.
+    data_dir: where prepared data are kept, see `root`.
 
   Returns:
     The directory of the prepared data set.
@@ -87,23 +108,64 @@ def prepare(
   Raises:
     UserError: `source` does not hold what is expected.
   """
-  from maml_jax.data.source import verify
   facts = spec(name)
-  splits = facts.source(None if source is None else Path(source))
+  splits = _find(facts, source, data_dir)
   verify(facts, splits)
-  root = _root(facts, data_dir)
-  store.write(root, facts, splits)
-  return root
+  folder = root(name, data_dir)
+  try:
+    store.write(folder, facts, splits)
+  except OSError as error:
+    raise UserError(f'{name}: cannot write {folder}: {error}') from error
+  return folder
 
 
-def _root(facts: Spec, data_dir: str | os.PathLike | None) -> Path:
-  base = Path(data_dir or default_dir()).expanduser()
-  return base / facts.name / facts.version
+def _find(facts: Spec, directory: PathLike | None, data_dir: PathLike | None):
+  """Lists the records of each split; there is at least one."""
+  if facts.automatic:
+    return facts.source(None)
+  problem = 'no directory given'
+  if directory is not None:
+    directory = Path(directory).expanduser()
+    problem = f'no such directory: {directory}'
+    if directory.exists():
+      problem = f'found none of its images in {directory}'
+      splits = facts.source(directory)
+      if any(splits.values()):
+        return splits
+  raise UserError(f'{facts.name}: {problem}\n{_advice(facts, data_dir)}')
 
 
-def _choose(name: str, choices, kind: str) -> str:
-  if name in choices:
-    return name
-  close = difflib.get_close_matches(name, choices, 1)
-  hint = f'; did you mean {close[0]!r}?' if close else ''
-  raise UserError(f'unknown {kind} {name!r}{hint} (there are: {", ".join(choices)})')
+def _restore(
+  facts: Spec, split: str, folder: Path, data_dir: PathLike | None
+) -> None:
+  """Makes arrays that are missing or damaged, if there is anything to."""
+  if facts.automatic:
+    prepare(facts.name, data_dir=data_dir)
+    return
+  problem = f'is not prepared: there is no {folder}'
+  if folder.exists():
+    try:
+      return store.write_arrays(folder, facts, split)
+    except Exception as error:  # Damaged files can raise nearly anything.
+      problem = f'cannot be read from {folder}: {error}'
+  raise UserError(f'{facts.name} {problem}\n{_advice(facts, data_dir)}')
+
+
+def _advice(facts: Spec, data_dir: PathLike | None) -> str:
+  place = f' --data_dir {data_dir}' if data_dir else ''
+  layouts = ''.join(f'\n  - {line}' for line in facts.layout.splitlines())
+  return (
+    'prepare it with'
+    f'\n  python -m maml_jax.data prepare {facts.name} --from DIR{place}'
+    f'\nwhere DIR holds one of:{layouts}'
+  )
+
+
+def _choose(name: str, choices: Collection[str], kind: str) -> str:
+  if name not in choices:
+    close = difflib.get_close_matches(name, choices, 1)
+    hint = f'did you mean {close[0]!r}? ' if close else ''
+    raise UserError(
+      f'unknown {kind} {name!r}; {hint}There are: {", ".join(choices)}'
+    )
+  return name

@@ -41,6 +41,7 @@ MAX_SIMILARITY = 0.97  # cosine of two blurred glyphs
 SIZE = 28
 BOX = 20  # the longer side of a glyph before it is warped, in pixels
 OVERSAMPLING = 3
+IDENTITY = np.eye(2)
 
 
 def _source(directory: Path | None) -> source.Splits:
@@ -64,7 +65,10 @@ def _source(directory: Path | None) -> source.Splits:
 
 def _split(name: str) -> str:
   script = name.split()[0]
-  return next((s for s, scripts in SCRIPTS.items() if script in scripts), 'train')
+  for split, scripts in SCRIPTS.items():
+    if script in scripts:
+      return split
+  return 'train'
 
 
 def _faces() -> list[Path]:
@@ -121,16 +125,16 @@ def _blurred(image):
 def _png(char: str, face: Path, i: int) -> bytes:
   """Draws image i of a character, its warp a function of both."""
   rng = np.random.default_rng((ord(char), i))
-  turn, shear = rng.uniform(-1, 1, 2) * (np.pi / 18, 0.15)
+  turn, shear = rng.uniform(-1, 1, 2) * (np.pi / 30, 0.1)
   warp = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-  warp = warp @ [[1, shear], [0, 1]] @ np.diag(rng.uniform(0.8, 1.1, 2))
-  shift = rng.uniform(-1.5, 1.5, 2)
+  warp = warp @ [[1, shear], [0, 1]] @ np.diag(rng.uniform(0.9, 1.1, 2))
+  shift = rng.uniform(-1, 1, 2)
   buffer = io.BytesIO()
   _draw(char, face, warp, shift, rng.integers(0, 3)).save(buffer, 'png')
   return buffer.getvalue()
 
 
-def _draw(char: str, face: Path, warp=np.eye(2), shift=(0, 0), stroke: int = 0):
+def _draw(char: str, face: Path, warp=IDENTITY, shift=(0, 0), stroke=0):
   """Draws a character centred and fitted into the box, then warped.
 
   Args:

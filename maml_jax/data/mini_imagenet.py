@@ -5,41 +5,121 @@ of Ravi & Larochelle, "Optimization as a model for few-shot learning", 2017.
 """
 
 import csv
+import functools
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from maml_jax.data import source
+import numpy as np
+
+from maml_jax.data import pickles, source
+from maml_jax.data.mini_imagenet_classes import CLASSES
 from maml_jax.errors import UserError
+
+LAYOUT = """\
+train.csv, val.csv, test.csv (filename,label) beside a folder images/
+class folders n01532829/, ..., with or without the CSV files beside them
+zip archives of either, as they are
+miniImageNet_category_split_{train_phase_train,val,test}.pickle"""
+
+PICKLES = {
+  'train': 'miniImageNet_category_split_train_phase_train.pickle',
+  'val': 'miniImageNet_category_split_val.pickle',
+  'test': 'miniImageNet_category_split_test.pickle',
+}
+
+Read = Callable[[], bytes]
 
 
 def _source(directory: Path) -> source.Splits:
+  paths = {split: directory / name for split, name in PICKLES.items()}
+  if all(path.exists() for path in paths.values()):
+    return {split: _from_pickle(split, paths[split]) for split in source.SPLITS}
   images = source.scan(directory)
-  by_stem = {}
-  for path, read in images.items():
-    by_stem.setdefault(path.stem, read)
   splits = {}
   for split in source.SPLITS:
-    with open(directory / f'{split}.csv', newline='', encoding='utf-8') as file:
-      rows = [
-        (row['label'], PurePosixPath(row['filename']).stem)
-        for row in csv.DictReader(file)
-      ]
-    missing = [stem for _, stem in rows if stem not in by_stem]
-    if missing:
-      raise UserError(
-        f'mini_imagenet: {len(missing)} of the {len(rows)} images listed in'
-        f' {directory / f"{split}.csv"} are not under {directory}, such as'
-        f' {missing[0]!r}'
-      )
+    table = directory / f'{split}.csv'
+    if images and table.exists():
+      found = _from_csv(table, images)
+    else:
+      found = _from_folders(split, images)
     splits[split] = [
-      source.Record(label, stem, by_stem[stem]) for label, stem in sorted(rows)
+      source.Record(_label(split, wnid), stem, read)
+      for (wnid, stem), read in sorted(found.items())
     ]
   return splits
+
+
+def _from_csv(
+  table: Path, images: Mapping[PurePosixPath, Read]
+) -> dict[tuple[str, str], Read]:
+  """Readers by class and file stem: the table says .jpg whatever there is."""
+  by_stem = {path.stem: read for path, read in images.items()}
+  with open(table, newline='', encoding='utf-8-sig') as file:
+    rows = list(csv.DictReader(file))
+  found = {}
+  for row in rows:
+    if not row.get('filename') or not row.get('label'):
+      raise UserError(f'mini_imagenet: {table} lacks filename or label: {row}')
+    stem = PurePosixPath(row['filename']).stem
+    if stem not in by_stem:
+      raise UserError(
+        f'mini_imagenet: {table} lists {row["filename"]}, which is not among'
+        f' the {len(images)} images under {table.parent}'
+      )
+    found[row['label'], stem] = by_stem[stem]
+  return found
+
+
+def _from_folders(
+  split: str, images: Mapping[PurePosixPath, Read]
+) -> dict[tuple[str, str], Read]:
+  """Readers by class and file stem, for the usual classes of the split."""
+  return {
+    (path.parent.name, path.stem): read
+    for path, read in images.items()
+    if path.parent.name in CLASSES[split]
+  }
+
+
+def _from_pickle(split: str, path: Path) -> list[source.Record]:
+  content = pickles.load(path)
+  if not isinstance(content, dict) or not {'data', 'labels'} <= content.keys():
+    raise UserError(f'mini_imagenet: {path} should hold a dict of data, labels')
+  data, labels = np.asarray(content['data']), content['labels']
+  if data.dtype != np.uint8 or data.shape != (len(labels), *SPEC.image_shape):
+    raise UserError(
+      f'mini_imagenet: {path} holds data {data.dtype}{list(data.shape)} and'
+      f' {len(labels)} labels, expected uint8[N, 84, 84, 3] and N labels'
+    )
+  wnids = {i: wnid for wnid, i in content.get('catname2label', {}).items()}
+  names = {i: wnids.get(i, f'{split} class {i}') for i in set(labels)}
+  return [
+    source.Record(
+      _label(split, names[labels[i]]),
+      f'{i:05d}',
+      functools.partial(_png, data[i]),
+    )
+    for i in np.argsort(labels, kind='stable')
+  ]
+
+
+def _png(image: np.ndarray) -> bytes:
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, 'png', compress_level=1)
+  return buffer.getvalue()
+
+
+def _label(split: str, wnid: str) -> str:
+  return f'{CLASSES[split][wnid]}, {wnid}' if wnid in CLASSES[split] else wnid
 
 
 SPEC = source.Spec(
   name='mini_imagenet',
   image_shape=(84, 84, 3),
-  layout='',
+  layout=LAYOUT,
   source=_source,
   mean=(0.471, 0.450, 0.403),
   std=(0.278, 0.268, 0.284),

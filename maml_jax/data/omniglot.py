@@ -17,6 +17,11 @@ from pathlib import Path
 from maml_jax.data import source
 from maml_jax.errors import UserError
 
+LAYOUT = """\
+images_background.zip and images_evaluation.zip
+images_background_small1.zip, images_background_small2.zip
+any of them unpacked: .../Alphabet/character01/0001_01.png"""
+
 NUM_CHARACTERS = 1623
 NUM_TRAIN, NUM_VAL = 1100, 100
 # Alphabets, in order of name, go to these splits by turns.
@@ -47,7 +52,7 @@ def _split(characters: list[str]) -> dict[str, str]:
     split |= {name: 'train' for name in dealt[:NUM_TRAIN]}
     return {name: split[name] for name in characters}
   alphabets = sorted({name.split('/')[0] for name in characters})
-  if len(alphabets) < len(source.SPLITS):
+  if 0 < len(alphabets) < len(source.SPLITS):
     raise UserError(
       f'omniglot: {len(alphabets)} alphabets cannot make three splits that'
       f' share none: {", ".join(alphabets)}'
@@ -59,7 +64,7 @@ def _split(characters: list[str]) -> dict[str, str]:
 SPEC = source.Spec(
   name='omniglot',
   image_shape=(28, 28, 1),
-  layout='',
+  layout=LAYOUT,
   source=_source,
   images_per_class=20,
   invert=True,

@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -126,20 +128,20 @@ def _hidden(path: PurePosixPath) -> bool:
 
 def verify(spec: Spec, splits: Splits) -> None:
   """Raises `UserError` unless `splits` has the counts that `spec` promises."""
+  sizes = {split: Counter(r.label for r in splits[split]) for split in SPLITS}
   for split in SPLITS:
-    sizes: dict[str, int] = {}
-    for record in splits.get(split, ()):
-      sizes[record.label] = sizes.get(record.label, 0) + 1
-    if spec.num_classes and len(sizes) != spec.num_classes[split]:
+    expected = spec.num_classes and spec.num_classes[split]
+    if expected and len(sizes[split]) != expected:
       raise UserError(
-        f'{spec.name}: split {split!r} has {len(sizes)} classes, expected'
-        f' {spec.num_classes[split]}'
+        f'{spec.name}: split {split!r} has {len(sizes[split])} classes,'
+        f' expected {expected}'
       )
-    if not sizes:
-      raise UserError(f'{spec.name}: split {split!r} is empty')
-    for label, size in sizes.items():
+    for label, size in sizes[split].items():
       if spec.images_per_class and size != spec.images_per_class:
         raise UserError(
           f'{spec.name}: class {label!r} of split {split!r} has {size} images,'
           f' expected {spec.images_per_class}'
         )
+  for label, splits_of in Counter(chain(*sizes.values())).items():
+    if splits_of > 1:
+      raise UserError(f'{spec.name}: class {label!r} is in several splits')

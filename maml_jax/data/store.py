@@ -10,11 +10,11 @@ appear under their names only when complete.
 
 import contextlib
 import io
-import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,24 +32,19 @@ def write(root: Path, spec: source.Spec, splits: source.Splits) -> None:
       write_arrays(stage, spec, split)
 
 
-def is_written(root: Path) -> bool:
-  return (root / 'dataset_info.json').exists()
-
-
 def read_arrays(root: Path, spec: source.Spec, split: str) -> Dataset | None:
   """Memory-maps one split; None if its arrays are missing or damaged."""
   folder = _arrays(root, split)
   try:
     image = np.load(folder / 'image.npy', mmap_mode='r')
     size = np.array(list(read_classes(root, split).values()), np.int32)
-  except (OSError, ValueError, AttributeError):
+  except (OSError, ValueError, TypeError, AttributeError):
     return None
-  expected = (size.sum(), *spec.image_shape)
-  if image.shape != expected or image.dtype != np.uint8:
+  if image.dtype != np.uint8 or image.shape != (size.sum(), *spec.image_shape):
     return None
-  # Images are in order of class. Padding repeats the last image.
-  column = np.arange(size.max())
-  index = (size.cumsum() - size)[:, None] + np.minimum(column, size[:, None] - 1)
+  # The images are in order of class. Padding repeats the last of a class.
+  column = np.minimum(np.arange(size.max()), size[:, None] - 1)
+  index = (size.cumsum() - size)[:, None] + column
   return Dataset(image, index.astype(np.int32), size)
 
 
@@ -61,37 +56,36 @@ def read_classes(root: Path, split: str) -> dict[str, int]:
 def write_arrays(root: Path, spec: source.Spec, split: str) -> None:
   """Decodes one split of the TFDS files under `root` into arrays."""
   import tensorflow_datasets as tfds
-  from tqdm import tqdm
 
   builder = tfds.builder_from_directory(root)
   records = builder.as_data_source(
     split, decoders={'image': tfds.decode.SkipDecoding()}
   )
   name = builder.info.features['label'].int2str
-  height, width, channels = spec.image_shape
-  shape = (spec.rotations, len(records), height, width, channels)
-  classes: dict[str, int] = {}
+  turns = range(spec.rotations)
+  sizes = Counter()
   with _staged(_arrays(root, split)) as stage:
     image = np.lib.format.open_memmap(
-      stage / 'image.npy', 'w+', np.uint8, (len(records) * spec.rotations, *spec.image_shape)
+      stage / 'image.npy',
+      mode='w+',
+      dtype=np.uint8,
+      shape=(len(turns) * len(records), *spec.image_shape),
     )
-    turned = image.reshape(shape)
-    bar = tqdm(
-      records, f'decode {split}', unit=' images', disable=None, leave=False
-    )
-    for i, record in enumerate(bar):
+    for i, record in enumerate(_progress(records, f'decode {split}')):
       label = name(record['label'])
-      classes[label] = classes.get(label, 0) + 1
-      pixels = decode(record['image'], spec)
-      for k in range(spec.rotations):
-        turned[k, i] = np.rot90(pixels, k)
+      sizes[label] += 1
+      with _naming(spec, label, record['key']):
+        pixels = decode(record['image'], spec)
+      for k in turns:
+        image[k * len(records) + i] = np.rot90(pixels, k)
     image.flush()
-    names = {
-      f'{label} {90 * k} degrees' if k else label: size
-      for k in range(spec.rotations)
-      for label, size in classes.items()
+    classes = {
+      f'{label}, {90 * k} degrees' if k else label: size
+      for k in turns
+      for label, size in sizes.items()
     }
-    (stage / 'classes.json').write_text(json.dumps(names, indent=0), 'utf-8')
+    text = json.dumps(classes, indent=0, ensure_ascii=False)
+    (stage / 'classes.json').write_text(text, 'utf-8')
 
 
 def decode(encoded: bytes, spec: source.Spec) -> np.ndarray:
@@ -110,15 +104,15 @@ def decode(encoded: bytes, spec: source.Spec) -> np.ndarray:
 def _write_records(
   root: Path, spec: source.Spec, splits: source.Splits
 ) -> None:
+  """Writes the encoded images with TFDS, into the empty directory `root`."""
   import tensorflow_datasets as tfds
-  from tqdm import tqdm
 
-  labels = list(
-    dict.fromkeys(record.label for split in splits.values() for record in split)
-  )
+  labels = [record.label for split in splits.values() for record in split]
+  labels = list(dict.fromkeys(labels))
+  channels = spec.image_shape[-1]
 
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes encoded images; so neither end needs TensorFlow."""
+    """Given encoded images, TFDS can do without TensorFlow."""
 
     name = spec.name
     VERSION = tfds.core.Version(spec.version)
@@ -128,7 +122,7 @@ def _write_records(
     def _info(self):
       return self.dataset_info_from_configs(
         features=tfds.features.FeaturesDict({
-          'image': tfds.features.Image(shape=(None, None, None)),
+          'image': tfds.features.Image(shape=(None, None, channels)),
           'label': tfds.features.ClassLabel(names=labels),
           'key': tfds.features.Text(),
         }),
@@ -143,13 +137,11 @@ def _write_records(
       }
 
     def _generate_examples(self, split, records):
-      bar = tqdm(
-        records, f'read {split}', unit=' images', disable=None, leave=False
-      )
-      for i, record in enumerate(bar):
-        yield i, {
-          'image': record.read(), 'label': record.label, 'key': record.key
-        }
+      bar = _progress(records, f'read {split}')
+      for i, (label, key, read) in enumerate(bar):
+        with _naming(spec, label, key):
+          encoded = read()
+        yield i, {'image': encoded, 'label': label, 'key': key}
 
   with tempfile.TemporaryDirectory(dir=root) as data_dir:
     builder = Builder(data_dir=data_dir, file_format='array_record')
@@ -158,6 +150,24 @@ def _write_records(
       builder.download_and_prepare()
     for file in builder.data_path.iterdir():
       os.rename(file, root / file.name)
+
+
+def _progress(records: Sequence, what: str) -> Iterator:
+  """Iterates with a progress bar, on a terminal only."""
+  from tqdm import tqdm
+
+  return tqdm(records, what, unit=' images', disable=None, leave=False)
+
+
+@contextlib.contextmanager
+def _naming(spec: source.Spec, label: str, key: str) -> Iterator[None]:
+  """Says which image it was that could not be read."""
+  try:
+    yield
+  except Exception as error:  # Broken files can raise nearly anything.
+    raise UserError(
+      f'{spec.name}: cannot read image {key!r} of class {label!r}: {error}'
+    ) from error
 
 
 def _arrays(root: Path, split: str) -> Path:
@@ -174,6 +184,10 @@ def _staged(target: Path) -> Iterator[Path]:
     stage = Path(temporary, 'new')
     stage.mkdir()
     yield stage
-    if target.exists():
+    with contextlib.suppress(FileNotFoundError):
       os.rename(target, Path(temporary, 'old'))
-    os.rename(stage, target)
+    try:
+      os.rename(stage, target)
+    except OSError:  # Another process has put the same there just now.
+      if not target.exists():
+        raise
