@@ -74,7 +74,7 @@ def write_arrays(root: Path, spec: source.Spec, split: str) -> None:
     for i, record in enumerate(_progress(records, f'decode {split}')):
       label = name(record['label'])
       sizes[label] += 1
-      with _naming(spec, label, record['key']):
+      with _naming(spec, label, record['key'].decode()):
         pixels = decode(record['image'], spec)
       for k in turns:
         image[k * len(records) + i] = np.rot90(pixels, k)
