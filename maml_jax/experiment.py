@@ -1,0 +1,178 @@
+"""From a config to the objects that it describes.
+
+A run has three phases that differ in what their tasks look like and how they
+are learned: training, validation and evaluation. A `Phase` says so; the
+functions here turn it into data, a learner and a transform.
+"""
+
+import math
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maml_jax import data
+from maml_jax.config import check_task
+from maml_jax.data.augment import augmented
+from maml_jax.data.episodes import make_transform
+from maml_jax.inner import InnerConfig
+from maml_jax.learner import Learner, make_learner
+from maml_jax.models import make_model
+from maml_jax.optim import make_optimizer, make_schedule
+from maml_jax.parallel import check_num_tasks, make_mesh
+from maml_jax.types import Dataset
+
+
+class Phase(NamedTuple):
+  """What the tasks of a phase look like, and how they are learned."""
+
+  split: str
+  ways: int
+  shots: int
+  queries: int
+  num_steps: int  # of the inner loop
+  norm: str | tuple  # as in config.model.norm
+  meta_test: bool
+  augment_support: str
+  augment_query: str = 'none'
+
+  @property
+  def shape(self) -> dict[str, int]:
+    """The arguments of the samplers in `data.episodes`."""
+    return {'ways': self.ways, 'shots': self.shots, 'queries': self.queries}
+
+
+def train_phase(config) -> Phase:
+  return Phase(
+      split='train',
+      **config.task,
+      num_steps=config.inner.num_steps,
+      norm=config.model.norm,
+      meta_test=False,
+      augment_support=config.data.augment_support,
+      augment_query=config.data.augment_query,
+  )
+
+
+def val_phase(config) -> Phase:
+  return Phase(
+      split='val',
+      ways=config.task.ways,
+      shots=config.task.shots,
+      queries=config.val.queries,
+      num_steps=config.val.num_steps,
+      norm=config.model.norm,
+      meta_test=True,
+      augment_support=config.val.augment_support,
+  )
+
+
+def eval_phase(config) -> Phase:
+  return Phase(
+      split=config.eval.split,
+      ways=config.eval.ways,
+      shots=config.eval.shots,
+      queries=config.eval.queries,
+      num_steps=config.eval.num_steps,
+      norm=config.eval.norm,
+      meta_test=True,
+      augment_support=config.eval.augment_support,
+  )
+
+
+def load_split(config, phase: Phase) -> Dataset:
+  """The images of a phase, on the host, checked to be enough for its tasks.
+
+  Raises:
+    UserError: they are not prepared, or a class has too few of them.
+  """
+  dataset = data.load_dataset(
+      config.data.name, phase.split, config.data.root or None
+  )
+  check_task(f'{config.data.name} {phase.split}', dataset.size, **phase.shape)
+  return dataset
+
+
+def phase_learner(config, phase: Phase) -> Learner:
+  """The model of a phase with its inner loop."""
+  args = dict(config.model)
+  args['norm'] = phase.norm
+  if not args['width']:
+    del args['width']
+  model = make_model(
+      args.pop('encoder'),
+      phase.ways,
+      data.spec(config.data.name).image_shape,
+      meta_test=phase.meta_test,
+      **args,
+  )
+  inner = dict(config.inner) | {'num_steps': phase.num_steps}
+  return make_learner(model, InnerConfig(**inner))
+
+
+def phase_transform(config, phase: Phase):
+  """uint8 images of a task -> what the model takes; see `sample_episode`."""
+  spec = data.spec(config.data.name)
+  normalize = config.data.normalize
+  return augmented(
+      make_transform(spec.mean, spec.std) if normalize else make_transform(),
+      support=phase.augment_support,
+      query=phase.augment_query,
+  )
+
+
+def outer_optimizer(config):
+  """The optimiser of the outer loop, its schedule inside."""
+  outer = config.outer
+  schedule = make_schedule(
+      outer.lr,
+      schedule=outer.schedule,
+      milestones=outer.milestones,
+      gamma=outer.gamma,
+      warmup_epochs=outer.warmup_epochs,
+      steps_per_epoch=config.train.steps_per_epoch,
+  )
+  return make_optimizer(
+      outer.optimizer,
+      schedule,
+      momentum=outer.momentum,
+      weight_decay=outer.weight_decay,
+      clip=None if math.isinf(outer.clip) else outer.clip,
+  )
+
+
+class Machine(NamedTuple):
+  """The devices, and how tasks are laid over them."""
+
+  mesh: jax.sharding.Mesh
+  chunk: int | None  # tasks at once on a device; None: all
+
+  def put(self, tree):
+    """Places arrays on every device, whole."""
+    return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+
+def machine(config) -> Machine:
+  """All devices, with the meta-batch of the config checked to fit them.
+
+  Raises:
+    UserError: the tasks of a meta-batch do not divide evenly.
+  """
+  mesh = make_mesh()
+  chunk = config.train.chunk or (1 if jax.default_backend() == "cpu" else None)
+  check_num_tasks(config.train.num_tasks, mesh.size, chunk)
+  return Machine(mesh, chunk)
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs for the next run: restarts take seconds.
+
+  They lie in $MAML_JAX_CACHE, by default ~/.cache/maml_jax/xla; a directory
+  that JAX itself was told of goes first.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = os.environ.get('MAML_JAX_CACHE') or '~/.cache/maml_jax/xla'
+    folder = str(pathlib.Path(folder).expanduser())
+    jax.config.update('jax_compilation_cache_dir', folder)

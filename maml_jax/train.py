@@ -1,0 +1,286 @@
+"""Meta-training: the outer loop, from a config to a trained run on disk."""
+
+import contextlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from ml_collections import ConfigDict
+
+from maml_jax import checkpoint, experiment
+from maml_jax.checkpoint import Checkpoint, NotFinite, Saver
+from maml_jax.data.episodes import sample_episode, task_keys
+from maml_jax.evaluate import phase_evaluator
+from maml_jax.learner import Learner, meta_gradient
+from maml_jax.metrics import Log, Screen, mean_interval
+from maml_jax.types import Dataset, MetaState
+from maml_jax.workdir import Stop, claim
+
+# Calls are kept about this long, so that the bar moves and a stop is prompt.
+SECONDS_PER_CALL = 2.0
+
+
+def make_train_step(
+    learner: Learner,
+    tx: optax.GradientTransformation,
+    sample: Callable,
+    *,
+    key,
+    num_tasks: int,
+    max_steps: int,
+    mesh=None,
+    chunk: int | None = None,
+):
+  """Makes the jitted function that runs meta-iterations.
+
+  Args:
+    learner: what is meta-trained.
+    tx: the outer optimiser.
+    sample: `sample(key, dataset) -> Episode`.
+    key: a typed random key. Step i draws its tasks from fold_in(key, i),
+      whatever the devices and the chunks.
+    num_tasks: T, tasks per meta-iteration.
+    max_steps: most meta-iterations per call.
+    mesh: see `meta_gradient`.
+    chunk: see `meta_gradient`.
+
+  Returns:
+    `step(state, dataset, num_steps) -> (state, metrics)`: runs `num_steps` <=
+    `max_steps` meta-iterations. `state` is donated. `metrics` are [max_steps],
+    the first `num_steps` of which are meant; beside the mean over tasks of what
+    the learner reports there are 'grad_norm', and 'finite': whether loss and
+    gradient are. The number of steps per call does not change their results.
+  """
+
+  def one_step(state, dataset):
+    def loss_of_drawn(params, shared, task_key):
+      stats, dataset = shared
+      return learner.loss(params, stats, sample(task_key, dataset))
+
+    params = learner.reset(state.params)
+    grads, stats, metrics = meta_gradient(
+        learner._replace(loss=loss_of_drawn),
+        params,
+        (state.stats, dataset),
+        task_keys(key, state.step, num_tasks),
+        mesh=mesh,
+        chunk=chunk,
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    metrics = jax.tree.map(jnp.mean, metrics)
+    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((grads, metrics))]
+    metrics |= {
+        'grad_norm': optax.global_norm(grads),
+        'finite': jnp.stack(finite).all(),
+    }
+    return MetaState(state.step + 1, params, stats, opt_state), metrics
+
+  @partial(jax.jit, donate_argnums=0)
+  def step(state, dataset, num_steps):
+    def body(i, carry):
+      state, kept = carry
+      state, metrics = one_step(state, dataset)
+      return state, jax.tree.map(lambda k, m: k.at[i].set(m), kept, metrics)
+
+    like = jax.eval_shape(one_step, state, dataset)[1]
+    kept = jax.tree.map(lambda x: jnp.zeros((max_steps,), x.dtype), like)
+    return lax.fori_loop(0, num_steps, body, (state, kept))
+
+  return step
+
+
+def init_state(learner: Learner, tx, key) -> MetaState:
+  """The state before the first meta-iteration."""
+  params, stats = learner.init(key)
+  params = learner.reset(params)
+  return MetaState(jnp.int32(0), params, stats, tx.init(params))
+
+
+def train(config, workdir: str | os.PathLike) -> int:
+  """Meta-trains until `config.train.num_epochs`, from where the workdir is.
+
+  Args:
+    config: see `configs/default.py`.
+    workdir: the directory of the run; made if missing.
+
+  Returns:
+    The exit status: 0 when done; 1 if a loss or gradient is not finite; 130 or
+    143 after Ctrl-C or SIGTERM, when the same command goes on.
+
+  Raises:
+    UserError: something of the config, the data or the workdir does not fit.
+  """
+  workdir = pathlib.Path(workdir)
+  with jax.default_matmul_precision(config.precision), claim(workdir, config):
+    try:
+      with Stop() as stop, contextlib.ExitStack() as stack:
+        _loop(*_prepare(config, workdir, stop, stack))
+    except NotFinite as error:
+      print(f'stopped: {error}; {_where(workdir)}', file=sys.stderr)
+      return 1
+  if stop:
+    print(f'stopped by {stop.signal.name}; {_where(workdir)}', file=sys.stderr)
+  return stop.status
+
+
+class Session(NamedTuple):
+  """What the loop works with."""
+
+  train: ConfigDict  # the section of the config
+  dataset: Dataset
+  run: Callable  # from `make_train_step`
+  validate: Callable  # from `make_evaluator`
+  saver: Saver
+  log: Log
+  screen: Screen
+  stop: Stop
+
+
+def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
+  """Builds everything, and takes the state from the workdir if it has one."""
+  experiment.use_compilation_cache()
+  machine, phase = experiment.machine(config), experiment.train_phase(config)
+  dataset = experiment.load_split(config, phase)
+  val = experiment.val_phase(config)
+  validate = phase_evaluator(config, val, config.val.num_tasks, machine)
+  learner = experiment.phase_learner(config, phase)
+  transform = experiment.phase_transform(config, phase)
+  tx = experiment.outer_optimizer(config)
+  init_key, task_key = jax.random.split(jax.random.key(config.seed))
+  state = init_state(learner, tx, init_key)
+  saved = checkpoint.find(workdir, 'latest')
+  if saved:
+    state = resume(state, saved)
+  run = make_train_step(
+      learner,
+      tx,
+      partial(sample_episode, **phase.shape, transform=transform),
+      key=task_key,
+      num_tasks=config.train.num_tasks,
+      max_steps=config.train.steps_per_call,
+      mesh=machine.mesh,
+      chunk=machine.chunk,
+  )
+  return Session(
+      config.train,
+      machine.put(dataset),
+      run,
+      validate,
+      stack.enter_context(Saver(workdir, config)),
+      stack.enter_context(Log(workdir, int(state.step))),
+      stack.enter_context(Screen(config, int(state.step))),
+      stop,
+  ), machine.put(state)
+
+
+def resume(state: MetaState, saved: Checkpoint) -> MetaState:
+  """The state of a checkpoint, in the structure of a fresh one."""
+  structure = jax.tree.structure(state.opt_state)
+  return MetaState(
+      np.int32(saved.step),
+      saved.params,
+      saved.stats,
+      jax.tree.unflatten(structure, saved.opt_state),
+  )
+
+
+def _loop(s: Session, state: MetaState) -> None:
+  """Epochs until the last one is validated, or until told to stop."""
+  length = s.train.steps_per_epoch
+  step, last = int(state.step), s.train.num_epochs * length
+  while True:
+    if step and step % length == 0 and not s.log.is_validated(step):
+      _validate(s, state, step)
+    if step >= last or s.stop:
+      return
+    state, step = _run_epoch(s, state, step)
+    s.saver.save(state)
+
+
+def _run_epoch(s: Session, state, step: int):
+  """Meta-iterations to the end of the epoch, or until told to stop.
+
+  The metrics of a call are read while the next one runs, so that the device
+  never waits for the host.
+  """
+  end = (step // s.train.steps_per_epoch + 1) * s.train.steps_per_epoch
+  pace, pending = Pace(s.train.steps_per_call), None
+  while step < end and not s.stop:
+    n = min(pace.length, end - step)
+    state, metrics = s.run(state, s.dataset, n)
+    if pending:
+      _report(s, pace, *pending)
+    step += n
+    pending = step, n, metrics
+    if s.saver.due():
+      s.saver.save(state)
+  if pending:
+    _report(s, pace, *pending)
+  return state, step
+
+
+class Pace:
+  """Chooses how many meta-iterations a call runs, by how long they take."""
+
+  def __init__(self, most: int):
+    self._most = most
+    self._start = time.monotonic()
+    self.length = 1
+
+  def lap(self, n: int) -> float:
+    """Notes that `n` more are done, and returns the seconds they took."""
+    now = time.monotonic()
+    seconds, self._start = now - self._start, now
+    fitting = int(SECONDS_PER_CALL * n / max(seconds, 1e-6))
+    self.length = min(max(fitting, 1), self._most)
+    return seconds
+
+
+def _report(s: Session, pace: Pace, step: int, n: int, metrics) -> None:
+  """Waits for the metrics of a call that ended at `step`; logs their means."""
+  metrics = {k: v[:n] for k, v in jax.device_get(metrics).items()}
+  finite = metrics.pop('finite')
+  if not finite.all():
+    good = step - n + int(finite.argmin())
+    raise NotFinite(
+        f'loss or gradient not finite between steps {good} and {good + 1}'
+    )
+  means = {name: float(x.mean()) for name, x in metrics.items()}
+  s.log.write(step, 'train', **means, seconds=pace.lap(n))
+  s.screen.train(n, means)
+
+
+def _validate(s: Session, state, step: int) -> None:
+  """Measures the state; keeps it if there was no better one."""
+  start = time.monotonic()
+  metrics = s.validate(state.params, state.stats, stop=lambda: bool(s.stop))
+  if metrics is None:
+    return
+  accuracy, interval = mean_interval(metrics['accuracy'])
+  values = {
+      'loss': float(metrics['loss'].mean()),
+      'accuracy': accuracy,
+      'interval': interval,
+  }
+  is_best = s.log.is_best(accuracy)
+  if is_best:
+    s.saver.save(state, values)
+  s.log.write(step, 'val', **values, seconds=time.monotonic() - start)
+  s.screen.validated(step, values, is_best)
+
+
+def _where(workdir: pathlib.Path) -> str:
+  saved = checkpoint.find(workdir, 'latest')
+  if saved is None:
+    return 'nothing was saved yet'
+  return f'saved at step {saved.step}, the same command goes on from there'
