@@ -36,7 +36,7 @@ CATEGORIES = ('Lu', 'Ll', 'Lo', 'Nd', 'Nl', 'No', 'Sc', 'Sm', 'So')
 LEFT_OUT = (' WITH ', 'BRAILLE', 'BOX DRAWINGS')
 IMAGES_PER_CLASS = 20
 MIN_FACES = 8
-MAX_SIMILARITY = 0.97  # cosine of two blurred glyphs
+MAX_SIMILARITY = 0.96  # cosine of two blurred glyphs
 
 SIZE = 28
 BOX = 20  # the longer side of a glyph before it is warped, in pixels
@@ -83,7 +83,8 @@ def _faces() -> list[Path]:
 def _cmap(face: Path) -> frozenset[int]:
   from fontTools.ttLib import TTFont
 
-  return frozenset(TTFont(face, lazy=True).getBestCmap())
+  with TTFont(face, lazy=True) as font:
+    return frozenset(font.getBestCmap())
 
 
 def _characters(faces: list[Path]) -> list[str]:
