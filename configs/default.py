@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
   train.steps_per_epoch = 100  # meta-iterations
   train.num_tasks = 4  # tasks per meta-iteration, over all devices
   train.chunk = 0  # tasks at once on a device; 0 = what suits the hardware
-  train.steps_per_call = 10  # meta-iterations per jitted call
+  train.steps_per_call = 10  # most meta-iterations per jitted call
 
   # Validation on the val split chooses the best checkpoint.
   config.val = val = ConfigDict()

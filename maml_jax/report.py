@@ -4,16 +4,18 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; nothing
 is said by colour alone.
 """
 
-import collections
-import json
 import pathlib
 import textwrap
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from maml_jax import checkpoint, data, evaluate, experiment, metrics
+from maml_jax.checkpoint import Checkpoint
+from maml_jax.data.episodes import gather_episode
 from maml_jax.errors import UserError
 from maml_jax.types import Array, Batch, Episode
 
@@ -21,13 +23,58 @@ BLUE, VERMILION, GREY = '#0072B2', '#D55E00', '#6B7280'
 MOST_IMAGES = 10  # of one class, in the support set and in the query set
 
 
+def report(config, workdir: str) -> None:
+  """Draws the learning curves of a run and the first task of its evaluation.
+
+  Args:
+    config: its `eval` section says which task; the rest is that of the run.
+    workdir: the run.
+
+  Raises:
+    UserError: the run has no metrics or no checkpoint.
+  """
+  saved = checkpoint.load(workdir, config.eval.checkpoint)
+  episode, logits, names = first_task(config, saved)
+  path = pathlib.Path(workdir) / 'episode.png'
+  print(f'checkpoint  {saved.path}')
+  print(f'curves      {plot_curves(workdir)}')
+  print(f'a test task {plot_episode(path, episode, logits, names)}')
+
+
+def first_task(config, saved: Checkpoint) -> tuple[Episode, Array, list[str]]:
+  """Adapts a checkpoint to the first task of its evaluation.
+
+  Returns:
+    The task, logits [N, W] for its query images, and the names of its classes.
+  """
+  phase = experiment.eval_phase(config)
+  dataset = experiment.load_split(config, phase)
+  (positions,), (key,) = evaluate.fixed_tasks(dataset, phase, 1)
+  episode = experiment.phase_transform(config, phase)(
+    key, gather_episode(dataset.image, positions, shots=phase.shots)
+  )
+  learner = experiment.phase_learner(config, phase)
+
+  @jax.jit
+  def answer(params, stats):
+    adapted, stats, _ = learner.adapt(params, stats, episode.support)
+    return learner.predict(adapted, stats, episode.query.image)
+
+  with jax.default_matmul_precision(config.precision):
+    logits = answer(*evaluate.fit(learner, saved))
+  names = data.class_names(
+    config.data.name, phase.split, config.data.root or None
+  )
+  # Images lie in order of class.
+  classes = np.searchsorted(dataset.size.cumsum(), positions[:, 0], 'right')
+  return episode, logits, [names[c] for c in classes]
+
+
 def plot_curves(workdir: str) -> pathlib.Path:
   """Draws accuracy and loss against the meta-iteration.
 
   Args:
-    workdir: a run, with its `metrics.jsonl`: one object a line with `step`,
-      `split` ('train', 'val'), `loss` and `accuracy` in [0, 1]; 'val' has
-      `interval` too, half the width of a 95 % interval of the accuracy.
+    workdir: a run, with its `metrics.jsonl` (see `metrics`).
 
   Returns:
     The path of the picture, WORKDIR/curves.png.
@@ -35,12 +82,18 @@ def plot_curves(workdir: str) -> pathlib.Path:
   Raises:
     UserError: the run has no metrics.
   """
-  records = _read_metrics(pathlib.Path(workdir) / 'metrics.jsonl')
+  records = metrics.read(pathlib.Path(workdir))
+  if not records:
+    raise UserError(f'nothing to draw yet: no metrics in {workdir}')
+  train, val = (
+    [record for record in records if record['split'] == split]
+    for split in ('train', 'val')
+  )
   figure = Figure(figsize=(11, 4.4), dpi=150, layout='constrained')
   accuracy, loss = figure.subplots(1, 2)
   for axes, name in ((accuracy, 'accuracy'), (loss, 'loss')):
-    _plot_train(axes, records['train'], name)
-    _plot_val(axes, records['val'], name)
+    _plot_train(axes, train, name)
+    _plot_val(axes, val, name)
     axes.set_title(f'Query {name}', loc='left', fontweight='bold')
     axes.set_xlabel('meta-iteration')
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.0f}'))
@@ -48,8 +101,8 @@ def plot_curves(workdir: str) -> pathlib.Path:
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
   accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-  if records['val']:
-    _mark_best(accuracy, max(records['val'], key=lambda r: r['accuracy']))
+  if val:
+    _mark_best(accuracy, max(val, key=lambda r: r['accuracy']))
   accuracy.legend(frameon=False, loc='lower right')
   figure.suptitle(pathlib.Path(workdir).resolve().name, color=GREY)
   path = pathlib.Path(workdir) / 'curves.png'
@@ -112,27 +165,6 @@ def plot_episode(
       _mark(axes, start + column, y, predicted[i], probability[i], label[i])
   figure.savefig(path)
   return pathlib.Path(path)
-
-
-def _read_metrics(path: pathlib.Path) -> dict[str, list[dict]]:
-  """Splits to records in order of step; of one step the last that was written.
-
-  A run that was killed may have cut its last line short, and writes some steps
-  again after resuming.
-  """
-  splits = collections.defaultdict(dict)
-  for line in path.read_text().splitlines() if path.is_file() else ():
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    splits[record['split']][record['step']] = record
-  if not splits:
-    raise UserError(f'nothing to draw yet: no metrics in {path}')
-  return {
-    split: [splits[split][step] for step in sorted(splits[split])]
-    for split in ('train', 'val')
-  }
 
 
 def _plot_train(axes, records: list[dict], name: str) -> None:

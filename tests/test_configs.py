@@ -53,7 +53,7 @@ def test_every_field_is_explained():
 def test_choices_are_those_of_the_registries_and_stand_in_the_default():
   choices = config_lib.CHOICES
   assert set(config_lib.NORMS) == set(norm.MODES)
-  assert set(choices['data.name']) == set(data.names())
+  assert set(choices['data.name']) == set(data.SPECS)
   assert set(choices['eval.split']) == set(data.SPLITS)
   assert set(choices['model.encoder']) == set(models.ENCODERS)
   assert set(choices['model.init']) == set(layers.INITS)
