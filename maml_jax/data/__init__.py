@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from maml_jax.data import glyphs, mini_imagenet, omniglot, store
-from maml_jax.data.source import SPLITS, Spec, verify
+from maml_jax.data.source import SPLITS, Spec, Splits, verify
 from maml_jax.errors import UserError
 from maml_jax.types import Dataset
 
@@ -119,19 +119,21 @@ def prepare(
   return folder
 
 
-def _find(facts: Spec, directory: PathLike | None, data_dir: PathLike | None):
+def _find(
+  facts: Spec, directory: PathLike | None, data_dir: PathLike | None
+) -> Splits:
   """Lists the records of each split; there is at least one."""
   if facts.automatic:
     return facts.source(None)
-  problem = 'no directory given'
-  if directory is not None:
-    directory = Path(directory).expanduser()
-    problem = f'no such directory: {directory}'
-    if directory.exists():
-      problem = f'found none of its images in {directory}'
-      splits = facts.source(directory)
-      if any(splits.values()):
-        return splits
+  if directory is None:
+    problem = 'no directory given'
+  elif not (path := Path(directory).expanduser()).exists():
+    problem = f'no such directory: {path}'
+  else:
+    splits = facts.source(path)
+    if any(splits.values()):
+      return splits
+    problem = f'found none of its images in {path}'
   raise UserError(f'{facts.name}: {problem}\n{_advice(facts, data_dir)}')
 
 

@@ -6,11 +6,10 @@ thickened; ink is 255 on 0, as in Omniglot. The splits share no script: Latin,
 Cyrillic, digits and symbols to train on, Greek and Lao to validate, Georgian
 and Armenian to test.
 
-Classes are told apart by shape alone. Every character fills the same box, so
-those that differ only in size are one shape, as are most capitals and small
-letters of Greek, Cyrillic and Latin. Of the characters that look alike in any
-typeface only the first in Unicode order is kept, and those that are another
-one plus a mark are left out.
+Classes are told apart by shape alone: every character fills the same box, so
+c and C are one shape. Of characters that look alike in any typeface only the
+first in Unicode order is kept, and those that are another one plus a mark are
+left out. Another version of Pillow or matplotlib may keep a few others.
 """
 
 import functools
@@ -36,12 +35,12 @@ CATEGORIES = ('Lu', 'Ll', 'Lo', 'Nd', 'Nl', 'No', 'Sc', 'Sm', 'So')
 LEFT_OUT = (' WITH ', 'BRAILLE', 'BOX DRAWINGS')
 IMAGES_PER_CLASS = 20
 MIN_FACES = 8
-MAX_SIMILARITY = 0.96  # cosine of two blurred glyphs
+MAX_SIMILARITY = 0.96  # cosine of two blurred drawings in the same face
 
 SIZE = 28
 BOX = 20  # the longer side of a glyph before it is warped, in pixels
 OVERSAMPLING = 3
-IDENTITY = np.eye(2)
+NO_WARP = np.eye(2)
 
 
 def _source(directory: Path | None) -> source.Splits:
@@ -135,7 +134,7 @@ def _png(char: str, face: Path, i: int) -> bytes:
   return buffer.getvalue()
 
 
-def _draw(char: str, face: Path, warp=IDENTITY, shift=(0, 0), stroke=0):
+def _draw(char: str, face: Path, warp=NO_WARP, shift=(0, 0), stroke=0):
   """Draws a character centred and fitted into the box, then warped.
 
   Args:

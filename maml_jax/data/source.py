@@ -113,7 +113,8 @@ def _entries(
     raise UserError(f'cannot read the archive {archive}: {error}') from error
   for entry in file.infolist():
     path = PurePosixPath(entry.filename.replace('\\', '/'))
-    if path.is_absolute() or '..' in path.parts or ':' in path.parts[0]:
+    drive = str(path)[1:2] == ':'
+    if path.is_absolute() or drive or '..' in path.parts:
       raise UserError(
         f'refused: {archive} holds an entry that points outside of it:'
         f' {entry.filename!r}'

@@ -5,7 +5,8 @@
 
 The TFDS files keep the images as they came; they are written once. The arrays
 are what a run memory-maps: it needs neither TFDS nor an image decoder. Both
-appear under their names only when complete.
+appear under their names only when complete; until then they are in a hidden
+directory beside, which a process that is killed leaves behind.
 """
 
 import contextlib
@@ -71,7 +72,8 @@ def write_arrays(root: Path, spec: source.Spec, split: str) -> None:
       dtype=np.uint8,
       shape=(len(turns) * len(records), *spec.image_shape),
     )
-    for i, record in enumerate(_progress(records, f'decode {split}')):
+    bar = _progress(records, f'{spec.name}: decode {split}')
+    for i, record in enumerate(bar):
       label = name(record['label'])
       sizes[label] += 1
       with _naming(spec, label, record['key'].decode()):
@@ -137,7 +139,7 @@ def _write_records(
       }
 
     def _generate_examples(self, split, records):
-      bar = _progress(records, f'read {split}')
+      bar = _progress(records, f'{spec.name}: read {split}')
       for i, (label, key, read) in enumerate(bar):
         with _naming(spec, label, key):
           encoded = read()
