@@ -147,6 +147,8 @@ def plot_episode(
   right = f'{(predicted == label).sum()} of {len(label)} query images right'
   axes.text(edge, -0.85, right, fontsize=12, fontweight='bold')
   legend = 'predicted class and its probability'
+  if queries < max(map(len, query.values())):
+    legend += f'; the first {queries} of each class are shown'
   axes.text(edge, -0.6, legend, fontsize=9, color=GREY)
   axes.text(0.03, -0.1, 'support', fontsize=10)
   axes.text(start + 0.03, -0.1, 'query', fontsize=10)
@@ -168,24 +170,27 @@ def plot_episode(
 
 
 def _plot_train(axes, records: list[dict], name: str) -> None:
-  """Each record faintly, and their mean over a window above them."""
+  """Each record faintly, and above them the mean of those around it."""
   step = np.array([r['step'] for r in records])
   value = np.array([r[name] for r in records])
   axes.plot(step, value, color=GREY, alpha=0.25, linewidth=0.8)
-  window = min(len(value), max(5, len(value) // 25))
-  if window:
-    mean = np.convolve(value, np.full(window, 1 / window), 'valid')
-    axes.plot(step[window - 1 :], mean, color=GREY, linewidth=1.6,
-              label=f'training tasks, mean of {window}')  # fmt: skip
+  half = len(value) // 50
+  window = np.full(2 * half + 1, 1 / (2 * half + 1))
+  if records:
+    mean = np.convolve(value, window, 'valid')
+    axes.plot(step[half : len(step) - half], mean, color=GREY, linewidth=1.6,
+              label='training tasks' + ', smoothed' * bool(half))  # fmt: skip
 
 
 def _plot_val(axes, records: list[dict], name: str) -> None:
   step = [r['step'] for r in records]
   value = [r[name] for r in records]
-  interval = [r['interval'] for r in records] if name == 'accuracy' else None
+  # Over a single task the interval is infinite.
+  interval = [min(r['interval'], 1) for r in records]
   if records:
-    axes.errorbar(step, value, interval, color=BLUE, marker='o', markersize=4,
-                  linewidth=1.6, elinewidth=1, capsize=2,
+    axes.errorbar(step, value, interval if name == 'accuracy' else None,
+                  color=BLUE, marker='o', markersize=4, linewidth=1.6,
+                  elinewidth=1, capsize=2,
                   label='validation, 95 % interval')  # fmt: skip
 
 

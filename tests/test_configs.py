@@ -9,6 +9,7 @@ import pytest
 from configs import default
 from maml_jax import config as config_lib
 from maml_jax import data, models, optim
+from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.errors import UserError
 from maml_jax.models import layers, norm
 
@@ -55,6 +56,9 @@ def test_choices_are_those_of_the_registries_and_stand_in_the_default():
   assert set(config_lib.NORMS) == set(norm.MODES)
   assert set(choices['data.name']) == set(data.SPECS)
   assert set(choices['eval.split']) == set(data.SPLITS)
+  for field in ('data.augment_support', 'data.augment_query',
+                'val.augment_support', 'eval.augment_support'):  # fmt: skip
+    assert set(choices[field]) == set(AUGMENTATIONS)
   assert set(choices['model.encoder']) == set(models.ENCODERS)
   assert set(choices['model.init']) == set(layers.INITS)
   assert set(choices['outer.optimizer']) == set(optim.OPTIMIZERS)

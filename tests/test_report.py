@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -53,17 +54,19 @@ def test_curves_show_every_record_and_mark_the_best(tmp_path, figures):
   assert loss.get_title('left') == 'Query loss'
 
 
-def test_smoothed_curve_is_a_mean_over_the_past(tmp_path, figures):
+def test_smoothed_curve_is_centred(tmp_path, figures):
   write_metrics(tmp_path, [train(i, i / 100) for i in range(1, 101)])
   report.plot_curves(tmp_path)
   _, smooth = figures[0].axes[0].lines
-  np.testing.assert_allclose(smooth.get_xydata()[0], (5, 0.03))
-  np.testing.assert_allclose(smooth.get_xydata()[-1], (100, 0.98))
+  np.testing.assert_allclose(smooth.get_xydata()[0], (3, 0.03))
+  np.testing.assert_allclose(smooth.get_xydata()[-1], (98, 0.98))
 
 
-@pytest.mark.parametrize('records', [[train(1)], [val(1, 0.5)]])
-def test_curves_of_one_split_alone(tmp_path, records):
-  write_metrics(tmp_path, records)
+@pytest.mark.parametrize(
+  'record', [train(1), val(1, 0.5), val(1, 0.5) | {'interval': math.inf}]
+)
+def test_curves_of_a_single_record(tmp_path, record):
+  write_metrics(tmp_path, [record])
   assert report.plot_curves(tmp_path).is_file()
 
 
@@ -128,4 +131,6 @@ def test_many_images_are_cut_to_a_readable_number(tmp_path, figures):
   report.plot_episode(tmp_path / 'e.png', episode, logits)
   axes = figures[0].axes[0]
   assert len(axes.images) == 2 * (10 + 10)
-  assert '30 of 30 query images right' in [t.get_text() for t in axes.texts]
+  texts = [text.get_text() for text in axes.texts]
+  assert '30 of 30 query images right' in texts
+  assert any('the first 10 of each class' in text for text in texts)
