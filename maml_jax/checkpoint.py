@@ -2,10 +2,11 @@
 
   WORKDIR/checkpoints/latest/STEP/   where to go on from
   WORKDIR/checkpoints/best/STEP/     best on validation, saved when it was met
+  WORKDIR/checkpoints/aside/         what a run that went back has overtaken
 
-Each of the two keeps the newest and the one before it. A checkpoint holds the
-arrays (`state`) and a few facts (`meta`), the config and a digest of the arrays
-among them, so that damage is noticed. Reading one reads data, never code.
+Of `latest` and `best` the newest two are kept. A checkpoint holds arrays, in
+`state`, and facts, in `meta`: the config, and a digest of the arrays by which
+damage is noticed. Reading one reads data, never code.
 
 Orbax is used here and nowhere else.
 """
@@ -16,6 +17,7 @@ import os
 import pathlib
 import time
 import warnings
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -29,7 +31,7 @@ from maml_jax.errors import UserError
 from maml_jax.types import MetaState, PyTree
 
 KEPT = 2
-SECONDS_BETWEEN_SAVES = 120
+SECONDS_BETWEEN_SAVES = 120.0
 
 
 class Checkpoint(NamedTuple):
@@ -40,77 +42,102 @@ class Checkpoint(NamedTuple):
   step: int
   params: PyTree
   stats: PyTree
-  opt_state: list[np.ndarray]  # the leaves
-  metrics: dict[str, float]  # on validation; empty for one of `latest`
+  opt_state: list[np.ndarray]  # its leaves
+  metrics: dict[str, float]  # on validation; {} unless saved as best
 
 
 class NotFinite(ArithmeticError):
-  """The state holds an infinity or a NaN, and was not saved."""
+  """A loss, a gradient or a state holds an infinity or a NaN."""
 
 
 class Saver:
-  """Writes the checkpoints of one run, in the background."""
+  """Writes the checkpoints of one run, in the background.
 
-  def __init__(self, workdir: pathlib.Path, config: ConfigDict):
+  A context manager: leaving it waits until all is written.
+
+  Attributes:
+    saved: the step of the last one written as `latest`, or gone on from.
+  """
+
+  def __init__(
+      self, workdir: pathlib.Path, config: ConfigDict, saved: int | None
+  ):
     self._folder = workdir.absolute() / 'checkpoints'
     self._config = config_lib.to_json(config)
-    self._managers = {
-        kind: _manager(self._folder / kind) for kind in ('latest', 'best')
-    }
-    self._saved = time.monotonic()
+    self._latest = _manager(self._folder / 'latest')
+    self._best = _manager(self._folder / 'best')
+    best = find(workdir, 'best')
+    self._accuracy = best.metrics['accuracy'] if best else -1.0
+    self._time = time.monotonic()
+    self.saved = saved
 
   def due(self) -> bool:
-    """Whether the last save was long ago."""
-    return time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES
+    """Whether much would be lost if the process were killed now."""
+    return time.monotonic() - self._time > SECONDS_BETWEEN_SAVES
 
-  def save(self, state: MetaState, metrics: dict[str, float] | None = None):
-    """Saves `state` as the latest or, with `metrics` on validation, the best.
+  def save(self, state: MetaState) -> None:
+    """Starts to save `state` as the latest, unless it is that already.
 
     Raises:
       NotFinite: there is an infinity or a NaN in `state`.
     """
-    kind = 'latest' if metrics is None else 'best'
-    arrays = _arrays(state)
-    step = int(arrays['step'])
+    if int(state.step) != self.saved:
+      self._write(self._latest, state, {})
+      self._time, self.saved = time.monotonic(), int(state.step)
+
+  def save_if_best(
+      self, state: MetaState, metrics: Mapping[str, float]
+  ) -> bool:
+    """Saves a state if its 'accuracy' on validation is above all before.
+
+    Returns:
+      Whether it is.
+    """
+    is_best = metrics['accuracy'] > self._accuracy
+    if is_best:
+      self._write(self._best, state, metrics)
+      self._best.wait_until_finished()
+      self._accuracy = metrics['accuracy']
+    return is_best
+
+  def _write(self, manager, state, metrics) -> None:
+    arrays = _to_arrays(state)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(arrays)):
-      raise NotFinite(f'the state after step {step} is not finite')
-    meta = {
+      raise NotFinite(f'the state at step {state.step} is not finite')
+    facts = {
         'config': self._config,
-        'step': step,
-        'metrics': metrics or {},
+        'metrics': dict(metrics),
         'digest': digest(arrays),
     }
-    manager = self._managers[kind]
-    self._set_aside(kind, step)
+    step = int(state.step)
+    self._set_aside(manager, step)
     manager.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
+            state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(facts)
         ),
-        force=True,
     )
-    if metrics is None:
-      self._saved = time.monotonic()
 
-  def _set_aside(self, kind: str, step: int) -> None:
-    """Moves checkpoints of this step and later ones, which a run that goes on
+  def _set_aside(self, manager, step: int) -> None:
+    """Moves checkpoints away that are not older than the one to be written.
 
-    from an earlier one has not got to yet, out of the way."""
-    manager = self._managers[kind]
-    for path in _steps(self._folder / kind):
-      if int(path.name) >= step:
-        manager.wait_until_finished()
-        aside = self._folder / 'aside' / f'{kind}-{path.name}-{time.time_ns()}'
-        aside.parent.mkdir(exist_ok=True)
-        path.rename(aside)
-        manager.reload()
+    There are some if the newest was damaged, and the run went on from before.
+    """
+    folder = pathlib.Path(manager.directory)
+    overtaken = [path for path in _steps(folder) if int(path.name) >= step]
+    for path in overtaken:
+      aside = self._folder / 'aside' / f'{folder.name}-{path.name}'
+      aside.parent.mkdir(exist_ok=True)
+      path.rename(_unused(aside))
+    if overtaken:
+      manager.reload()
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    for manager in self._managers.values():
-      manager.close()
+    self._latest.close()
+    self._best.close()
 
 
 def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
@@ -118,7 +145,7 @@ def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
 
   Args:
     path: a workdir, or the directory of one checkpoint.
-    which: 'best' or 'latest', in a workdir.
+    which: 'best' or 'latest' of a workdir.
 
   Raises:
     UserError: there is none, or none that is sound.
@@ -126,40 +153,48 @@ def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
   path = pathlib.Path(path)
   if (path / 'meta').is_dir():
     return _read(path)
-  found = find(path, which)
-  if found is None:
+  saved = find(path, which)
+  if saved is None:
     raise UserError(f'no {which} checkpoint in {path}')
-  return found
+  return saved
 
 
 def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
-  """The newest sound checkpoint, with a warning for each damaged one; None if
+  """The newest sound checkpoint of a workdir; None if there is none at all.
 
-  there is none at all."""
-  steps = _steps(workdir / 'checkpoints' / which)
+  Warns of each damaged one.
+
+  Args:
+    workdir: perhaps that of a run not begun.
+    which: 'best' or 'latest'.
+
+  Raises:
+    UserError: all that there are are damaged.
+  """
+  folder = workdir / 'checkpoints' / which
+  steps = _steps(folder)
   for path in steps:
     try:
       return _read(path)
     except UserError as error:
-      warnings.warn(str(error), stacklevel=2)
+      warnings.warn(f'passed over a {error}', stacklevel=2)
   if steps:
-    raise UserError(f'no sound checkpoint is left in {steps[0].parent}')
+    raise UserError(f'all checkpoints in {folder} are damaged')
   return None
 
 
 def digest(arrays: PyTree) -> str:
-  """SHA-256 of the names, types, shapes and bytes of arrays."""
+  """SHA-256 of the names, types, shapes and bytes of a pytree of arrays."""
   total = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(arrays):
-    x = np.asarray(x)
-    name = jax.tree_util.keystr(path)
-    total.update(f'{name} {x.dtype} {x.shape}\n'.encode())
-    total.update(np.ascontiguousarray(x).tobytes())
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    total.update(f'{name} {x.dtype} {x.shape};'.encode())
+    total.update(np.asarray(x).tobytes())
   return total.hexdigest()
 
 
-def _arrays(state: MetaState) -> PyTree:
-  """A copy on the host, in plain dicts."""
+def _to_arrays(state: MetaState) -> dict[str, PyTree]:
+  """Plain dicts of NumPy arrays, which nothing that runs on can change."""
   leaves = jax.tree.leaves(state.opt_state)
   named = {f'{i:04}': leaf for i, leaf in enumerate(leaves)}
   tree = state._asdict() | {'opt_state': named}
@@ -177,37 +212,46 @@ def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
   """The checkpoints in a folder, newest first."""
   found = folder.iterdir() if folder.is_dir() else ()
   return sorted(
-      (p for p in found if p.name.isdecimal()), key=lambda p: -int(p.name)
+      (path for path in found if path.name.isdecimal()),
+      key=lambda path: -int(path.name),
   )
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+  """`path`, with a number behind it if there is such a file."""
+  name, count = path, 1
+  while name.exists():
+    count += 1
+    name = path.with_name(f'{path.name}-{count}')
+  return name
 
 
 def _read(path: pathlib.Path) -> Checkpoint:
   try:
-    meta = json.loads((path / 'meta' / 'metadata').read_text())
-    arrays = _restore(path.absolute() / 'state')
-    sound = meta['digest'] == digest(arrays)
-    config = config_lib.from_json(meta['config'])
-  except Exception as error:  # damage shows in too many ways to list
-    raise UserError(f'damaged checkpoint {path}: {error!r:.200}') from error
-  if not sound:
-    raise UserError(f'damaged checkpoint {path}: the arrays have changed')
-  return Checkpoint(
-      path,
-      config,
-      int(arrays['step']),
-      arrays['params'],
-      arrays['stats'],
-      [leaf for _, leaf in sorted(arrays['opt_state'].items())],
-      meta['metrics'],
+    facts = json.loads((path / 'meta' / 'metadata').read_text())
+    config = config_lib.from_json(facts['config'])
+    arrays = _read_arrays(path.absolute() / 'state')
+    if digest(arrays) != facts['digest']:
+      raise ValueError('its arrays have changed since they were saved')
+    return Checkpoint(
+        path=path,
+        config=config,
+        step=int(arrays['step']),
+        params=arrays['params'],
+        stats=arrays['stats'],
+        opt_state=[leaf for _, leaf in sorted(arrays['opt_state'].items())],
+        metrics=facts['metrics'],
+    )
+  except Exception as error:  # damage shows in more ways than can be listed
+    reason = str(error).partition('\n')[0][:200]
+    raise UserError(f'damaged checkpoint {path}: {reason}') from error
+
+
+def _read_arrays(path: pathlib.Path) -> PyTree:
+  handler = ocp.PyTreeCheckpointHandler()
+  as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+      handler.metadata(path).tree,
   )
-
-
-def _restore(path: pathlib.Path) -> PyTree:
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    tree = checkpointer.metadata(path).item_metadata.tree
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-    )
-    return checkpointer.restore(
-        path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-    )
+  args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+  return handler.restore(path, args=args)

@@ -1,13 +1,15 @@
-"""How good is a learner? Accuracy over many independent tasks."""
+"""How good is a learner? Its accuracy over many independent tasks."""
 
-import functools
 import json
+import os
 import pathlib
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 import maml_jax
 from maml_jax import checkpoint, data, experiment
@@ -15,82 +17,101 @@ from maml_jax.checkpoint import Checkpoint
 from maml_jax.data.episodes import distinct_tasks, gather_episode
 from maml_jax.errors import UserError
 from maml_jax.experiment import Machine, Phase
+from maml_jax.learner import Learner
 from maml_jax.metrics import mean_interval, percent, progress
 from maml_jax.parallel import mean_over_tasks
-from maml_jax.types import EPISODE, SUPPORT, Dataset
+from maml_jax.types import EPISODE, SUPPORT, Array, Dataset, PyTree
 from maml_jax.workdir import MAY_DIFFER, check_same, write_text
 
-# Tasks per jitted call, at least; the same results for any number.
+# Tasks per call, or a few more so that they divide over devices and chunks.
 BATCH = 32
-# What may differ between the config of a checkpoint and that of an evaluation.
-IGNORED = (*MAY_DIFFER, 'seed', 'precision', 'train', 'val', 'outer')
+# What an evaluation need not have in common with the training.
+IGNORED = (*MAY_DIFFER, 'outer', 'precision', 'seed', 'train', 'val')
+
+Tasks = tuple[np.ndarray, Array]  # positions [T, W, S + Q], keys [T]
+
+
+def fixed_tasks(dataset: Dataset, phase: Phase, num_tasks: int) -> Tasks:
+  """The tasks of a validation or evaluation: distinct, and always the same.
+
+  They depend on the split and on the shape of a task, not on a seed.
+
+  Args:
+    dataset: a `Dataset`; its images are not touched.
+    phase: its split, ways, shots and queries.
+    num_tasks: T; fewer tasks are the first ones of more.
+
+  Returns:
+    Positions [T, W, S + Q] int32, and a key for the transform of each, [T].
+
+  Raises:
+    UserError: there are not so many.
+  """
+  key = jax.random.fold_in(jax.random.key(0), data.SPLITS.index(phase.split))
+  positions = distinct_tasks(key, dataset, num_tasks, **phase.shape)
+  fold_in = jax.vmap(partial(jax.random.fold_in, key))
+  return positions, fold_in(jnp.arange(num_tasks))
 
 
 def make_evaluator(
-    learner, transform, dataset: Dataset, tasks, *, shots: int, machine: Machine
-) -> Callable[..., dict[str, np.ndarray]]:
-  """Makes a function that measures a learner on a fixed list of tasks.
+    learner: Learner,
+    transform: Callable,
+    dataset: Dataset,
+    tasks: Tasks,
+    *,
+    shots: int,
+    machine: Machine,
+    batch: int = BATCH,
+) -> Callable[..., dict[str, np.ndarray] | None]:
+  """Makes a function that measures a learner on a list of tasks.
 
   Args:
     learner: adapts on the support set and is judged on the query set.
-    transform: `transform(key, episode) -> episode`.
-    dataset: a `Dataset` on the devices.
-    tasks: (positions [T, W, S + Q], keys [T]) from `fixed_tasks`.
+    transform: see `sample_episode`.
+    dataset: on the devices.
+    tasks: from `fixed_tasks`.
     shots: S.
     machine: the devices.
+    batch: tasks per jitted call; the results do not depend on it.
 
   Returns:
-    `evaluator(params, stats, advance=None, stop=None)`, which returns metrics
-    by name, [T] each; `advance(n)` is called as n more tasks are done, and None
-    is returned once `stop` is true.
+    `evaluator(params, stats, advance, stop)` -> metrics by name, [T] each.
+    `advance(n)` is called after n more tasks; once `stop` is true, the
+    evaluator returns None.
   """
+
+  def one_task(shared, task):
+    (params, stats, image), (positions, key) = shared, task
+    episode = transform(key, gather_episode(image, positions, shots=shots))
+    _, (_, metrics) = learner.loss(params, stats, episode)
+    return (), metrics
+
+  over_tasks = mean_over_tasks(one_task, machine.mesh, machine.chunk)
+  run = jax.jit(lambda *shared, tasks: over_tasks(shared, tasks)[1])
   unit = machine.mesh.size * (machine.chunk or 1)
-  size = -(-BATCH // unit) * unit
+  size, num_tasks = -(-batch // unit) * unit, len(tasks[0])
 
-  @jax.jit
-  def run(params, stats, image, tasks):
-    def one_task(shared, task):
-      params, stats, image = shared
-      positions, key = task
-      episode = transform(key, gather_episode(image, positions, shots=shots))
-      _, (_, metrics) = learner.loss(params, stats, episode)
-      return (), metrics
-
-    over_tasks = mean_over_tasks(one_task, machine.mesh, machine.chunk)
-    return over_tasks((params, stats, image), tasks)[1]
-
-  def evaluator(params, stats, advance=lambda n: None, stop=lambda: False):
-    num_tasks, done = len(tasks[0]), []
+  def evaluator(params, stats, advance=lambda n: None, stop=False):
+    done = []
     for start in range(0, num_tasks, size):
-      if stop():
-        return None
-      # The last batch is filled up with the first tasks, counted once only.
+      # The last batch is filled up with the first tasks, whose metrics are cut.
       rows = np.arange(start, start + size) % num_tasks
-      batch = jax.tree.map(lambda x: x[rows], tasks)  # noqa: B023
-      done.append(run(params, stats, dataset.image, batch))
+      chosen = tuple(x[rows] for x in tasks)
+      done.append(run(params, stats, dataset.image, tasks=chosen))
+      jax.block_until_ready(done[-2:-1])  # one runs while the next is prepared
+      if stop:
+        return None
       advance(min(size, num_tasks - start))
-    done = jax.device_get(done)
-    return jax.tree.map(lambda *x: np.concatenate(x)[:num_tasks], *done)
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(done))
+    return {name: x[:num_tasks] for name, x in joined.items()}
 
   return evaluator
 
 
-def fixed_tasks(dataset: Dataset, phase: Phase, num_tasks: int):
-  """The tasks of an evaluation: all distinct, the same for every run.
-
-  Returns:
-    positions [T, W, S + Q] int32 and keys [T] for the transform.
-  """
-  key = jax.random.fold_in(jax.random.key(0), data.SPLITS.index(phase.split))
-  positions = distinct_tasks(key, dataset, num_tasks, **phase.shape)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
-      jnp.arange(num_tasks)
-  )
-  return positions, keys
-
-
-def phase_evaluator(config, phase: Phase, num_tasks: int, machine: Machine):
-  """`make_evaluator` for the tasks of a phase."""
+def phase_evaluator(
+    config: ConfigDict, phase: Phase, num_tasks: int, machine: Machine
+) -> Callable[..., dict[str, np.ndarray] | None]:
+  """`make_evaluator` for the first `num_tasks` fixed tasks of a phase."""
   dataset = experiment.load_split(config, phase)
   return make_evaluator(
       experiment.phase_learner(config, phase),
@@ -102,120 +123,122 @@ def phase_evaluator(config, phase: Phase, num_tasks: int, machine: Machine):
   )
 
 
-def evaluate(config, source, workdir=None) -> dict:
-  """Measures a checkpoint on `config.eval.num_tasks` tasks and says so.
+def evaluate(
+    config: ConfigDict,
+    source: str | os.PathLike,
+    workdir: str | os.PathLike | None = None,
+) -> dict:
+  """Measures a checkpoint on `config.eval.num_tasks` tasks, and says so.
 
   Args:
-    config: its `eval` section says how; the rest must fit the checkpoint.
-    source: a workdir or a checkpoint.
-    workdir: where results go; by default `source`.
+    config: `eval` says how; the rest must be that of the checkpoint, except for
+      what training alone needs.
+    source: a workdir, or one checkpoint.
+    workdir: where results are kept; by default `source`.
 
   Returns:
-    What is written to WORKDIR/eval/NAME.json; NAME.npz has the metrics of each
-    task.
+    What WORKDIR/eval/NAME.json holds. NAME.npz has the metrics of each task.
 
   Raises:
-    UserError: no sound checkpoint, or it does not fit the config.
+    UserError: there is no sound checkpoint, or it is of another config.
   """
   saved = checkpoint.load(source, config.eval.checkpoint)
-  check_same(saved.config, config, source, IGNORED)
+  check_same(saved.config, config, saved.path, IGNORED)
   experiment.use_compilation_cache()
   phase, machine = experiment.eval_phase(config), experiment.machine(config)
-  learner = experiment.phase_learner(config, phase)
-  params, stats = machine.put(fit(learner, saved))
-  evaluator = phase_evaluator(config, phase, config.eval.num_tasks, machine)
+  num_tasks = config.eval.num_tasks
   with (
       jax.default_matmul_precision(config.precision),
-      progress(config.eval.num_tasks, unit='task', desc='evaluating') as bar,
+      progress(num_tasks, 'task', 'evaluating') as bar,
   ):
+    learner = experiment.phase_learner(config, phase)
+    params, stats = machine.put(fit(learner, saved))
+    evaluator = phase_evaluator(config, phase, num_tasks, machine)
     metrics = evaluator(params, stats, bar.update)
-  result = _summary(config, phase, saved, metrics)
+  result = _summarize(config, phase, saved, metrics)
   path = _write(pathlib.Path(workdir or source), result, metrics)
-  print(describe(result))
-  print(f'written to {path}')
+  print(f'{describe(result)}\n{path}')
   return result
 
 
-def fit(learner, saved: Checkpoint) -> tuple:
-  """The params and stats of a checkpoint, as a learner needs them.
+def fit(learner: Learner, saved: Checkpoint) -> tuple[PyTree, PyTree]:
+  """The params and stats of a checkpoint, as a learner takes them.
 
-  A head of another number of ways is one that every task resets: it takes the
-  learner's. Moments that tasks keep to themselves start anew.
+  The learner may have another norm mode. If it has another number of ways, it
+  resets the head in every task, and the head of the checkpoint is not used.
 
   Raises:
     UserError: the learner needs what the checkpoint lacks.
   """
+
+  def take(tree, path, fresh):
+    for key in path:
+      tree = tree.get(key.key, {})
+    if isinstance(tree, dict):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise UserError(
+          f'config.eval.norm needs {name}, which {saved.path} lacks: it was '
+          f'trained with config.model.norm={saved.config.model.norm}'
+      )
+    return tree if tree.shape == fresh.shape else fresh
+
+  with_path = jax.tree_util.tree_map_with_path
   params, stats = learner.init(jax.random.key(0))
-  carried = {k: v for k, v in stats.items() if k not in (EPISODE, SUPPORT)}
-
-  def take(saved_tree):
-    def leaf(path, fresh):
-      value = saved_tree
-      for key in path:
-        value = value.get(key.key, {})
-      if isinstance(value, dict):
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        raise UserError(
-            f'{saved.path} has no {name}, which config.eval.norm needs'
-        )
-      return value if value.shape == fresh.shape else fresh
-
-    return leaf
-
+  own = {k: stats.pop(k) for k in (EPISODE, SUPPORT) if k in stats}
   return (
-      jax.tree_util.tree_map_with_path(take(saved.params), params),
-      stats | jax.tree_util.tree_map_with_path(take(saved.stats), carried),
+      with_path(partial(take, saved.params), params),
+      with_path(partial(take, saved.stats), stats) | own,
   )
 
 
-def is_transductive(norm) -> bool:
-  """Whether predictions depend on the other query images."""
+def is_transductive(norm: str | tuple) -> bool:
+  """Whether an answer may depend on the other query images."""
   modes = [norm] if isinstance(norm, str) else [mode for _, mode in norm]
   return 'batch' in modes
 
 
 def describe(result: dict) -> str:
-  """The line that tells a person."""
+  """One line for people, of what `evaluate` returns."""
   kind = 'transductive' if result['transductive'] else 'inductive'
   return (
       f'{result["data"]} {result["split"]}, {result["ways"]}-way '
-      f'{result["shots"]}-shot, Q={result["queries"]}, '
-      f'K={result["num_steps"]}, {kind}: '
-      f'{percent(result["accuracy"], result["interval"])} over '
-      f'{result["num_tasks"]} tasks, median {percent(result["median"])}, '
-      f'loss {result["loss"]:.3f} ({result["checkpoint"]}, step '
-      f'{result["step"]})'
+      f'{result["shots"]}-shot, {result["queries"]} queries per class, '
+      f'{result["num_steps"]} inner steps, {kind}: accuracy '
+      f'{percent(result["accuracy"], result["interval"])} '
+      f'(95 % interval over {result["num_tasks"]} tasks), '
+      f'median {percent(result["median"])}, loss {result["loss"]:.3f}; '
+      f'checkpoint of step {result["step"]}'
   )
 
 
-def _summary(config, phase: Phase, saved: Checkpoint, metrics) -> dict:
-  mean, interval = mean_interval(metrics['accuracy'])
+def _summarize(config, phase: Phase, saved: Checkpoint, metrics) -> dict:
+  accuracy, interval = mean_interval(metrics['accuracy'])
   return {
-      'accuracy': mean,
-      'interval': interval,
-      'median': float(np.median(metrics['accuracy'])),
-      'loss': float(metrics['loss'].mean()),
-      'num_tasks': len(metrics['accuracy']),
       'data': config.data.name,
       **phase._asdict(),
       'transductive': is_transductive(phase.norm),
+      'num_tasks': len(metrics['accuracy']),
+      'accuracy': accuracy,
+      'interval': interval,
+      'median': float(np.median(metrics['accuracy'])),
+      'loss': float(metrics['loss'].mean()),
       'checkpoint': str(saved.path),
       'step': saved.step,
+      'seed': saved.config.seed,
+      'precision': config.precision,
       'version': maml_jax.__version__,
+      'jax': jax.__version__,
       'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-      'config': config.to_dict(),
+      'config': saved.config.to_dict(),
   }
 
 
 def _write(workdir: pathlib.Path, result: dict, metrics) -> pathlib.Path:
-  norm = result['norm'] if isinstance(result['norm'], str) else 'mixed'
-  name = (
-      f'{result["split"]}_{result["ways"]}w{result["shots"]}s'
-      f'_q{result["queries"]}_k{result["num_steps"]}_{norm}'
-      f'_{result["num_tasks"]}_step{result["step"]}'
-  )
+  norm = result['norm'] if isinstance(result['norm'], str) else 'layers'
+  name = '{split}_{ways}w{shots}s_q{queries}_k{num_steps}_{norm}_{num_tasks}'
+  name = name.format(**result | {'norm': norm}) + f'_step{result["step"]}'
   path = workdir / 'eval' / f'{name}.json'
   path.parent.mkdir(parents=True, exist_ok=True)
-  np.savez(path.with_suffix('.npz'), **metrics)
+  np.savez_compressed(path.with_suffix('.npz'), **metrics)
   write_text(path, json.dumps(result, indent=2))
   return path

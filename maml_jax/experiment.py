@@ -21,7 +21,7 @@ from maml_jax.inner import InnerConfig
 from maml_jax.learner import Learner, make_learner
 from maml_jax.models import make_model
 from maml_jax.optim import make_optimizer, make_schedule
-from maml_jax.parallel import check_num_tasks, make_mesh
+from maml_jax.parallel import make_mesh
 from maml_jax.types import Dataset
 
 
@@ -155,15 +155,9 @@ class Machine(NamedTuple):
 
 
 def machine(config) -> Machine:
-  """All devices, with the meta-batch of the config checked to fit them.
-
-  Raises:
-    UserError: the tasks of a meta-batch do not divide evenly.
-  """
-  mesh = make_mesh()
-  chunk = config.train.chunk or (1 if jax.default_backend() == "cpu" else None)
-  check_num_tasks(config.train.num_tasks, mesh.size, chunk)
-  return Machine(mesh, chunk)
+  """All devices there are."""
+  default = 1 if jax.default_backend() == 'cpu' else None
+  return Machine(make_mesh(), config.train.chunk or default)
 
 
 def use_compilation_cache() -> None:

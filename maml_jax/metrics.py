@@ -2,17 +2,19 @@
 
 WORKDIR/metrics.jsonl has one object a line, in order of `step`:
   {"step", "split": "train", "loss", "accuracy", ..., "seconds"}: means over the
-    meta-iterations since the record before, and the time they took;
-  {"step", "split": "val", "loss", "accuracy", "interval", "seconds"}: over the
-    validation tasks; +-interval is a 95 % interval of the accuracy.
-WORKDIR/tensorboard/ has the same numbers.
+    meta-iterations since the record before, and the time that they took;
+  {"step", "split": "val", "loss", "accuracy", "interval", "seconds"}: means
+    over the validation tasks; +-interval is 95 % sure for the accuracy.
+Accuracies are in [0, 1]. WORKDIR/tensorboard/ has the same numbers.
 """
 
 import json
 import math
 import pathlib
 import time
+from collections.abc import Mapping
 
+import jax
 import numpy as np
 from scipy.special import stdtrit
 from tensorboardX import SummaryWriter
@@ -27,35 +29,46 @@ class Log:
   """Appends records to the files of a workdir.
 
   Records of steps beyond the one that a run goes on from are dropped first, so
-  that no step appears twice.
+  that none appears twice. A context manager.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
     self._path = workdir / FILE
     kept = [r for r in read(workdir) if r['step'] <= step]
     write_text(self._path, ''.join(json.dumps(r) + '\n' for r in kept))
-    self._val = {r['step']: r['accuracy'] for r in kept if r['split'] == 'val'}
+    self._validated = {r['step'] for r in kept if r['split'] == 'val'}
     self._board = SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
+        str(workdir / 'tensorboard'), purge_step=step + 1
     )
+    self._rows = []
 
-  def write(self, step: int, split: str, **values: float) -> None:
-    """Appends one record."""
+  def train(self, rows: Mapping[str, np.ndarray], seconds: float) -> None:
+    """Notes the metrics [n] of n meta-iterations for the next record."""
+    n = len(rows['loss'])
+    self._rows.append({**rows, 'seconds': np.full(n, seconds / n)})
+
+  def flush(self, step: int) -> None:
+    """Writes what `train` has noted as one record."""
+    if self._rows:
+      rows = jax.tree.map(lambda *x: np.concatenate(x), *self._rows)
+      values = {name: float(x.mean()) for name, x in rows.items()}
+      values['seconds'] = float(rows['seconds'].sum())
+      self.write(step, 'train', values)
+      self._rows = []
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Writes one record."""
     record = {'step': step, 'split': split, **values}
     with self._path.open('a') as file:
       file.write(json.dumps(record) + '\n')
     for name, value in values.items():
       self._board.add_scalar(f'{split}/{name}', value, step)
     if split == 'val':
-      self._val[step] = values['accuracy']
+      self._validated.add(step)
 
   def is_validated(self, step: int) -> bool:
     """Whether there is a record of split 'val' at this step."""
-    return step in self._val
-
-  def is_best(self, accuracy: float) -> bool:
-    """Whether no record of split 'val' is as good."""
-    return accuracy > max(self._val.values(), default=-1)
+    return step in self._validated
 
   def __enter__(self):
     return self
@@ -65,9 +78,10 @@ class Log:
 
 
 def read(workdir: pathlib.Path) -> list[dict]:
-  """The records of a run; a line that a kill cut short is left out."""
-  records, path = [], workdir / FILE
-  for line in path.read_text().splitlines() if path.exists() else ():
+  """The records of a run; lines that a crash has mutilated are left out."""
+  path, records = workdir / FILE, []
+  text = path.read_text(errors='replace') if path.exists() else ''
+  for line in text.splitlines():
     try:
       records.append(json.loads(line))
     except json.JSONDecodeError:
@@ -75,52 +89,51 @@ def read(workdir: pathlib.Path) -> list[dict]:
   return records
 
 
-def mean_interval(values) -> tuple[float, float]:
-  """The mean of independent values and half its 95 % interval.
-
-  Student's t interval: infinite for a single value.
-  """
-  values = np.asarray(values, np.float64)
-  n = len(values)
-  if n < 2:
-    return float(values.mean()), math.inf
-  error = values.std(ddof=1) / math.sqrt(n)
-  return float(values.mean()), float(stdtrit(n - 1, 0.975) * error)
-
-
 class Screen:
-  """The progress of a run: a bar on a terminal, and a line for every epoch."""
+  """The progress of a run: a bar on a terminal, and a line for every epoch.
+
+  A context manager.
+  """
 
   def __init__(self, config, step: int):
     self._length = config.train.steps_per_epoch
     self._epochs = config.train.num_epochs
     self._total = self._epochs * self._length
+    self._num_val = config.val.num_tasks
     self._first, self._start = step, time.monotonic()
-    self._epoch = []
-    self._bar = progress(self._total, start=step)
+    self._rows = []
+    self._bar = progress(self._total, 'it', 'training', start=step)
+    self._bar.set_postfix_str('compiling')
 
-  def train(self, n: int, means: dict[str, float]) -> None:
-    """Shows that `n` more meta-iterations are done."""
-    self._epoch.append(means)
-    self._bar.set_postfix_str(_loss_and_accuracy(means), refresh=False)
+  def train(self, rows: Mapping[str, np.ndarray]) -> None:
+    """Shows that more meta-iterations are done, with metrics [n]."""
+    n = len(rows['loss'])
+    self._rows += [(rows['loss'][i], rows['accuracy'][i]) for i in range(n)]
+    self._bar.set_postfix_str(self._train_means(), refresh=False)
     self._bar.update(n)
 
-  def validated(self, step: int, val: dict[str, float], is_best: bool) -> None:
-    """Prints the line of an epoch."""
-    rate = (step - self._first) / (time.monotonic() - self._start)
+  def validation(self) -> tqdm:
+    """A bar of its own for a validation; a context manager."""
+    return progress(self._num_val, 'task', 'validating')
+
+  def epoch(self, step: int, val: Mapping[str, float], is_best: bool) -> None:
+    """Prints the line of an epoch that ended at `step`."""
     parts = [f'epoch {step // self._length}/{self._epochs}, step {step}']
-    if self._epoch:
-      mean = {k: np.mean([m[k] for m in self._epoch]) for k in self._epoch[0]}
-      parts.append(f'train {_loss_and_accuracy(mean)}')
-    parts.append(
-        f'val loss {val["loss"]:.3f}, accuracy '
-        f'{percent(val["accuracy"], val["interval"])}{" (best)" * is_best}'
-    )
-    if rate:
+    if self._rows:
+      parts.append(f'train {self._train_means()}')
+    accuracy = percent(val['accuracy'], val['interval'])
+    best = ' (best)' if is_best else ''
+    parts.append(f'val loss {val["loss"]:.3f}, accuracy {accuracy}{best}')
+    if step > self._first:
+      rate = (step - self._first) / (time.monotonic() - self._start)
       left = tqdm.format_interval((self._total - step) / rate)
       parts.append(f'{rate:.3g} it/s, {left} left')
     self._bar.write('; '.join(parts))
-    self._epoch = []
+    self._rows = []
+
+  def _train_means(self) -> str:
+    loss, accuracy = np.mean(self._rows, axis=0)
+    return f'loss {loss:.3f}, accuracy {percent(accuracy)}'
 
   def __enter__(self):
     return self
@@ -129,19 +142,38 @@ class Screen:
     self._bar.close()
 
 
-def progress(total: int, *, start: int = 0, unit: str = 'it', desc=None):
-  """A progress bar on a terminal, nothing elsewhere."""
+def progress(total: int, unit: str, what: str, *, start: int = 0) -> tqdm:
+  """A progress bar on a terminal, and nothing elsewhere."""
   return tqdm(
-      total=total, initial=start, unit=unit, desc=desc, disable=None,
-      dynamic_ncols=True, smoothing=0.1, leave=False)  # fmt: skip
+      desc=what,
+      total=total,
+      initial=start,
+      unit=unit,
+      disable=None,  # unless on a terminal
+      dynamic_ncols=True,
+      leave=False,
+  )
+
+
+def mean_interval(values) -> tuple[float, float]:
+  """The mean of independent values, and half the width of its 95 % interval.
+
+  Student's t interval, which is exact for normal values and the usual one for
+  accuracies of tasks. It is infinite for a single value.
+
+  Args:
+    values: [n], n >= 1.
+  """
+  values = np.asarray(values, np.float64)
+  n = len(values)
+  if n == 1:
+    return float(values[0]), math.inf
+  error = values.std(ddof=1) / math.sqrt(n)
+  return float(values.mean()), float(stdtrit(n - 1, 0.975) * error)
 
 
 def percent(mean: float, interval: float | None = None) -> str:
-  """'48.70 %' or '48.70 +-1.84 %'."""
+  """'48.70 %' or '48.70 +-1.84 %' of 0.487 and 0.0184."""
   if interval is None:
     return f'{100 * mean:.2f} %'
   return f'{100 * mean:.2f} +-{100 * interval:.2f} %'
-
-
-def _loss_and_accuracy(means: dict[str, float]) -> str:
-  return f'loss {means["loss"]:.3f}, accuracy {percent(means["accuracy"])}'

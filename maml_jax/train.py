@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from ml_collections import ConfigDict
@@ -22,6 +21,7 @@ from maml_jax.data.episodes import sample_episode, task_keys
 from maml_jax.evaluate import phase_evaluator
 from maml_jax.learner import Learner, meta_gradient
 from maml_jax.metrics import Log, Screen, mean_interval
+from maml_jax.parallel import check_num_tasks
 from maml_jax.types import Dataset, MetaState
 from maml_jax.workdir import Stop, claim
 
@@ -106,30 +106,48 @@ def init_state(learner: Learner, tx, key) -> MetaState:
   return MetaState(jnp.int32(0), params, stats, tx.init(params))
 
 
+def resume_state(fresh: MetaState, saved: Checkpoint) -> MetaState:
+  """The state of a checkpoint, in the structure of a fresh one."""
+  structure = jax.tree.structure(fresh.opt_state)
+  return MetaState(
+      jnp.int32(saved.step),
+      saved.params,
+      saved.stats,
+      jax.tree.unflatten(structure, saved.opt_state),
+  )
+
+
 def train(config, workdir: str | os.PathLike) -> int:
-  """Meta-trains until `config.train.num_epochs`, from where the workdir is.
+  """Meta-trains up to `config.train.num_epochs`, from where the workdir is.
 
   Args:
     config: see `configs/default.py`.
     workdir: the directory of the run; made if missing.
 
   Returns:
-    The exit status: 0 when done; 1 if a loss or gradient is not finite; 130 or
-    143 after Ctrl-C or SIGTERM, when the same command goes on.
+    The exit status: 0 when done; 1 if a loss, a gradient or the state is not
+    finite; 130 after Ctrl-C or 143 after SIGTERM, when the same call goes on.
 
   Raises:
     UserError: something of the config, the data or the workdir does not fit.
   """
   workdir = pathlib.Path(workdir)
-  with jax.default_matmul_precision(config.precision), claim(workdir, config):
+  experiment.use_compilation_cache()
+  with (
+      jax.default_matmul_precision(config.precision),
+      claim(workdir, config),
+      Stop() as stop,
+      contextlib.ExitStack() as stack,
+  ):
+    session, state = _prepare(config, workdir, stop, stack)
     try:
-      with Stop() as stop, contextlib.ExitStack() as stack:
-        _loop(*_prepare(config, workdir, stop, stack))
+      step = _loop(session, state)
     except NotFinite as error:
-      print(f'stopped: {error}; {_where(workdir)}', file=sys.stderr)
+      kept = f'the last good one, of step {session.saver.saved}, is kept'
+      print(f'stopped: {error}; {kept} in {workdir}', file=sys.stderr)
       return 1
   if stop:
-    print(f'stopped by {stop.signal.name}; {_where(workdir)}', file=sys.stderr)
+    print(f'saved at step {step}; the same command goes on from there')
   return stop.status
 
 
@@ -140,27 +158,47 @@ class Session(NamedTuple):
   dataset: Dataset
   run: Callable  # from `make_train_step`
   validate: Callable  # from `make_evaluator`
+  pace: 'Pace'
   saver: Saver
   log: Log
   screen: Screen
   stop: Stop
 
 
+class Pace:
+  """Chooses how many meta-iterations to run per call, by the time they take."""
+
+  def __init__(self):
+    self._start = time.monotonic()
+    self.length = 1
+
+  def start(self) -> None:
+    """The next lap starts now."""
+    self._start = time.monotonic()
+
+  def lap(self, n: int) -> float:
+    """Ends a lap of `n` meta-iterations; returns the seconds that it took."""
+    now = time.monotonic()
+    seconds, self._start = now - self._start, now
+    self.length = max(1, int(SECONDS_PER_CALL * n / max(seconds, 1e-6)))
+    return seconds
+
+
 def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   """Builds everything, and takes the state from the workdir if it has one."""
-  experiment.use_compilation_cache()
-  machine, phase = experiment.machine(config), experiment.train_phase(config)
-  dataset = experiment.load_split(config, phase)
-  val = experiment.val_phase(config)
+  machine = experiment.machine(config)
+  check_num_tasks(config.train.num_tasks, machine.mesh.size, machine.chunk)
+  phase, val = experiment.train_phase(config), experiment.val_phase(config)
+  dataset = machine.put(experiment.load_split(config, phase))
   validate = phase_evaluator(config, val, config.val.num_tasks, machine)
   learner = experiment.phase_learner(config, phase)
-  transform = experiment.phase_transform(config, phase)
   tx = experiment.outer_optimizer(config)
   init_key, task_key = jax.random.split(jax.random.key(config.seed))
   state = init_state(learner, tx, init_key)
   saved = checkpoint.find(workdir, 'latest')
   if saved:
-    state = resume(state, saved)
+    state = resume_state(state, saved)
+  transform = experiment.phase_transform(config, phase)
   run = make_train_step(
       learner,
       tx,
@@ -171,99 +209,77 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
       mesh=machine.mesh,
       chunk=machine.chunk,
   )
-  return Session(
-      config.train,
-      machine.put(dataset),
-      run,
-      validate,
-      stack.enter_context(Saver(workdir, config)),
-      stack.enter_context(Log(workdir, int(state.step))),
-      stack.enter_context(Screen(config, int(state.step))),
-      stop,
-  ), machine.put(state)
-
-
-def resume(state: MetaState, saved: Checkpoint) -> MetaState:
-  """The state of a checkpoint, in the structure of a fresh one."""
-  structure = jax.tree.structure(state.opt_state)
-  return MetaState(
-      np.int32(saved.step),
-      saved.params,
-      saved.stats,
-      jax.tree.unflatten(structure, saved.opt_state),
+  step = int(state.step)
+  saver = stack.enter_context(Saver(workdir, config, saved and step))
+  log = stack.enter_context(Log(workdir, step))
+  screen = stack.enter_context(Screen(config, step))
+  session = Session(
+      config.train, dataset, run, validate, Pace(), saver, log, screen, stop
   )
+  return session, machine.put(state)
 
 
-def _loop(s: Session, state: MetaState) -> None:
-  """Epochs until the last one is validated, or until told to stop."""
+def _loop(s: Session, state: MetaState) -> int:
+  """Epochs, until the last is validated or until told to stop."""
   length = s.train.steps_per_epoch
   step, last = int(state.step), s.train.num_epochs * length
   while True:
     if step and step % length == 0 and not s.log.is_validated(step):
       _validate(s, state, step)
     if step >= last or s.stop:
-      return
+      return step
     state, step = _run_epoch(s, state, step)
     s.saver.save(state)
 
 
-def _run_epoch(s: Session, state, step: int):
-  """Meta-iterations to the end of the epoch, or until told to stop.
+def _run_epoch(s: Session, state: MetaState, step: int):
+  """Meta-iterations to the end of an epoch, or until told to stop.
 
   The metrics of a call are read while the next one runs, so that the device
-  never waits for the host.
+  does not wait for the host.
   """
+  every = s.train.steps_per_call
   end = (step // s.train.steps_per_epoch + 1) * s.train.steps_per_epoch
-  pace, pending = Pace(s.train.steps_per_call), None
+  pending = None
+  s.pace.start()
   while step < end and not s.stop:
-    n = min(pace.length, end - step)
+    n = min(s.pace.length, every - step % every, end - step)
     state, metrics = s.run(state, s.dataset, n)
-    if pending:
-      _report(s, pace, *pending)
+    _report(s, pending)
     step += n
     pending = step, n, metrics
     if s.saver.due():
+      _report(s, pending)
+      pending = None
       s.saver.save(state)
-  if pending:
-    _report(s, pace, *pending)
+  _report(s, pending)
+  s.log.flush(step)
   return state, step
 
 
-class Pace:
-  """Chooses how many meta-iterations a call runs, by how long they take."""
-
-  def __init__(self, most: int):
-    self._most = most
-    self._start = time.monotonic()
-    self.length = 1
-
-  def lap(self, n: int) -> float:
-    """Notes that `n` more are done, and returns the seconds they took."""
-    now = time.monotonic()
-    seconds, self._start = now - self._start, now
-    fitting = int(SECONDS_PER_CALL * n / max(seconds, 1e-6))
-    self.length = min(max(fitting, 1), self._most)
-    return seconds
-
-
-def _report(s: Session, pace: Pace, step: int, n: int, metrics) -> None:
-  """Waits for the metrics of a call that ended at `step`; logs their means."""
-  metrics = {k: v[:n] for k, v in jax.device_get(metrics).items()}
-  finite = metrics.pop('finite')
+def _report(s: Session, pending) -> None:
+  """Waits for the metrics of the `n` meta-iterations that ended at `step`."""
+  if pending is None:
+    return
+  step, n, metrics = pending
+  rows = {name: x[:n] for name, x in jax.device_get(metrics).items()}
+  finite = rows.pop('finite')
   if not finite.all():
     good = step - n + int(finite.argmin())
     raise NotFinite(
-        f'loss or gradient not finite between steps {good} and {good + 1}'
+        f'loss or gradient is not finite between steps {good} and {good + 1}'
     )
-  means = {name: float(x.mean()) for name, x in metrics.items()}
-  s.log.write(step, 'train', **means, seconds=pace.lap(n))
-  s.screen.train(n, means)
+  s.log.train(rows, s.pace.lap(n))
+  if step % s.train.steps_per_call == 0:
+    s.log.flush(step)
+  s.screen.train(rows)
 
 
-def _validate(s: Session, state, step: int) -> None:
-  """Measures the state; keeps it if there was no better one."""
+def _validate(s: Session, state: MetaState, step: int) -> None:
+  """Measures the state, and keeps it if none was better, unless stopped."""
   start = time.monotonic()
-  metrics = s.validate(state.params, state.stats, stop=lambda: bool(s.stop))
+  with s.screen.validation() as bar:
+    metrics = s.validate(state.params, state.stats, bar.update, s.stop)
   if metrics is None:
     return
   accuracy, interval = mean_interval(metrics['accuracy'])
@@ -272,15 +288,7 @@ def _validate(s: Session, state, step: int) -> None:
       'accuracy': accuracy,
       'interval': interval,
   }
-  is_best = s.log.is_best(accuracy)
-  if is_best:
-    s.saver.save(state, values)
-  s.log.write(step, 'val', **values, seconds=time.monotonic() - start)
-  s.screen.validated(step, values, is_best)
-
-
-def _where(workdir: pathlib.Path) -> str:
-  saved = checkpoint.find(workdir, 'latest')
-  if saved is None:
-    return 'nothing was saved yet'
-  return f'saved at step {saved.step}, the same command goes on from there'
+  is_best = s.saver.save_if_best(state, values)
+  values['seconds'] = time.monotonic() - start
+  s.log.write(step, 'val', values)
+  s.screen.epoch(step, values, is_best)
