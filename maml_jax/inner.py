@@ -4,12 +4,12 @@ MAML, Finn et al. 2017, arXiv 1703.03400, equation 1, with momentum, weight
 decay, two learning rates and frozen parameters as in PyTorch-MAML.
 """
 
-from dataclasses import dataclass
 import fnmatch
+from dataclasses import dataclass
 
 import jax
-from jax import lax
 import optax
+from jax import lax
 
 from maml_jax.errors import UserError
 

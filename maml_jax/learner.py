@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from maml_jax import inner as inner_loop

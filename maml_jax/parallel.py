@@ -3,9 +3,10 @@
 from functools import partial
 
 import jax
-from jax import lax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec as P
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from maml_jax.errors import UserError
 
@@ -111,12 +112,14 @@ def check_num_tasks(num_tasks, num_devices, chunk=None):
     return
   below = num_tasks // unit * unit
   near = f'{below} or {below + unit}' if below else f'{unit}'
-  divisors = [
-      n for n in range(1, num_devices + 1) if num_tasks % (n * (chunk or 1)) == 0
+  fitting = [
+      str(n)
+      for n in range(1, num_devices + 1)
+      if num_tasks % (n * (chunk or 1)) == 0
   ]
   advice = f'take {near} tasks'
-  if divisors:
-    advice += f', or {" or ".join(map(str, divisors))} devices'
+  if fitting:
+    advice += f', or {" or ".join(fitting)} device(s)'
   raise UserError(
       f'{num_tasks} tasks do not divide over {num_devices} device(s)'
       + (f' in chunks of {chunk}' if chunk else '')

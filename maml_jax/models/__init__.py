@@ -4,13 +4,12 @@
 module that builds it.
 """
 
-from collections.abc import Callable
 import difflib
 import fnmatch
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from maml_jax.errors import UserError

@@ -1,10 +1,9 @@
-"""ConvNet4: the four-layer network of Vinyals et al. 2016 and the MAML paper."""
+"""ConvNet4, the network of Vinyals et al. 2016 and of the MAML paper."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 
-from maml_jax import ops
 from maml_jax.models.layers import Conv
 
 
@@ -44,6 +43,5 @@ class ConvBlock(nn.Module):
   @nn.compact
   def __call__(self, x, *, train):
     x = Conv(self.width, self.init, name='conv')(x)
-    x = self.norm(name='bn')(x, train=train)
     # ReLU and max pooling commute; this order does a quarter of the work.
-    return nn.relu(ops.max_pool(x))
+    return nn.relu(self.norm(name='bn')(x, train=train, pool=True))

@@ -1,4 +1,4 @@
-"""Convolution and linear head with the initialisations that MAML was run with."""
+"""Convolution and linear head, initialised as MAML was run with."""
 
 import math
 

@@ -18,9 +18,10 @@ after Bronskill et al. 2020, arXiv 2003.03284.
 
 import flax.linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
+from maml_jax import ops
 from maml_jax.types import EPISODE, SUPPORT
 
 MODES = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
@@ -51,7 +52,8 @@ class BatchNorm(nn.Module):
   use_scale: bool = True
 
   @nn.compact
-  def __call__(self, x, *, train):
+  def __call__(self, x, *, train, pool=False):
+    """Normalises; then, with `pool`, takes the maxima of 2 x 2 windows."""
     channels = x.shape[-1:]
     scale = (
         self.param('scale', nn.initializers.ones, channels, jnp.float32)
@@ -61,6 +63,8 @@ class BatchNorm(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
     mean, var = self._moments(x, train)
     factor = _channels(scale) * lax.rsqrt(var + self.epsilon)
+    if pool:
+      x = ops.max_pool(x, factor)
     return x * factor + (_channels(bias) - mean * factor)
 
   def _moments(self, x, train):
