@@ -7,6 +7,12 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'PYTEST_XDIST_WORKER' in os.environ and hasattr(os, 'sched_setaffinity'):
+  # Workers share the cores out, lest the thread pools of XLA contend for them.
+  number = int(os.environ['PYTEST_XDIST_WORKER'].removeprefix('gw'))
+  count = int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
+  cores = sorted(os.sched_getaffinity(0))
+  os.sched_setaffinity(0, cores[number % len(cores) :: count])
 
 import jax  # noqa: E402, after the platform is chosen
 import pytest  # noqa: E402
