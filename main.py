@@ -22,7 +22,6 @@ PRESET = os.path.join(os.path.dirname(__file__), 'configs', 'glyphs_5w1s.py')
 
 
 class Parser(argparse.ArgumentParser):
-
   def error(self, message):
     raise UserError(f'{message}; see --help')
 
@@ -42,7 +41,6 @@ def run(argv: list[str]) -> int:
   name = '-'.join(filter(None, (pathlib.Path(flags.config).stem, flags.tag)))
   workdir = flags.workdir or os.path.join('runs', name)
   from maml_jax import evaluate, report, train  # seconds: after all complaints
-
   status = train.train(config, workdir) if flags.mode != 'eval' else 0
   if flags.mode != 'train' and not status:
     evaluate.evaluate(config, flags.checkpoint or workdir)
@@ -54,6 +52,8 @@ def run(argv: list[str]) -> int:
 if __name__ == '__main__':
   try:
     sys.exit(run(sys.argv[1:]))
+  except KeyboardInterrupt:
+    sys.exit(130)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
