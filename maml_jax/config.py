@@ -95,6 +95,12 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 def validate(config: ConfigDict) -> None:
   """Raises UserError for the first value that cannot be meant."""
   fields = flatten(config)
+  missing = {*CHOICES, *AT_LEAST, *ABOVE_ZERO} - fields.keys()
+  if missing:
+    raise UserError(
+      f'the config has no {", ".join(sorted(missing))}: begin with that of '
+      'configs/default.py'
+    )
   for field, choices in CHOICES.items():
     check_choice(f'config.{field}', fields[field], choices)
   for field, least in AT_LEAST.items():
@@ -175,7 +181,7 @@ def from_json(text: str) -> ConfigDict:
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
   """Returns {'task.ways': 5, ...}."""
-  return dict(_leaves(config.to_dict()))
+  return dict(_leaves(_tuples(config.to_dict())))
 
 
 def _leaves(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
@@ -187,7 +193,7 @@ def _leaves(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _tuples(tree: Any) -> Any:
-  """JSON has lists only, configs have tuples only."""
+  """JSON knows lists only; in configs they mean tuples."""
   if isinstance(tree, dict):
     return {key: _tuples(value) for key, value in tree.items()}
   return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree

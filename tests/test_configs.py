@@ -194,6 +194,24 @@ def test_slip_in_a_config_file_is_one_clear_line(tmp_path, source, message):
   assert '\n' not in str(caught.value)
 
 
+def test_config_from_nothing_is_told_where_to_begin(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from ml_collections import ConfigDict\n'
+    'def get_config():\n'
+    '  return ConfigDict({"seed": 0})\n'
+  )
+  with pytest.raises(UserError, match='has no data.*begin with .*default.py'):
+    config_lib.load(str(path))
+
+
+def test_lists_are_tuples():
+  pairs = "[['conv4', 'support'], ['*', 'global']]"
+  config = load(f'model.norm={pairs}')
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert config_lib.config_differences(config, again) == []
+
+
 def test_file_without_get_config(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('x = 1')
