@@ -32,7 +32,7 @@ def draw_positions(key, index, size, *, ways, shots, queries):
   classes = jax.random.permutation(class_key, num_classes)[:ways]
   # The images with the S + Q smallest of independent uniform numbers.
   draws = jax.random.uniform(image_key, (ways, most))
-  padding = jnp.arange(most) >= size[classes][:, None]
+  padding = jnp.arange(most)[None] >= size[classes][:, None]
   _, columns = jax.lax.top_k(-jnp.where(padding, 2.0, draws), shots + queries)
   return jnp.take_along_axis(index[classes], columns, axis=1)
 
@@ -99,10 +99,13 @@ def make_transform(mean=None, std=None):
     A `transform(key, episode) -> episode`.
   """
 
+  def channels(values):
+    return jnp.array(values, jnp.float32).reshape(1, 1, 1, -1)
+
   def scale(batch):
     image = batch.image.astype(jnp.float32) / 255
     if mean is not None:
-      image = (image - jnp.asarray(mean)) / jnp.asarray(std)
+      image = (image - channels(mean)) / channels(std)
     return batch._replace(image=image)
 
   def transform(key, episode):

@@ -90,7 +90,7 @@ class BatchNorm(nn.Module):
         _blend(mean, batch_mean, old_weight)
         _blend(var, batch_var * (n / max(n - 1, 1)), old_weight)
       if self.mode == 'tasknorm':
-        size.value = jnp.full((), x.shape[0], x.dtype)
+        size.value = 0 * size.value + x.shape[0]
       return batch_mean, batch_var
     mean, var = _channels(mean.value), _channels(var.value)
     if self.mode != 'tasknorm':

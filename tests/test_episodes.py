@@ -1,0 +1,168 @@
+"""Drawn tasks: distinct classes and images, uniform, and never twice."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maml_jax.data.episodes import (
+  distinct_tasks,
+  draw_positions,
+  make_transform,
+  sample_episode,
+  task_keys,
+)
+from maml_jax.errors import UserError
+from maml_jax.types import Dataset
+
+SIZES = [4, 6, 5, 9]  # images of each class
+SHAPE = {'ways': 3, 'shots': 1, 'queries': 3}
+
+
+def dataset(sizes=SIZES):
+  """Every image is its own number; class c holds numbers c * 32 + 0, 1, ..."""
+  index = np.zeros((len(sizes), max(sizes)), np.int32)
+  images, start = [], 0
+  for c, size in enumerate(sizes):
+    index[c, :size] = start + np.arange(size)
+    index[c, size:] = index[c, size - 1]
+    images += [(c * 32 + i) % 256 for i in range(size)]
+    start += size
+  image = np.array(images, np.uint8).reshape(-1, 1, 1, 1)
+  return Dataset(
+      jnp.array(np.tile(image, (1, 2, 2, 3))),
+      jnp.array(index),
+      jnp.array(sizes, jnp.int32),
+  )
+
+
+def numbers(batch):
+  return np.asarray(batch.image[..., 0, 0, 0]).round().astype(int)
+
+
+def sample(key, transform=None):
+  return sample_episode(
+      key,
+      dataset(),
+      transform=transform or (lambda key, episode: episode),
+      **SHAPE,
+  )
+
+
+def test_classes_and_images_are_distinct_and_labels_true():
+  keys = jax.random.split(jax.random.key(0), 200)
+  episodes = jax.jit(jax.vmap(sample))(keys)
+  for support, query, y_support, y_query in zip(
+      numbers(episodes.support),
+      numbers(episodes.query),
+      episodes.support.label,
+      episodes.query.label,
+      strict=True,
+  ):
+    both = np.concatenate([support, query])
+    assert len(set(both)) == len(both) == 12
+    classes = support // 32
+    assert len(set(classes)) == 3
+    np.testing.assert_array_equal(y_support, [0, 1, 2])
+    np.testing.assert_array_equal(classes[np.asarray(y_query)], query // 32)
+
+
+def test_classes_and_images_are_uniform():
+  """Chi-square against equal shares, at a level of one in a million."""
+  from scipy.stats import chi2
+
+  data, draws = dataset(), 6000
+  keys = jax.random.split(jax.random.key(1), draws)
+  drawn = np.asarray(
+      jax.vmap(
+          lambda k: draw_positions(
+              k, data.index, data.size, ways=2, shots=1, queries=1
+          )
+      )(keys)
+  )
+  # Each class is drawn in half of the tasks, its images equally often.
+  expected = np.repeat([draws / 2 * 2 / n for n in SIZES], SIZES)
+  counts = np.bincount(drawn.ravel(), minlength=sum(SIZES))
+  statistic = ((counts - expected) ** 2 / expected).sum()
+  assert statistic < chi2.ppf(1 - 1e-6, len(counts) - 1)
+
+
+def test_the_stream_is_a_function_of_seed_and_step():
+  key = jax.random.key(3)
+  drawn = [
+      numbers(jax.vmap(sample)(task_keys(key, step, 4)).query)
+      for step in (5, 6, 5)
+  ]
+  np.testing.assert_array_equal(drawn[0], drawn[2])
+  assert (drawn[0] != drawn[1]).any()
+  one_by_one = [numbers(sample(k).query) for k in task_keys(key, 5, 4)]
+  np.testing.assert_array_equal(drawn[0], one_by_one)
+
+
+def test_no_two_tasks_of_an_evaluation_are_alike():
+  """A data set so small that chance alone would repeat tasks."""
+  data, shape = dataset([3, 3, 3]), {'ways': 2, 'shots': 1, 'queries': 1}
+  # 3 pairs of classes, 3 * 2 ordered pairs of images in each of the two.
+  possible = 3 * 6 * 6
+  key = jax.random.key(0)
+  tasks = distinct_tasks(key, data, possible - 8, **shape)
+  names = {frozenset(map(tuple, t)) for t in tasks.tolist()}
+  assert tasks.shape == (possible - 8, 2, 2) and len(names) == len(tasks)
+  np.testing.assert_array_equal(
+      distinct_tasks(key, data, 20, **shape),
+      distinct_tasks(key, data, 50, **shape)[:20],
+  )
+  with pytest.raises(UserError, match='distinct 2-way 1-shot tasks'):
+    distinct_tasks(key, data, possible + 1, **shape)
+
+
+def test_order_does_not_make_a_task_another():
+  """Support sets are sets: 2 shots in either order are the same task."""
+  data, shape = dataset([3, 3]), {'ways': 2, 'shots': 2, 'queries': 1}
+  tasks = distinct_tasks(jax.random.key(0), data, 3 * 3, **shape)
+  queries = {tuple(sorted(t[:, 2])) for t in tasks}
+  assert len(queries) == 9
+  with pytest.raises(UserError):
+    distinct_tasks(jax.random.key(0), data, 10, **shape)
+
+
+@pytest.mark.parametrize('normalize', [False, True])
+def test_images_are_scaled_and_normalised(normalize):
+  mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
+  transform = make_transform(mean, std) if normalize else make_transform()
+  key = jax.random.key(0)
+  raw, scaled = sample(key), sample(key, transform)
+  expected = np.asarray(raw.query.image) / 255
+  if normalize:
+    expected = (expected - mean) / std
+  assert scaled.query.image.dtype == jnp.float32
+  np.testing.assert_allclose(scaled.query.image, expected, atol=1e-6)
+  np.testing.assert_array_equal(raw.query.label, scaled.query.label)
+
+
+def test_drawing_is_cheap_of_memory():
+  """The images of the data set are read in place, not copied."""
+  data = dataset([400] * 10)
+  run = jax.jit(
+      lambda key, data: sample_episode(
+          key, data, transform=lambda k, e: e, **SHAPE
+      )
+  )
+  lowered = run.lower(jax.random.key(0), data)
+  assert lowered.compile().memory_analysis().temp_size_in_bytes < 1e5
+
+
+def test_every_split_of_classes_can_come_first():
+  data = dataset()
+  keys = jax.random.split(jax.random.key(2), 300)
+  drawn = jax.vmap(
+      lambda k: draw_positions(
+          k, data.index, data.size, ways=2, shots=1, queries=1
+      )
+  )(keys)
+  starts = np.concatenate([[0], np.cumsum(SIZES)])
+  classes = np.searchsorted(starts, np.asarray(drawn[:, :, 0]), 'right') - 1
+  pairs = set(map(tuple, classes.tolist()))
+  assert pairs == set(itertools.permutations(range(4), 2))

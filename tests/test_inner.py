@@ -1,0 +1,194 @@
+"""The inner loop against closed forms on quadratic tasks, in float64.
+
+Loss of a task with centre c: (w - c)' A (w - c) / 2, so every step is an affine
+map of (w, momentum buffer) and K of them are a matrix power.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maml_jax.errors import UserError
+from maml_jax.inner import InnerConfig, adapt, matches, param_labels
+from maml_jax.learner import Batch, Episode, make_learner, meta_gradient
+from maml_jax.types import Model
+
+DIM, STEPS, TASKS = 3, 4, 6
+CURVATURE = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.2], [0.0, 0.2, 0.5]])
+SETTINGS = [
+    {},
+    {'momentum': 0.9},
+    {'weight_decay': 0.1},
+    {'momentum': 0.5, 'weight_decay': 0.05},
+]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def quadratic(outputs, centre):
+  difference = outputs - centre
+  return difference @ CURVATURE @ difference / 2
+
+
+def make(**config):
+  model = Model(
+      lambda key: ({'encoder': jnp.zeros(DIM)}, {}),
+      lambda params, stats, image, *, train: (params['encoder'], stats),
+  )
+  config = InnerConfig(num_steps=STEPS, encoder_lr=0.1, **config)
+  return make_learner(model, config, loss_fn=quadratic, metric_fns={})
+
+
+def tasks():
+  centre = np.random.RandomState(0).randn(2, TASKS, DIM)
+  nothing = jnp.zeros((TASKS, 0))
+  support, query = (Batch(nothing, jnp.array(c)) for c in centre)
+  return Episode(support, query)
+
+
+def after_steps(config, w, centre):
+  """w after K steps and its derivative by the first w, by matrix powers."""
+  eye, zero = np.eye(DIM), np.zeros((DIM, DIM))
+  mu, decay = config.get('momentum', 0.0), config.get('weight_decay', 0.0)
+
+  def power(curvature):
+    pull = curvature + decay * eye
+    buffer = np.block([pull, mu * eye])
+    move = np.block([eye, zero]) - 0.1 * buffer
+    return np.block([[move], [buffer]])
+
+  state = np.concatenate([w, np.zeros(DIM)])
+  shift = CURVATURE @ centre
+  for _ in range(STEPS):
+    state = power(CURVATURE) @ state - np.concatenate([-0.1 * shift, shift])
+  known = 0 * CURVATURE if config.get('first_order') else CURVATURE
+  jacobian = np.linalg.matrix_power(power(known), STEPS)
+  return state[:DIM], jacobian[:DIM, :DIM]
+
+
+@pytest.mark.parametrize('remat', [True, False])
+@pytest.mark.parametrize('first_order', [True, False])
+@pytest.mark.parametrize('config', SETTINGS, ids=str)
+def test_meta_gradient_is_the_closed_form(config, first_order, remat):
+  config = config | {'first_order': first_order}
+  learner, episodes = make(**config, remat=remat), tasks()
+  w = np.array([0.4, -1.0, 0.7])
+  grads, _, metrics = jax.jit(
+      lambda w, episodes: meta_gradient(learner, {'encoder': w}, {}, episodes)
+  )(w, episodes)
+  expected, losses = np.zeros(DIM), []
+  for c_support, c_query in zip(
+      episodes.support.label, episodes.query.label, strict=True
+  ):
+    adapted, jacobian = after_steps(config, w, np.asarray(c_support))
+    slope = CURVATURE @ (adapted - np.asarray(c_query))
+    expected += jacobian.T @ slope / TASKS
+    losses.append(quadratic(adapted, np.asarray(c_query)))
+  np.testing.assert_allclose(grads['encoder'], expected, atol=1e-12)
+  np.testing.assert_allclose(metrics['loss'], losses, atol=1e-12)
+
+
+def test_zero_steps_change_nothing():
+  learner = make_learner(
+      Model(None, lambda p, s, image, *, train: (p['encoder'], s)),
+      InnerConfig(num_steps=0),
+      loss_fn=quadratic,
+      metric_fns={},
+  )
+  support = jax.tree.map(lambda x: x[0], tasks().support)
+  w = {'encoder': jnp.arange(3.0)}
+  adapted, _, losses = learner.adapt(w, {}, support)
+  np.testing.assert_array_equal(adapted['encoder'], w['encoder'])
+  assert losses.shape == (0,)
+
+
+def two_groups():
+  return {
+      'encoder': {'conv1': {'kernel': jnp.ones(2), 'bn': {'bias': jnp.ones(1)}}},
+      'classifier': {'kernel': jnp.ones(2), 'temperature': jnp.ones(())},
+  }
+
+
+def sum_of_squares(params, stats, support):
+  del support
+  return sum((x**2).sum() for x in jax.tree.leaves(params)) / 2, stats
+
+
+def test_groups_have_their_own_rates_and_frozen_parameters_stay():
+  config = InnerConfig(
+      num_steps=1, encoder_lr=0.1, classifier_lr=0.5, frozen=('bn',)
+  )
+  adapted, *_ = adapt(sum_of_squares, config, two_groups(), {}, None)
+  np.testing.assert_allclose(adapted['encoder']['conv1']['kernel'], 0.9)
+  np.testing.assert_allclose(adapted['classifier']['kernel'], 0.5)
+  np.testing.assert_array_equal(adapted['encoder']['conv1']['bn']['bias'], 1)
+  np.testing.assert_array_equal(adapted['classifier']['temperature'], 1)
+
+
+def test_a_learning_rate_of_zero_is_zero():
+  config = InnerConfig(num_steps=3, encoder_lr=0.0, classifier_lr=0.0)
+  params = two_groups()
+  adapted, *_ = adapt(sum_of_squares, config, params, {}, None)
+  jax.tree.map(np.testing.assert_array_equal, adapted, params)
+
+
+def test_a_reset_head_starts_at_zero_and_passes_its_gradient_on():
+  config = InnerConfig(num_steps=1, classifier_lr=0.5, reset_classifier=True)
+
+  def loss(params, stats, support):
+    return (params['classifier']['kernel'] ** 2 - support).sum(), stats
+
+  def outer(params):
+    adapted, *_ = adapt(loss, config, params, {}, jnp.ones(2))
+    return adapted['classifier']['kernel'].sum()
+
+  value, grads = jax.value_and_grad(outer)(two_groups())
+  assert value == 0  # 0 - 0.5 * 2 * 0
+  # d/dw (w - 0.5 * 2 w) = 0 at the zero that stands for w
+  np.testing.assert_array_equal(grads['classifier']['kernel'], 0)
+  config = InnerConfig(num_steps=0, reset_classifier=True)
+  grads = jax.grad(outer)(two_groups())
+  np.testing.assert_array_equal(grads['classifier']['kernel'], 1)
+
+
+def test_only_adapted_parameters_have_inner_state():
+  """Frozen weights take no inner-loop memory: they are no carry of the scan."""
+  params = two_groups() | {'encoder': {'kernel': jnp.ones(1234)}}
+  config = InnerConfig(momentum=0.9, frozen=('encoder',))
+  jaxpr = jax.make_jaxpr(
+      lambda p: adapt(sum_of_squares, config, p, {}, None)[0]
+  )(params)
+  scan = next(e for e in jaxpr.eqns if e.primitive.name == 'scan')
+  first = scan.params['num_consts']
+  carry = scan.invars[first : first + scan.params['num_carry']]
+  assert sum(v.aval.size for v in carry) < 10
+
+
+@pytest.mark.parametrize(
+    'pattern, path, hit',
+    [
+        ('bn', 'encoder/conv1/bn/bias', True),
+        ('bn', 'encoder/layer1/bn1/bias', False),
+        ('bn*', 'encoder/layer1/bn1/bias', True),
+        ('conv1', 'encoder/conv10/conv/bias', False),
+        ('conv[12]/conv', 'encoder/conv2/conv/kernel', True),
+        ('encoder', 'encoder/conv1/bn/bias', True),
+        ('encoder/bn', 'encoder/conv1/bn/bias', False),
+        ('encoder/conv1/bn/bias/more', 'encoder/conv1/bn/bias', False),
+        ('*', 'classifier/kernel', True),
+    ],
+)
+def test_patterns_match_consecutive_parts(pattern, path, hit):
+  assert matches(pattern, path) is hit
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+  with pytest.raises(UserError, match="'conv9' matches no parameter") as error:
+    param_labels(InnerConfig(frozen=('bn', 'conv9')), two_groups())
+  assert 'encoder/conv1/bn/bias' in str(error.value)
+  assert '\n' not in str(error.value)

@@ -1,0 +1,232 @@
+"""Every program that ships, jitted, against its op-by-op run.
+
+Compiled gradients have been wrong by 100 % without any error; so second order,
+first order and evaluation are each compared with `jax.disable_jit`, task by
+task, under vmap, in chunks and on eight devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from maml_jax.errors import UserError
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  InnerConfig,
+  make_learner,
+  meta_gradient,
+)
+from maml_jax.models import make_model
+from maml_jax.models.norm import MODES
+from maml_jax.parallel import check_num_tasks, make_mesh, mean_over_tasks
+
+WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
+LAYOUTS = {
+    'vmap': {},
+    'chunk 1': {'chunk': 1},
+    'chunk 2': {'chunk': 2},
+    '8 devices': {'devices': 8},
+    '2 devices, chunk 2': {'devices': 2, 'chunk': 2},
+}
+INNER = {
+    'num_steps': 2,
+    'encoder_lr': 0.05,
+    'classifier_lr': 0.1,
+    'momentum': 0.5,
+    'weight_decay': 0.01,
+}
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def episodes(tasks=8):
+  r = np.random.RandomState(0)
+
+  def batch(per_class):
+    image = r.rand(tasks, WAYS * per_class, SIDE, SIDE, 3)
+    label = np.tile(np.repeat(np.arange(WAYS), per_class), (tasks, 1))
+    return Batch(jnp.array(image), jnp.array(label))
+
+  support = batch(SHOTS)
+  return Episode(support, batch(QUERIES))
+
+
+@functools.cache
+def build(norm='batch', meta_test=False, **inner):
+  model = make_model(
+      'convnet4', WAYS, (SIDE, SIDE, 3), norm=norm, width=4, meta_test=meta_test
+  )
+  params, stats = model.init(jax.random.key(0))
+  # Away from the initial 0 and 1, where mistakes could hide.
+  noise = np.random.RandomState(1)
+  params, stats = jax.tree.map(
+      lambda x: jnp.abs(x + 0.1 * noise.randn(*x.shape))
+      if x.shape and x.min() >= 0
+      else jnp.asarray(x + 0.1 * noise.randn(*x.shape)),
+      (params, stats),
+  )
+  return make_learner(model, InnerConfig(**INNER | inner)), params, stats
+
+
+def program(kind, learner, devices=None, chunk=None):
+  """(params, stats, episodes) -> what this kind of program ships."""
+  mesh = make_mesh(jax.devices()[:devices]) if devices else None
+  if kind != 'evaluation':
+    return lambda params, stats, episodes: meta_gradient(
+        learner, params, stats, episodes, mesh=mesh, chunk=chunk
+    )
+
+  def one_task(shared, episode):
+    return (), learner.loss(*shared, episode)[1][1]
+
+  return lambda params, stats, episodes: mean_over_tasks(one_task, mesh, chunk)(
+      (params, stats), episodes
+  )
+
+
+def op_by_op(kind, learner, *args):
+  with jax.disable_jit():
+    return program(kind, learner, chunk=1)(*args)
+
+
+@functools.cache
+def reference(kind):
+  return op_by_op(kind, *build(**kinds(kind)), episodes())
+
+
+def kinds(kind):
+  return {
+      'second order': {},
+      'first order': {'first_order': True},
+      'evaluation': {'num_steps': 3},
+  }[kind]
+
+
+def assert_close(got, expected, tolerance=1e-9):
+  def check(x, y):
+    x, y = np.asarray(x), np.asarray(y)
+    scale = max(1.0, np.abs(y).max(initial=0))
+    np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * scale)
+
+  jax.tree.map(check, got, expected)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('kind', ['second order', 'first order', 'evaluation'])
+def test_jitted_equals_op_by_op(kind, layout):
+  learner, params, stats = build(**kinds(kind))
+  run = jax.jit(program(kind, learner, **LAYOUTS[layout]))
+  assert_close(run(params, stats, episodes()), reference(kind))
+
+
+@pytest.mark.parametrize('mode', [m for m in MODES if m != 'batch'])
+@pytest.mark.parametrize('meta_test', [False, True])
+def test_jitted_equals_op_by_op_in_every_norm_mode(mode, meta_test):
+  kind = 'evaluation' if meta_test else 'second order'
+  learner, *state = build(norm=mode, meta_test=meta_test)
+  args = *state, episodes(4)
+  # One layout that vectorises and spreads over devices at once.
+  run = jax.jit(program(kind, learner, devices=2, chunk=2))
+  assert_close(run(*args), op_by_op(kind, learner, *args))
+
+
+def test_float32_programs_equal_op_by_op():
+  """At the width that ships, in the precision that ships."""
+  with jax.enable_x64(False):
+    model = make_model('convnet4', WAYS, (28, 28, 3))
+    params, stats = model.init(jax.random.key(0))
+    learner = make_learner(model, InnerConfig(num_steps=2, frozen=('bn',)))
+    r = np.random.RandomState(0)
+    batch = Batch(
+        jnp.array(r.rand(2, WAYS, 28, 28, 3), jnp.float32),
+        jnp.tile(jnp.arange(WAYS), (2, 1)),
+    )
+    args = params, stats, Episode(batch, jax.tree.map(lambda x: x + 0, batch))
+    run = program('second order', learner, chunk=1)
+    compiled = jax.jit(run)(*args)
+    with jax.disable_jit():
+      assert_close(compiled, run(*args), 1e-3)
+
+
+@pytest.mark.parametrize('first_order', [True, False])
+def test_remat_changes_nothing(first_order):
+  results = []
+  for remat in (True, False):
+    learner, params, stats = build(first_order=first_order, remat=remat)
+    run = jax.jit(program('second order', learner, chunk=1))
+    results.append(run(params, stats, episodes(1)))
+  assert_close(*results)
+
+
+def test_meta_gradient_equals_finite_differences():
+  learner, params, stats = build()
+  episode = jax.tree.map(lambda x: x[0], episodes(1))
+  check_grads(
+      jax.jit(lambda params: learner.loss(params, stats, episode)[0]),
+      (params,),
+      order=1,
+      modes=('rev',),
+      eps=1e-6,
+      rtol=1e-5,
+      atol=1e-5,
+  )
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_inductive_modes_judge_each_image_alone(mode):
+  """And `batch` does not: it is transductive."""
+  learner, params, stats = build(norm=mode)
+  episode = jax.tree.map(lambda x: x[0], episodes(1))
+  params, stats, _ = learner.adapt(params, stats, episode.support)
+  together = learner.predict(params, stats, episode.query.image)
+  alone = learner.predict(params, stats, episode.query.image[:1])
+  assert np.allclose(together[:1], alone, atol=1e-9) == (mode != 'batch')
+
+
+def test_a_task_keeps_its_own_statistics_to_itself():
+  for mode in MODES:
+    learner, params, stats = build(norm=mode)
+    episode = jax.tree.map(lambda x: x[0], episodes(1))
+    _, (after, _) = learner.loss(params, stats, episode)
+    moved = any(
+        not np.allclose(x, y)
+        for x, y in zip(
+            jax.tree.leaves(stats), jax.tree.leaves(after), strict=True
+        )
+    )
+    assert moved == (mode == 'global'), mode
+
+
+def test_global_statistics_stay_at_meta_test():
+  learner, params, stats = build(norm='global', meta_test=True)
+  episode = jax.tree.map(lambda x: x[0], episodes(1))
+  _, after, _ = learner.adapt(params, stats, episode.support)
+  jax.tree.map(np.testing.assert_array_equal, after, stats)
+
+
+def test_even_meta_batches_are_taken():
+  check_num_tasks(8, 8, 1)
+  check_num_tasks(6, 1, 3)
+  check_num_tasks(4, 2)
+
+
+def test_uneven_meta_batches_are_refused_with_numbers_that_work():
+  with pytest.raises(UserError) as error:
+    check_num_tasks(6, 4, 2)
+  message = str(error.value)
+  assert '6 tasks' in message and 'take 8 tasks' in message
+  assert '1 or 3 device(s)' in message
+  with pytest.raises(UserError, match='take 4 or 8 tasks'):
+    check_num_tasks(6, 4)
+  learner, params, stats = build()
+  with pytest.raises(UserError, match='in chunks of 3'):
+    meta_gradient(learner, params, stats, episodes(), chunk=3)
