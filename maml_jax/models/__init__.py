@@ -14,13 +14,20 @@ import jax.numpy as jnp
 
 from maml_jax.errors import UserError
 from maml_jax.models.convnet import ConvNet4
-from maml_jax.models.layers import INITS, Head
+from maml_jax.models.layers import Head
 from maml_jax.models.norm import MODES, BatchNorm
+from maml_jax.models.resnet import NARROW, WIDE, ResNet12, ResNet18
 from maml_jax.types import Model
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     'convnet4': partial(ConvNet4, width=32),
     'wide_convnet4': partial(ConvNet4, width=64),
+    'resnet12': partial(ResNet12, widths=NARROW),
+    'wide_resnet12': partial(ResNet12, widths=WIDE),
+    'resnet10': partial(ResNet18, widths=NARROW, blocks=1),
+    'wide_resnet10': partial(ResNet18, widths=WIDE, blocks=1),
+    'resnet18': partial(ResNet18, widths=NARROW, blocks=2),
+    'wide_resnet18': partial(ResNet18, widths=WIDE, blocks=2),
 }
 
 Norm = str | tuple[tuple[str, str], ...]
@@ -82,7 +89,7 @@ def make_model(
   for _, mode in pairs:
     _check_choice('norm mode', mode, MODES)
   _check_choice('encoder', encoder, ENCODERS)
-  _check_choice('init', init, INITS)
+  _check_choice('init', init, ('torch', 'xavier'))
 
   def make_norm(layer):
     for pattern, mode in pairs:

@@ -19,22 +19,30 @@ def _torch_uniform(fan_in):
   return init
 
 
+def _zeros(fan_in):
+  del fan_in
+  return nn.initializers.zeros
+
+
 # name -> (kernel initialiser of fan_in, bias initialiser of fan_in)
 INITS = {
     'torch': (_torch_uniform, _torch_uniform),
-    'xavier': (
-        lambda fan_in: nn.initializers.xavier_uniform(),
-        lambda fan_in: nn.initializers.zeros,
+    'xavier': (lambda fan_in: nn.initializers.xavier_uniform(), _zeros),
+    'he': (
+        lambda fan_in: nn.initializers.variance_scaling(2, 'fan_out', 'normal'),
+        _zeros,
     ),
 }
 
 
 class Conv(nn.Module):
-  """k x k convolution with bias that keeps the size of the image."""
+  """Convolution of odd kernel size that keeps the image's, but for strides."""
 
   features: int
   init: str
   size: int = 3
+  stride: int = 1
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x):
@@ -42,8 +50,11 @@ class Conv(nn.Module):
     fan_in = math.prod(shape[:3])
     kernel_init, bias_init = INITS[self.init]
     kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
+    x = ops.conv(x, kernel, stride=self.stride)
+    if not self.use_bias:
+      return x
     bias = self.param('bias', bias_init(fan_in), shape[3:], jnp.float32)
-    return ops.conv(x, kernel) + bias.reshape(1, 1, 1, -1)
+    return x + bias.reshape(1, 1, 1, -1)
 
 
 class Head(nn.Module):
