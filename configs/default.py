@@ -32,8 +32,10 @@ def get_config() -> ConfigDict:
   task.queries = 15  # query images per class
 
   config.model = model = ConfigDict()
-  model.encoder = 'convnet4'  # convnet4, wide_convnet4
-  model.width = 0  # channels of a convnet layer; 0 = the encoder's own
+  # convnet4, wide_convnet4, resnet10, wide_resnet10, resnet12, wide_resnet12,
+  # resnet18, wide_resnet18
+  model.encoder = 'convnet4'
+  model.width = 0  # channels of convnet layers; 0 = the encoder's own
   # Whose moments normalise a query image. One word for all layers:
   #   batch       its own batch's, at all times (transductive)
   #   global      running averages over all training tasks
@@ -45,7 +47,9 @@ def get_config() -> ConfigDict:
   model.norm = FieldReference('batch', field_type=object)
   model.norm_scale = True  # learn a scale beside the bias
   model.norm_eps = 1e-5  # added to the variance
-  model.init = 'torch'  # torch (uniform, +-1/sqrt(fan in)), xavier (uniform)
+  # torch (uniform, +-1/sqrt(fan in)) or xavier (uniform, zero biases); the
+  # convolutions of resnets are He-normal always.
+  model.init = 'torch'
   model.temperature = 1.0  # multiplies the logits
   model.learn_temperature = False  # in the outer loop; never adapted
 

@@ -26,7 +26,16 @@ CHOICES = {
   'data.name': ('glyphs', 'omniglot', 'mini_imagenet'),
   'data.augment_support': ('none', 'flip'),
   'data.augment_query': ('none', 'flip'),
-  'model.encoder': ('convnet4', 'wide_convnet4'),
+  'model.encoder': (
+    'convnet4',
+    'wide_convnet4',
+    'resnet10',
+    'wide_resnet10',
+    'resnet12',
+    'wide_resnet12',
+    'resnet18',
+    'wide_resnet18',
+  ),
   'model.init': ('torch', 'xavier'),
   'outer.optimizer': ('sgd', 'rmsprop', 'adam', 'adamw'),
   'outer.schedule': ('constant', 'step', 'cosine'),
@@ -114,6 +123,11 @@ def validate(config: ConfigDict) -> None:
       check_choice(f'config.{field}', word, NORMS)
   _check_items('inner.frozen', fields['inner.frozen'], str)
   _check_items('outer.milestones', fields['outer.milestones'], int)
+  if config.model.width and 'convnet' not in config.model.encoder:
+    raise UserError(
+      f'config.model.width={config.model.width}: {config.model.encoder} has '
+      'widths of its own; leave it 0'
+    )
   if config.eval.ways != config.task.ways and not config.inner.reset_classifier:
     raise UserError(
       f'config.eval.ways={config.eval.ways}: a learned head has '

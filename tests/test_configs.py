@@ -11,7 +11,7 @@ from maml_jax import config as config_lib
 from maml_jax import data, models, optim
 from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.errors import UserError
-from maml_jax.models import layers, norm
+from maml_jax.models import norm
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 DEFAULT = REPOSITORY / 'configs' / 'default.py'
@@ -60,7 +60,8 @@ def test_choices_are_those_of_the_registries_and_stand_in_the_default():
                 'val.augment_support', 'eval.augment_support'):  # fmt: skip
     assert set(choices[field]) == set(AUGMENTATIONS)
   assert set(choices['model.encoder']) == set(models.ENCODERS)
-  assert set(choices['model.init']) == set(layers.INITS)
+  for init in choices['model.init']:
+    models.make_model('convnet4', 5, (28, 28, 1), init=init)
   assert set(choices['outer.optimizer']) == set(optim.OPTIMIZERS)
   assert set(choices['outer.schedule']) == set(optim.SCHEDULES)
   source = DEFAULT.read_text()
@@ -134,6 +135,7 @@ def test_override(override, value):
     ('data.name=miniimagenet', 'did you mean mini_imagenet?'),
     ('data.name=', 'there are: glyphs, omniglot, mini_imagenet'),
     ('model.encoder=convnet', 'did you mean convnet4?'),
+    ('model.encoder=resnet-12', 'did you mean resnet12?'),
     ('model.norm=globl', 'did you mean global?'),
     ('eval.norm=(("*", "globl"),)', 'did you mean global?'),
     ('model.norm=(1, 2)', 'neither a word nor (pattern, word) pairs'),
@@ -147,6 +149,12 @@ def test_slip_is_one_clear_line(override, message):
   with pytest.raises(UserError, match=re.escape(message)) as caught:
     load(override)
   assert '\n' not in str(caught.value)
+
+
+def test_width_is_of_convnets():
+  assert load('model.encoder=wide_convnet4', 'model.width=48')
+  with pytest.raises(UserError, match='resnet12 has widths of its own'):
+    load('model.encoder=resnet12', 'model.width=48')
 
 
 def test_other_ways_are_fine_with_a_zero_head():
