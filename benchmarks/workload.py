@@ -1,0 +1,43 @@
+"""The unit of work that is timed: one meta-iteration on mini-ImageNet shapes.
+
+ConvNet4 of width 32, 84 x 84 pixels, 5 ways, 4 tasks, 15 queries per class,
+batch norm meta-learned but not adapted; outer update by Adam included.
+`evaluation` adapts and predicts alone. Imports neither JAX nor PyTorch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Workload(NamedTuple):
+  """What one iteration does."""
+
+  shots: int = 1
+  num_steps: int = 5
+  first_order: bool = False
+  evaluation: bool = False
+  tasks: int = 4
+  ways: int = 5
+  queries: int = 15
+  side: int = 84
+
+
+WORKLOADS = {
+    '5w1s': Workload(),
+    '5w5s': Workload(shots=5),
+    'first_order': Workload(first_order=True),
+    'evaluation': Workload(num_steps=10, evaluation=True),
+}
+
+
+def arrays(work: Workload):
+  """Random support and query sets: images [T, N, H, W, 3] float32, labels."""
+  r = np.random.RandomState(0)
+
+  def batch(per_class):
+    shape = (work.tasks, work.ways * per_class, work.side, work.side, 3)
+    label = np.repeat(np.arange(work.ways), per_class)
+    return r.rand(*shape).astype(np.float32), np.tile(label, (work.tasks, 1))
+
+  return batch(work.shots), batch(work.queries)
