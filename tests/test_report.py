@@ -3,11 +3,13 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 from matplotlib.figure import Figure
 from PIL import Image
 
-from maml_jax import report
+from maml_jax import data, evaluate, experiment, report
 from maml_jax.errors import UserError
+from maml_jax.train import train as train_run
 from maml_jax.types import Batch, Episode
 
 
@@ -134,3 +136,30 @@ def test_many_images_are_cut_to_a_readable_number(tmp_path, figures):
   texts = [text.get_text() for text in axes.texts]
   assert '30 of 30 query images right' in texts
   assert any('the first 10 of each class' in text for text in texts)
+
+
+def test_report_shows_the_first_task_of_the_evaluation(
+  tmp_path, monkeypatch, capsys, figures
+):
+  tiny.use(monkeypatch, tmp_path / 'cache')
+  names = [f'class {c}' for c in range(8)]
+  monkeypatch.setattr(data, 'class_names', lambda *_: names)
+  config = tiny.config(train__num_epochs=1)
+  train_run(config, tmp_path)
+  evaluate.evaluate(config, tmp_path)
+  report.report(config, tmp_path)
+
+  (tasks,) = (tmp_path / 'eval').glob('*.npz')
+  right = round(np.load(tasks)['accuracy'][0] * 3 * 2)
+  texts = [text.get_text() for text in figures[-1].axes[0].texts]
+  assert f'{right} of 6 query images right' in texts
+  dataset = tiny.dataset('test')
+  phase = experiment.eval_phase(config)
+  (positions,), _ = evaluate.fixed_tasks(dataset, phase, 1)
+  for first in positions[:, 0]:
+    rows = zip(dataset.index, dataset.size, strict=True)
+    (owner,) = (c for c, (row, n) in enumerate(rows) if first in row[:n])
+    assert names[owner] in texts
+  out = capsys.readouterr().out
+  for name in ('checkpoints/best', 'curves.png', 'episode.png'):
+    assert str(tmp_path / name) in out
