@@ -142,9 +142,9 @@ def evaluate(
   Raises:
     UserError: there is no sound checkpoint, or it is of another config.
   """
+  experiment.prepare_jax(config)
   saved = checkpoint.load(source, config.eval.checkpoint)
   check_same(saved.config, config, saved.path, IGNORED)
-  experiment.use_compilation_cache()
   phase, machine = experiment.eval_phase(config), experiment.machine(config)
   num_tasks = config.eval.num_tasks
   with (

@@ -21,7 +21,7 @@ from maml_jax.inner import InnerConfig
 from maml_jax.learner import Learner, make_learner
 from maml_jax.models import make_model
 from maml_jax.optim import make_optimizer, make_schedule
-from maml_jax.parallel import make_mesh
+from maml_jax.parallel import make_mesh, use_cores
 from maml_jax.types import Dataset
 
 
@@ -160,12 +160,14 @@ def machine(config) -> Machine:
   return Machine(make_mesh(), config.train.chunk or default)
 
 
-def use_compilation_cache() -> None:
-  """Keeps compiled programs for the next run: restarts take seconds.
+def prepare_jax(config) -> None:
+  """What must be settled before JAX is used for the first time.
 
-  They lie in $MAML_JAX_CACHE, by default ~/.cache/maml_jax/xla; a directory
-  that JAX itself was told of goes first.
+  Compiled programs are kept for the next run: restarts take seconds. They lie
+  in $MAML_JAX_CACHE, by default ~/.cache/maml_jax/xla; a directory that JAX
+  itself was told of goes first. A CPU is used as one device per core.
   """
+  use_cores(config.train.num_tasks, config.train.chunk or 1)
   if jax.config.jax_compilation_cache_dir is None:
     folder = os.environ.get('MAML_JAX_CACHE') or '~/.cache/maml_jax/xla'
     folder = str(pathlib.Path(folder).expanduser())

@@ -1,5 +1,7 @@
 """Spreading the tasks of a meta-batch over devices and over time."""
 
+import contextlib
+import os
 from functools import partial
 
 import jax
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from maml_jax.errors import UserError
 
 AXIS = 'task'
+_FORCED = 'xla_force_host_platform_device_count'
 
 
 def make_mesh(devices=None):
@@ -19,6 +22,29 @@ def make_mesh(devices=None):
   return jax.make_mesh(
       (len(devices),), (AXIS,), (AxisType.Auto,), devices=devices
   )
+
+
+def use_cores(num_tasks, chunk=1):
+  """Makes a device of every core of a CPU, as many as the tasks divide over.
+
+  One device runs many small operations on one core, whatever the others do;
+  devices side by side keep all cores busy. Without effect on accelerators,
+  where somebody has chosen the number of CPU devices, or once JAX has run.
+
+  Args:
+    num_tasks: T, tasks per meta-batch.
+    chunk: tasks vectorised at a time on one device.
+  """
+  chosen = jax.config.jax_num_cpu_devices > 0
+  if chosen or _FORCED in os.environ.get('XLA_FLAGS', ''):
+    return
+  if hasattr(os, 'sched_getaffinity'):
+    cores = len(os.sched_getaffinity(0))
+  else:  # not Linux
+    cores = os.cpu_count() or 1
+  fitting = [n for n in range(1, cores + 1) if num_tasks % (n * chunk) == 0]
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_num_cpu_devices', max(fitting, default=1))
 
 
 def mean_over_tasks(fn, mesh=None, chunk=None):

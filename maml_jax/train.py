@@ -132,7 +132,7 @@ def train(config, workdir: str | os.PathLike) -> int:
     UserError: something of the config, the data or the workdir does not fit.
   """
   workdir = pathlib.Path(workdir)
-  experiment.use_compilation_cache()
+  experiment.prepare_jax(config)
   with (
       jax.default_matmul_precision(config.precision),
       claim(workdir, config),
