@@ -6,7 +6,6 @@ command line, and what would do instead.
 """
 
 import ast
-import difflib
 import json
 import math
 import pathlib
@@ -17,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maml_jax.errors import UserError
+from maml_jax.errors import UserError, check_choice, suggest
 
 NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
 
@@ -136,12 +135,6 @@ def validate(config: ConfigDict) -> None:
     )
 
 
-def check_choice(field: str, value: Any, choices: Collection[str]) -> None:
-  """Raises UserError, naming the nearest, unless value is a choice."""
-  if value not in choices:
-    raise UserError(f'{field}={value}: unknown{_suggest(str(value), choices)}')
-
-
 def check_task(
   name: str, size: Sequence[int], *, ways: int, shots: int, queries: int
 ) -> None:
@@ -218,7 +211,7 @@ def _get_config(path: str) -> ConfigDict:
   if not file.is_file():
     folder = file.parent if file.parent.name == 'configs' else 'configs'
     presets = sorted(map(str, pathlib.Path(folder).glob('[!_]*.py')))
-    raise UserError(f'no config file {path}{_suggest(path, presets)}')
+    raise UserError(f'no config file {path}{suggest(path, presets)}')
   try:
     config = runpy.run_path(path).get('get_config', lambda: None)()
   except Exception as error:  # whatever goes wrong there is the file's
@@ -249,7 +242,7 @@ def _override(config: ConfigDict, field: str, text: str | None) -> None:
   for key in (*sections, name):
     section = value
     if not isinstance(section, ConfigDict) or key not in section:
-      hint = _suggest(field, flatten(config), config)
+      hint = suggest(field, flatten(config), config)
       raise UserError(f'no field config.{field}{hint}')
     value = section[key]
   if isinstance(value, ConfigDict):
@@ -313,12 +306,3 @@ def _check_items(field: str, items: tuple, kind: type) -> None:
   for item in items:
     if not isinstance(item, kind):
       raise UserError(f'config.{field}: {item!r} is not {_KINDS[kind]}')
-
-
-def _suggest(
-  word: str, known: Collection[str], listed: Collection[str] | None = None
-) -> str:
-  near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-  if near:
-    return f'; did you mean {near[0]}?'
-  return f'; there are: {", ".join(listed or known)}' if known else ''

@@ -109,7 +109,9 @@ def test_zero_steps_change_nothing():
 
 def two_groups():
   return {
-      'encoder': {'conv1': {'kernel': jnp.ones(2), 'bn': {'bias': jnp.ones(1)}}},
+      'encoder': {
+          'conv1': {'kernel': jnp.ones(2), 'bn': {'bias': jnp.ones(1)}},
+      },
       'classifier': {'kernel': jnp.ones(2), 'temperature': jnp.ones(())},
   }
 

@@ -134,9 +134,9 @@ def test_a_temperature_multiplies_the_logits():
 @pytest.mark.parametrize(
     'args, message',
     [
-        ({'encoder': 'convnet5'}, "did you mean 'convnet4'"),
-        ({'norm': 'episodc'}, "did you mean 'episodic'"),
-        ({'init': 'xavir'}, "did you mean 'xavier'"),
+        ({'encoder': 'convnet5'}, "did you mean convnet4"),
+        ({'norm': 'episodc'}, "did you mean episodic"),
+        ({'init': 'xavir'}, "did you mean xavier"),
         ({'norm': (('conv1', 'batch'),)}, "says nothing about layer 'conv2'"),
     ],
 )

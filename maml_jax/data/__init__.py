@@ -6,14 +6,13 @@
     train = data.load_dataset('mini_imagenet', 'train')
 """
 
-import difflib
 import os
 from collections.abc import Collection
 from pathlib import Path
 
 from maml_jax.data import glyphs, mini_imagenet, omniglot, store
 from maml_jax.data.source import SPLITS, Spec, Splits, verify
-from maml_jax.errors import UserError
+from maml_jax.errors import UserError, check_choice
 from maml_jax.types import Dataset
 
 __all__ = [
@@ -36,7 +35,8 @@ PathLike = str | os.PathLike
 
 def spec(name: str) -> Spec:
   """The facts about a data set: image shape, channel means, layout, ..."""
-  return SPECS[_choose(name, SPECS, 'data set')]
+  check_choice('data set', name, SPECS)
+  return SPECS[name]
 
 
 def root(name: str, data_dir: PathLike | None = None) -> Path:
@@ -72,7 +72,7 @@ def load_dataset(
     UserError: there is no such data set or split, or it is not prepared.
   """
   facts = spec(name)
-  _choose(split, SPLITS, 'split')
+  check_choice('split', split, SPLITS)
   folder = root(name, data_dir)
   dataset = store.read_arrays(folder, facts, split)
   if dataset is None:
@@ -161,13 +161,3 @@ def _advice(facts: Spec, data_dir: PathLike | None) -> str:
     f'\n  python -m maml_jax.data prepare {facts.name} --from DIR{place}'
     f'\nwhere DIR holds one of:{layouts}'
   )
-
-
-def _choose(name: str, choices: Collection[str], kind: str) -> str:
-  if name not in choices:
-    close = difflib.get_close_matches(name, choices, 1)
-    hint = f'did you mean {close[0]!r}? ' if close else ''
-    raise UserError(
-      f'unknown {kind} {name!r}; {hint}There are: {", ".join(choices)}'
-    )
-  return name

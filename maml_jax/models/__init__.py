@@ -4,7 +4,6 @@
 module that builds it.
 """
 
-import difflib
 import fnmatch
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +11,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from maml_jax.errors import UserError
+from maml_jax.errors import UserError, check_choice
 from maml_jax.models.convnet import ConvNet4
 from maml_jax.models.layers import Head
 from maml_jax.models.norm import MODES, BatchNorm
@@ -87,9 +86,9 @@ def make_model(
   """
   pairs = ((('*', norm),) if isinstance(norm, str) else tuple(norm))
   for _, mode in pairs:
-    _check_choice('norm mode', mode, MODES)
-  _check_choice('encoder', encoder, ENCODERS)
-  _check_choice('init', init, ('torch', 'xavier'))
+    check_choice('norm mode', mode, MODES)
+  check_choice('encoder', encoder, ENCODERS)
+  check_choice('init', init, ('torch', 'xavier'))
 
   def make_norm(layer):
     for pattern, mode in pairs:
@@ -132,12 +131,3 @@ def make_model(
 def _split(variables):
   stats = dict(variables)
   return stats.pop('params'), stats
-
-
-def _check_choice(what, name, choices):
-  if name not in choices:
-    near = difflib.get_close_matches(str(name), choices, 1)
-    hint = f'did you mean {near[0]!r}?' if near else 'it is none of'
-    raise UserError(
-        f'unknown {what} {name!r}: {hint} (choices: {", ".join(choices)})'
-    )
