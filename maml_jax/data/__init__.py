@@ -7,7 +7,6 @@
 """
 
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 from maml_jax.data import glyphs, mini_imagenet, omniglot, store
