@@ -5,8 +5,9 @@
   WORKDIR/checkpoints/aside/         what a run that went back has overtaken
 
 Of `latest` and `best` the newest two are kept. A checkpoint holds arrays, in
-`state`, and facts, in `meta`: the config, and a digest of the arrays by which
-damage is noticed. Reading one reads data, never code.
+`state`, and facts, in `meta`: the config and the metrics on validation. Both
+come with digests of their bytes, which are compared before anything is read.
+Reading a checkpoint reads data, never code.
 
 Orbax is used here and nowhere else.
 """
@@ -31,6 +32,7 @@ from maml_jax.errors import UserError
 from maml_jax.types import MetaState, PyTree
 
 KEPT = 2
+DIGESTS = 'digests.json'
 SECONDS_BETWEEN_SAVES = 120.0
 
 
@@ -104,17 +106,14 @@ class Saver:
     arrays = _to_arrays(state)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(arrays)):
       raise NotFinite(f'the state at step {state.step} is not finite')
-    facts = {
-        'config': self._config,
-        'metrics': dict(metrics),
-        'digest': digest(arrays),
-    }
+    facts = {'config': self._config, 'metrics': dict(metrics)}
+    facts['digest'] = _digest(_canonical(facts))
     step = int(state.step)
     self._set_aside(manager, step)
     manager.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(facts)
+            state=_Save(arrays), meta=ocp.args.JsonSave(facts)
         ),
     )
 
@@ -183,16 +182,6 @@ def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
   return None
 
 
-def digest(arrays: PyTree) -> str:
-  """SHA-256 of the names, types, shapes and bytes of a pytree of arrays."""
-  total = hashlib.sha256()
-  for path, x in jax.tree_util.tree_leaves_with_path(arrays):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    total.update(f'{name} {x.dtype} {x.shape};'.encode())
-    total.update(np.asarray(x).tobytes())
-  return total.hexdigest()
-
-
 def _to_arrays(state: MetaState) -> dict[str, PyTree]:
   """Plain dicts of NumPy arrays, which nothing that runs on can change."""
   leaves = jax.tree.leaves(state.opt_state)
@@ -201,11 +190,33 @@ def _to_arrays(state: MetaState) -> dict[str, PyTree]:
   return jax.tree.map(np.array, jax.device_get(tree))
 
 
+class _Handler(ocp.PyTreeCheckpointHandler):
+  """Leaves digests of the files that it has written with them."""
+
+  def finalize(self, directory):
+    super().finalize(directory)
+    folder = pathlib.Path(directory)
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    digests = {
+        str(file.relative_to(folder)): _digest(file.read_bytes())
+        for file in files
+    }
+    (folder / DIGESTS).write_text(json.dumps(digests))
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
+class _Save(ocp.args.PyTreeSave):
+  """The arguments of `_Handler`."""
+
+
 def _manager(folder: pathlib.Path) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
       preservation_policy=LatestN(KEPT), cleanup_tmp_directories=True
   )
-  return ocp.CheckpointManager(folder, options=options)
+  handlers = {'state': _Handler(), 'meta': ocp.JsonCheckpointHandler()}
+  return ocp.CheckpointManager(
+      folder, options=options, item_handlers=handlers
+  )
 
 
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -229,13 +240,11 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
 def _read(path: pathlib.Path) -> Checkpoint:
   try:
     facts = json.loads((path / 'meta' / 'metadata').read_text())
-    config = config_lib.from_json(facts['config'])
+    _compare(facts.pop('digest'), _canonical(facts), 'meta')
     arrays = _read_arrays(path.absolute() / 'state')
-    if digest(arrays) != facts['digest']:
-      raise ValueError('its arrays have changed since they were saved')
     return Checkpoint(
         path=path,
-        config=config,
+        config=config_lib.from_json(facts['config']),
         step=int(arrays['step']),
         params=arrays['params'],
         stats=arrays['stats'],
@@ -247,11 +256,27 @@ def _read(path: pathlib.Path) -> Checkpoint:
     raise UserError(f'damaged checkpoint {path}: {reason}') from error
 
 
-def _read_arrays(path: pathlib.Path) -> PyTree:
+def _read_arrays(folder: pathlib.Path) -> PyTree:
+  digests = json.loads((folder / DIGESTS).read_text())
+  for name, digest in digests.items():
+    _compare(digest, (folder / name).read_bytes(), name)
   handler = ocp.PyTreeCheckpointHandler()
   as_numpy = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-      handler.metadata(path).tree,
+      handler.metadata(folder).tree,
   )
   args = ocp.args.PyTreeRestore(restore_args=as_numpy)
-  return handler.restore(path, args=args)
+  return handler.restore(folder, args=args)
+
+
+def _compare(digest: str, content: bytes, name: str) -> None:
+  if digest != _digest(content):
+    raise ValueError(f'{name} is not as it was written')
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
+
+
+def _canonical(facts: Mapping) -> bytes:
+  return json.dumps(facts, sort_keys=True).encode()

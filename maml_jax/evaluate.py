@@ -47,10 +47,11 @@ def fixed_tasks(dataset: Dataset, phase: Phase, num_tasks: int) -> Tasks:
   Raises:
     UserError: there are not so many.
   """
-  key = jax.random.fold_in(jax.random.key(0), data.SPLITS.index(phase.split))
-  positions = distinct_tasks(key, dataset, num_tasks, **phase.shape)
-  fold_in = jax.vmap(partial(jax.random.fold_in, key))
-  return positions, fold_in(jnp.arange(num_tasks))
+  number = experiment.FIXED + data.SPLITS.index(phase.split)
+  draw_key, transform_key = jax.random.split(experiment.stream(0, number))
+  positions = distinct_tasks(draw_key, dataset, num_tasks, **phase.shape)
+  key_of = jax.vmap(partial(jax.random.fold_in, transform_key))
+  return positions, key_of(jnp.arange(num_tasks))
 
 
 def make_evaluator(
@@ -88,7 +89,7 @@ def make_evaluator(
 
   over_tasks = mean_over_tasks(one_task, machine.mesh, machine.chunk)
   run = jax.jit(lambda *shared, tasks: over_tasks(shared, tasks)[1])
-  unit = machine.mesh.size * (machine.chunk or 1)
+  unit = (machine.mesh.size if machine.mesh else 1) * (machine.chunk or 1)
   size, num_tasks = -(-batch // unit) * unit, len(tasks[0])
 
   def evaluator(params, stats, advance=lambda n: None, stop=False):
@@ -213,7 +214,7 @@ def describe(result: dict) -> str:
 
 def _summarize(config, phase: Phase, saved: Checkpoint, metrics) -> dict:
   accuracy, interval = mean_interval(metrics['accuracy'])
-  return {
+  result = {
       'data': config.data.name,
       **phase._asdict(),
       'transductive': is_transductive(phase.norm),
@@ -231,6 +232,7 @@ def _summarize(config, phase: Phase, saved: Checkpoint, metrics) -> dict:
       'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       'config': saved.config.to_dict(),
   }
+  return json.loads(json.dumps(result))  # as it is read back
 
 
 def _write(workdir: pathlib.Path, result: dict, metrics) -> pathlib.Path:

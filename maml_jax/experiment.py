@@ -24,6 +24,14 @@ from maml_jax.optim import make_optimizer, make_schedule
 from maml_jax.parallel import make_mesh, use_cores
 from maml_jax.types import Dataset
 
+# The random streams of a seed; FIXED is that of the first split, and so on.
+INITIAL, TRAINING, FIXED = range(3)
+
+
+def stream(seed: int, number: int) -> jax.Array:
+  """The key of one of the random streams of a seed."""
+  return jax.random.fold_in(jax.random.key(seed), number)
+
 
 class Phase(NamedTuple):
   """What the tasks of a phase look like, and how they are learned."""
@@ -146,7 +154,7 @@ def outer_optimizer(config):
 class Machine(NamedTuple):
   """The devices, and how tasks are laid over them."""
 
-  mesh: jax.sharding.Mesh
+  mesh: jax.sharding.Mesh | None
   chunk: int | None  # tasks at once on a device; None: all
 
   def put(self, tree):

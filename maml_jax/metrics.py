@@ -108,9 +108,13 @@ class Screen:
   def train(self, rows: Mapping[str, np.ndarray]) -> None:
     """Shows that more meta-iterations are done, with metrics [n]."""
     n = len(rows['loss'])
-    self._rows += [(rows['loss'][i], rows['accuracy'][i]) for i in range(n)]
+    self._rows += zip(rows['loss'], rows['accuracy'], strict=True)
     self._bar.set_postfix_str(self._train_means(), refresh=False)
-    self._bar.update(n)
+    if self._bar.n == self._first:  # compiling would spoil the rate
+      self._bar.reset(self._total)
+      self._bar.initial = self._bar.n = self._first + n
+    else:
+      self._bar.update(n)
 
   def validation(self) -> tqdm:
     """A bar of its own for a validation; a context manager."""
@@ -151,6 +155,7 @@ def progress(total: int, unit: str, what: str, *, start: int = 0) -> tqdm:
       unit=unit,
       disable=None,  # unless on a terminal
       dynamic_ncols=True,
+      smoothing=0,  # the mean rate, validation and all, tells the time left
       leave=False,
   )
 

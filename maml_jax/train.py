@@ -80,7 +80,7 @@ def make_train_step(
     metrics = jax.tree.map(jnp.mean, metrics)
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((grads, metrics))]
     metrics |= {
-        'grad_norm': optax.global_norm(grads),
+        'grad_norm': optax.tree.norm(grads),
         'finite': jnp.stack(finite).all(),
     }
     return MetaState(state.step + 1, params, stats, opt_state), metrics
@@ -193,8 +193,8 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   validate = phase_evaluator(config, val, config.val.num_tasks, machine)
   learner = experiment.phase_learner(config, phase)
   tx = experiment.outer_optimizer(config)
-  init_key, task_key = jax.random.split(jax.random.key(config.seed))
-  state = init_state(learner, tx, init_key)
+  initial = experiment.stream(config.seed, experiment.INITIAL)
+  state = init_state(learner, tx, initial)
   saved = checkpoint.find(workdir, 'latest')
   if saved:
     state = resume_state(state, saved)
@@ -203,7 +203,7 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
       learner,
       tx,
       partial(sample_episode, **phase.shape, transform=transform),
-      key=task_key,
+      key=experiment.stream(config.seed, experiment.TRAINING),
       num_tasks=config.train.num_tasks,
       max_steps=config.train.steps_per_call,
       mesh=machine.mesh,

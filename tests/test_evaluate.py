@@ -1,0 +1,251 @@
+"""Evaluation: the right tasks, each once, and honest intervals."""
+
+import functools
+import json
+import pathlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import tiny
+
+from maml_jax import checkpoint, data, evaluate, experiment
+from maml_jax.data.episodes import draw_positions, task_keys
+from maml_jax.errors import UserError
+from maml_jax.experiment import Machine
+from maml_jax.metrics import mean_interval
+from maml_jax.parallel import make_mesh
+from maml_jax.train import train
+
+ONE = Machine(make_mesh(jax.devices()[:1]), 1)
+ALL = Machine(make_mesh(), 1)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path_factory):
+  tiny.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
+
+
+@functools.cache
+def fixed_tasks():
+  """300 tasks of the split 'test'."""
+  phase = experiment.eval_phase(tiny.config())
+  return evaluate.fixed_tasks(tiny.dataset('test'), phase, 300)
+
+
+def evaluator_of(config, machine, num_tasks, **kwargs):
+  """An evaluator of the eval phase of a config, at its initial parameters."""
+  phase = experiment.eval_phase(config)
+  learner = experiment.phase_learner(config, phase)
+  evaluator = evaluate.make_evaluator(
+      learner,
+      experiment.phase_transform(config, phase),
+      tiny.on_device(tiny.dataset('test')),
+      [x[:num_tasks] for x in fixed_tasks()],
+      shots=phase.shots,
+      machine=machine,
+      **kwargs,
+  )
+  return partial(evaluator, *learner.init(jax.random.key(0)))
+
+
+def assert_close(a, b):
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize('norm', ['batch', 'support'])
+def test_jitted_equals_op_by_op(norm):
+  config = tiny.config(eval__norm=norm)
+  evaluator = evaluator_of(config, Machine(None, 1), num_tasks=2, batch=2)
+  jitted = evaluator()
+  with jax.disable_jit():
+    assert_close(evaluator(), jitted)
+
+
+@pytest.mark.parametrize(
+    'machine', [ONE, ALL, Machine(ALL.mesh, None), Machine(ONE.mesh, 3)]
+)
+@pytest.mark.parametrize('batch', [1, 7, 32])
+def test_batches_devices_and_chunks_change_nothing(small, machine, batch):
+  config = tiny.config(eval__augment_support='flip')
+  expected = evaluator_of(config, ONE, num_tasks=19, batch=19)()
+  metrics = evaluator_of(config, machine, num_tasks=19, batch=batch)()
+  assert_close(metrics, expected)
+  assert len(metrics['loss']) == 19
+  assert metrics.keys() == {'loss', 'accuracy', 'support_loss'}
+
+
+def test_counts_every_task_once(small):
+  counted = []
+  evaluator = evaluator_of(tiny.config(), ALL, num_tasks=19, batch=8)
+  evaluator(counted.append)
+  assert counted == [8, 8, 3]
+
+
+def test_stops_when_told(small):
+  counted = []
+  evaluator = evaluator_of(tiny.config(), ALL, num_tasks=19, batch=8)
+  assert evaluator(counted.append, stop=counted) is None
+  assert counted == [8]
+
+
+def test_fixed_tasks_are_distinct_and_fixed():
+  positions, keys = fixed_tasks()
+  names = {
+      tuple(sorted((*sorted(row[:1]), *sorted(row[1:])) for row in task))
+      for task in positions.tolist()
+  }
+  assert len(names) == 300
+  assert len(set(map(tuple, jax.random.key_data(keys).tolist()))) == 300
+  phase = experiment.eval_phase(tiny.config())
+  fewer = evaluate.fixed_tasks(tiny.dataset('test'), phase, 40)
+  np.testing.assert_array_equal(fewer[0], positions[:40])
+  assert (fewer[1] == keys[:40]).all()
+
+
+def test_transforms_are_not_told_by_the_draw():
+  """One key for both would tie the augmentation of a task to its classes."""
+  number = experiment.FIXED + data.SPLITS.index('test')
+  key, _ = jax.random.split(experiment.stream(0, number))
+  drawn = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(300))
+  assert not (fixed_tasks()[1] == drawn).any()
+
+
+def test_streams_of_splits_and_of_training_differ():
+  """Even where the images are the same."""
+  dataset, config = tiny.dataset(), tiny.config()
+  streams = [
+      evaluate.fixed_tasks(
+          dataset, experiment.eval_phase(config)._replace(split=split), 50
+      )[0]
+      for split in data.SPLITS
+  ]
+  shape = experiment.train_phase(config).shape
+  _, index, size = tiny.on_device(dataset)
+  draw = partial(draw_positions, index=index, size=size, **shape)
+  key = experiment.stream(0, experiment.TRAINING)
+  streams.append(jax.vmap(draw)(task_keys(key, 0, 50)))
+  for i, a in enumerate(streams):
+    for b in streams[:i]:
+      assert (np.asarray(a) != np.asarray(b)).any((1, 2)).mean() > 0.9
+
+
+def test_interval_is_students():
+  values = np.random.default_rng(0).normal(size=12)
+  mean, half = mean_interval(values)
+  low, high = scipy.stats.t.interval(
+      0.95, 11, values.mean(), scipy.stats.sem(values)
+  )
+  np.testing.assert_allclose([mean - half, mean + half], [low, high])
+  assert mean_interval([0.25]) == (0.25, np.inf)
+  assert mean_interval(np.ones(5, np.float32)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize('num_tasks, queries', [(30, 75), (600, 5)])
+def test_interval_covers_the_truth_in_95_of_100_evaluations(num_tasks, queries):
+  """Tasks of unlike difficulty, answered with binomial luck."""
+  rng = np.random.default_rng(0)
+  difficulty = rng.beta(5, 5, (4000, num_tasks))
+  accuracies = rng.binomial(queries, difficulty) / queries
+  results = [mean_interval(row) for row in accuracies]
+  covered = np.mean([abs(mean - 0.5) <= half for mean, half in results])
+  assert 0.94 < covered < 0.96
+
+
+@pytest.fixture
+def run(small, tmp_path):
+  """A workdir with a trained run."""
+  config = tiny.config()
+  assert train(config, tmp_path) == 0
+  return tmp_path
+
+
+def test_evaluates_and_writes_what_it_says(run, capsys):
+  config = tiny.config(eval__queries=3, eval__num_tasks=21)
+  capsys.readouterr()
+  result = evaluate.evaluate(config, run)
+  line, path = capsys.readouterr().out.splitlines()
+  for words in ('glyphs test', '3-way 1-shot', '3 queries', 'transductive',
+                '21 tasks', f'{100 * result["accuracy"]:.2f}'):  # fmt: skip
+    assert words in line
+  name = f'test_3w1s_q3_k1_batch_21_step{result["step"]}.json'
+  assert path == str(run / 'eval' / name)
+  assert json.loads(pathlib.Path(path).read_text()) == result
+  tasks = np.load(path.replace('.json', '.npz'))
+  assert tasks['accuracy'].shape == (21,)
+  mean, half = mean_interval(tasks['accuracy'])
+  assert (result['accuracy'], result['interval']) == (mean, half)
+  assert result['median'] == np.median(tasks['accuracy'])
+  assert result['transductive'] and result['seed'] == 0
+  assert evaluate.evaluate(config, result['checkpoint'], run) == result
+
+
+def test_validation_is_the_evaluation_of_the_val_split(run):
+  config = tiny.config(eval__split='val')
+  saved = checkpoint.load(run)
+  result = evaluate.evaluate(config, run)
+  for name in ('accuracy', 'interval', 'loss'):
+    assert result[name] == pytest.approx(saved.metrics[name], rel=1e-6)
+
+
+def test_refuses_a_checkpoint_of_another_config(run):
+  with pytest.raises(UserError, match='inner.encoder_lr: 0.1 -> 0.5'):
+    evaluate.evaluate(tiny.config(inner__encoder_lr=0.5), run)
+  with pytest.raises(UserError, match='no best checkpoint'):
+    evaluate.evaluate(tiny.config(), run / 'nowhere')
+
+
+def saved_as(config, path):
+  """A checkpoint of a network of the config that has learned nothing."""
+  phase = experiment.train_phase(config)
+  params, stats = experiment.phase_learner(config, phase).init(
+      jax.random.key(5)
+  )
+  stats = jax.tree.map(lambda x: x + 0.25, stats)
+  return checkpoint.Checkpoint(path, config, 0, params, stats, [], {})
+
+
+def eval_learner(config):
+  return experiment.phase_learner(config, experiment.eval_phase(config))
+
+
+def test_fit_takes_what_the_learner_needs(tmp_path):
+  saved = saved_as(tiny.config(model__norm='global'), tmp_path)
+  for norm in ('global', 'batch', 'episodic', 'cumulative', 'support'):
+    config = tiny.config(model__norm='global', eval__norm=norm)
+    learner = eval_learner(config)
+    params, stats = evaluate.fit(learner, saved)
+    jax.tree.map(np.testing.assert_array_equal, params, saved.params)
+    _, fresh = learner.init(jax.random.key(0))
+    expected = saved.stats if norm == 'global' else fresh
+    jax.tree.map(np.testing.assert_array_equal, stats, expected)
+
+
+@pytest.mark.parametrize('norm', ['global', 'tasknorm'])
+def test_fit_refuses_what_the_checkpoint_lacks(tmp_path, norm):
+  saved = saved_as(tiny.config(), tmp_path)
+  with pytest.raises(UserError, match='config.eval.norm needs .*conv1/bn'):
+    evaluate.fit(eval_learner(tiny.config(eval__norm=norm)), saved)
+
+
+def test_other_numbers_of_ways_with_a_head_that_is_reset(tmp_path):
+  kwargs = {'inner__reset_classifier': True}
+  saved = saved_as(tiny.config(**kwargs), tmp_path)
+  learner = eval_learner(tiny.config(eval__ways=5, **kwargs))
+  params, _ = evaluate.fit(learner, saved)
+  assert params['classifier']['kernel'].shape == (4, 5)
+  image = jnp.zeros((2, 28, 28, 1))
+  assert learner.predict(params, {}, image).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    'norm, transductive',
+    [('batch', True), ('episodic', False),
+     ((('conv1', 'batch'), ('*', 'global')), True),
+     ((('conv1', 'support'), ('*', 'global')), False)],
+)  # fmt: skip
+def test_says_what_is_transductive(norm, transductive):
+  assert evaluate.is_transductive(norm) == transductive
