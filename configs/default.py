@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
   config.precision = 'float32'
 
   config.data = data = ConfigDict()
-  data.name = 'glyphs'  # glyphs, omniglot, mini_imagenet
+  # glyphs, omniglot, mini_imagenet, tiered_imagenet
+  data.name = 'glyphs'
   data.root = ''  # prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax
   data.normalize = False  # by the data set's channel mean and deviation
   data.augment_support = 'none'  # none, flip: training images of support sets

@@ -22,7 +22,12 @@ NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
 
 CHOICES = {
   'precision': ('float32', 'tensorfloat32', 'bfloat16', 'default'),
-  'data.name': ('glyphs', 'omniglot', 'mini_imagenet'),
+  'data.name': (
+    'glyphs',
+    'omniglot',
+    'mini_imagenet',
+    'tiered_imagenet',
+  ),
   'data.augment_support': ('none', 'flip'),
   'data.augment_query': ('none', 'flip'),
   'model.encoder': (

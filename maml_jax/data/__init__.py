@@ -9,7 +9,13 @@
 import os
 from pathlib import Path
 
-from maml_jax.data import glyphs, mini_imagenet, omniglot, store
+from maml_jax.data import (
+  glyphs,
+  mini_imagenet,
+  omniglot,
+  store,
+  tiered_imagenet,
+)
 from maml_jax.data.source import SPLITS, Spec, Splits, verify
 from maml_jax.errors import UserError, check_choice
 from maml_jax.types import Dataset
@@ -26,7 +32,8 @@ __all__ = [
 ]
 
 SPECS: dict[str, Spec] = {
-  module.SPEC.name: module.SPEC for module in (glyphs, mini_imagenet, omniglot)
+  module.SPEC.name: module.SPEC
+  for module in (glyphs, omniglot, mini_imagenet, tiered_imagenet)
 }
 
 PathLike = str | os.PathLike

@@ -6,7 +6,6 @@ of Ravi & Larochelle, "Optimization as a model for few-shot learning", 2017.
 
 import csv
 import functools
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -83,33 +82,19 @@ def _from_folders(
 
 
 def _from_pickle(split: str, path: Path) -> list[source.Record]:
-  content = pickles.load(path)
-  if not isinstance(content, dict) or not {'data', 'labels'} <= content.keys():
-    raise UserError(f'mini_imagenet: {path} should hold a dict of data, labels')
-  data, labels = np.asarray(content['data']), content['labels']
-  if data.dtype != np.uint8 or data.shape != (len(labels), *SPEC.image_shape):
-    raise UserError(
-      f'mini_imagenet: {path} holds data {data.dtype}{list(data.shape)} and'
-      f' {len(labels)} labels, expected uint8[N, 84, 84, 3] and N labels'
-    )
+  data, labels, content = pickles.load_images(
+    SPEC.name, path, SPEC.image_shape
+  )
   wnids = {i: wnid for wnid, i in content.get('catname2label', {}).items()}
   names = {i: wnids.get(i, f'{split} class {i}') for i in set(labels)}
   return [
     source.Record(
       _label(split, names[labels[i]]),
       f'{i:05d}',
-      functools.partial(_png, data[i]),
+      functools.partial(source.png, data[i]),
     )
     for i in np.argsort(labels, kind='stable')
   ]
-
-
-def _png(image: np.ndarray) -> bytes:
-  from PIL import Image
-
-  buffer = io.BytesIO()
-  Image.fromarray(image).save(buffer, 'png', compress_level=1)
-  return buffer.getvalue()
 
 
 def _label(split: str, wnid: str) -> str:

@@ -1,8 +1,9 @@
 """Reading pickles that hold NumPy arrays, and nothing that could run code."""
 
 import pickle
+import pickletools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,75 @@ def load(path: Path) -> Any:
     raise UserError(f'refused: {path} {error}') from error
   except Exception as error:  # A broken pickle can raise nearly anything.
     raise UserError(f'cannot read the pickle {path}: {error}') from error
+
+
+def load_images(
+  name: str, path: Path, image_shape: tuple[int, int, int]
+) -> tuple[np.ndarray, list, dict]:
+  """Loads a pickle of {'data': uint8 [N, H, W, C], 'labels': N of them, ...}.
+
+  Returns:
+    The images, their labels, and the whole dict.
+
+  Raises:
+    UserError: it is something else; `name` is the data set's.
+  """
+  content = load(path)
+  if not isinstance(content, dict) or not {'data', 'labels'} <= content.keys():
+    raise UserError(f'{name}: {path} should hold a dict of data, labels')
+  data, labels = np.asarray(content['data']), list(content['labels'])
+  if data.dtype != np.uint8 or data.shape != (len(labels), *image_shape):
+    expected = ', '.join(map(str, image_shape))
+    raise UserError(
+      f'{name}: {path} holds data {data.dtype}{list(data.shape)} and'
+      f' {len(labels)} labels, expected uint8[N, {expected}] and N labels'
+    )
+  return data, labels, content
+
+
+class Blob(NamedTuple):
+  """Where some bytes lie in a pickle."""
+
+  path: Path
+  start: int
+  size: int
+  as_text: bool  # one character a byte, as Python 3 writes for Python 2
+
+  def read(self) -> bytes:
+    with open(self.path, 'rb') as file:
+      file.seek(self.start)
+      content = file.read(self.size)
+    return content.decode().encode('latin1') if self.as_text else content
+
+
+def find_blobs(path: Path, prefix: bytes) -> list[Blob]:
+  """Finds the bytes in a pickle that begin with `prefix`, in their order.
+
+  It does not matter what holds them: a list of `bytes`, or of arrays of bytes.
+  The file is read through but nothing of it is rebuilt, so that it may be
+  larger than the memory, and may hold anything.
+
+  Raises:
+    UserError: the file is no pickle.
+  """
+  blobs = []
+  try:
+    with open(path, 'rb') as file:
+      for opcode, content, _ in pickletools.genops(file):
+        # Text that is Latin-1 bytes: UTF-8 in the file if of Python 3.
+        as_text = 'BINUNICODE' in opcode.name
+        if isinstance(content, str) and 'BIN' in opcode.name:
+          found = content.startswith(prefix.decode('latin1'))
+        elif isinstance(content, bytes | bytearray):
+          found = content.startswith(prefix)
+        else:
+          continue
+        if found:
+          size = len(content.encode() if as_text else content)
+          blobs.append(Blob(path, file.tell() - size, size, as_text))
+  except Exception as error:  # A broken pickle can raise nearly anything.
+    raise UserError(f'cannot read the pickle {path}: {error}') from error
+  return blobs
 
 
 class _Unpickler(pickle.Unpickler):

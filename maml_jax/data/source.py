@@ -7,6 +7,7 @@ most sources only say which file belongs to which class and split.
 
 import dataclasses
 import functools
+import io
 import os
 import zipfile
 from collections import Counter
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+import numpy as np
 
 from maml_jax.errors import UserError
 
@@ -127,6 +130,15 @@ def _hidden(path: PurePosixPath) -> bool:
   return any(part.startswith(('.', '__MACOSX')) for part in path.parts)
 
 
+def png(image: np.ndarray) -> bytes:
+  """Encodes uint8 [H, W, 3] without loss."""
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, 'png', compress_level=1)
+  return buffer.getvalue()
+
+
 def verify(spec: Spec, splits: Splits) -> None:
   """Raises `UserError` unless `splits` has the counts that `spec` promises."""
   sizes = {split: Counter(r.label for r in splits[split]) for split in SPLITS}
@@ -137,6 +149,8 @@ def verify(spec: Spec, splits: Splits) -> None:
         f'{spec.name}: split {split!r} has {len(sizes[split])} classes,'
         f' expected {expected}'
       )
+    if not sizes[split]:
+      raise UserError(f'{spec.name}: split {split!r} has no images')
     for label, size in sizes[split].items():
       if spec.images_per_class and size != spec.images_per_class:
         raise UserError(

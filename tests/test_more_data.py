@@ -1,0 +1,240 @@
+"""Further data sets: small files in the layouts that people have."""
+
+import dataclasses
+import io
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maml_jax import data
+from maml_jax.data import npz, pickles, source
+from maml_jax.errors import UserError
+
+MADE_FROM_FILES = sorted(
+  name for name, spec in data.SPECS.items() if not spec.automatic
+)
+TWO_EACH = dict.fromkeys(data.SPLITS, 2)
+
+
+@pytest.fixture
+def fewer(monkeypatch):
+  """Sets the numbers of classes that a data set should have."""
+
+  def change(name, **num_classes):
+    spec = dataclasses.replace(data.SPECS[name], num_classes=num_classes)
+    monkeypatch.setitem(data.SPECS, name, spec)
+
+  return change
+
+
+def encoded(image, suffix='png'):
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, suffix)
+  return buffer.getvalue()
+
+
+def noise(*shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def dump(path, content, protocol=2):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(pickle.dumps(content, protocol))
+
+
+@pytest.mark.parametrize('name', MADE_FROM_FILES)
+def test_missing_data_are_told_how_to_get(tmp_path, name):
+  with pytest.raises(UserError) as caught:
+    data.load_dataset(name, 'train', tmp_path)
+  message = str(caught.value)
+  assert f'maml_jax.data prepare {name} --from DIR' in message
+  for line in data.spec(name).layout.splitlines():
+    assert line in message
+  for given in (None, tmp_path / 'nowhere', tmp_path):
+    with pytest.raises(UserError) as caught:
+      data.prepare(name, given, tmp_path / 'prepared')
+    assert 'where DIR holds one of' in str(caught.value)
+  assert not (tmp_path / 'prepared').exists()
+
+
+@pytest.mark.parametrize('name', MADE_FROM_FILES)
+def test_statistics_are_those_of_the_channels(name):
+  spec = data.spec(name)
+  for values in (spec.mean, spec.std):
+    assert values is None or len(values) == spec.image_shape[-1]
+    assert values is None or all(0 < value < 1 for value in values)
+
+
+def test_a_split_without_images_is_refused():
+  spec = source.Spec('toy', (2, 2, 1), '', lambda _: {})
+  record = source.Record('a', '0', bytes)
+  with pytest.raises(UserError, match="split 'val' has no images"):
+    source.verify(spec, {'train': [record], 'val': [], 'test': []})
+
+
+# Rows of .npz files, bytes in pickles
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_rows_of_npz_are_read_in_any_order(tmp_path, save):
+  array = noise(5, 4, 3)
+  save(tmp_path / 'a.npz', first=np.ones(3), second=array)
+  rows = npz.Rows(tmp_path / 'a.npz', 'second')
+  assert (len(rows), rows.shape, rows.dtype) == (5, (5, 4, 3), np.uint8)
+  for i in (0, 1, 4, 2, 2, 0):
+    np.testing.assert_array_equal(rows[i], array[i])
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_rows_of_npz_take_no_memory_for_the_others(tmp_path, save):
+  save(tmp_path / 'a.npz', images=np.zeros((4000, 84, 84), np.uint8))  # 28 MB
+  tracemalloc.start()
+  rows = npz.Rows(tmp_path / 'a.npz', 'images')
+  assert sum(int(rows[i].max()) for i in range(0, 4000, 40)) == 0
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 2e6
+
+
+@pytest.mark.parametrize('array', [
+  np.array([{}, 1], object),
+  np.asfortranarray(np.eye(3)),
+])  # fmt: skip
+def test_npz_of_anything_else_are_refused(tmp_path, array):
+  np.savez(tmp_path / 'a.npz', images=array)
+  with pytest.raises(UserError, match=r"'images' of .*a.npz: .*plain array"):
+    npz.Rows(tmp_path / 'a.npz', 'images')
+  with pytest.raises(UserError, match=r"cannot read 'other' of .*a.npz"):
+    npz.Rows(tmp_path / 'a.npz', 'other')
+
+
+def pickle_of_python_2(blobs):
+  """A list of strings as Python 2 writes it: bytes of a known length."""
+  parts = (
+    b'U' + bytes([len(blob)]) + blob
+    if len(blob) < 256
+    else b'T' + len(blob).to_bytes(4, 'little') + blob
+    for blob in blobs
+  )
+  return b'\x80\x02](' + b''.join(parts) + b'e.'
+
+
+@pytest.mark.parametrize('protocol', [*range(2, 6), 'Python 2'])
+@pytest.mark.parametrize('as_arrays', [True, False])
+def test_blobs_are_found_in_pickles(tmp_path, protocol, as_arrays):
+  sizes = (7, 200, 300, 70_000)
+  blobs = [b'\x89PNG' + noise(n, seed=n).tobytes() for n in sizes]
+  path = tmp_path / 'a.pkl'
+  if protocol == 'Python 2':
+    path.write_bytes(pickle_of_python_2(blobs))
+  else:
+    arrays = [np.frombuffer(blob, np.uint8)[:, None] for blob in blobs]
+    dump(path, [b'other', *(arrays if as_arrays else blobs)], protocol)
+  found = pickles.find_blobs(path, b'\x89PNG')
+  assert [blob.read() for blob in found] == blobs
+
+
+def test_blobs_of_broken_pickles_are_refused(tmp_path):
+  path = tmp_path / 'a.pkl'
+  path.write_bytes(pickle.dumps([b'\x89PNG' * 99])[:-20])
+  with pytest.raises(UserError, match='cannot read the pickle .*a.pkl'):
+    pickles.find_blobs(path, b'\x89PNG')
+
+
+# tiered-ImageNet
+
+
+TIERED_LABELS = [0, 0, 1, 1, 1]
+
+
+def tiered_images():
+  """RGB [5, 84, 84, 3] by split, two classes each."""
+  return {
+    split: noise(5, 84, 84, 3, seed=k) for k, split in enumerate(data.SPLITS)
+  }
+
+
+def npz_and_labels(folder, images):
+  for split, stack in images.items():
+    np.savez(folder / f'{split}_images.npz', images=stack[..., ::-1])
+    dump(folder / f'{split}_labels.pkl', {'labels': TIERED_LABELS})
+
+
+def compressed_npz_and_names(folder, images):
+  for split, stack in images.items():
+    path = folder / f'{split}_images.npz'
+    np.savez_compressed(path, images=stack[..., ::-1])
+    content = {
+      'label_specific': np.array(TIERED_LABELS),
+      'label_general': np.zeros(5, int),
+      'label_specific_str': ['crane', 'crane'],
+    }
+    dump(folder / f'{split}_labels.pkl', content)
+
+
+def shuffled_npz(folder, images):
+  order = [2, 0, 3, 1, 4]
+  for split, stack in images.items():
+    bgr = stack[order][..., ::-1]
+    np.savez(folder / f'{split}_images.npz', images=bgr)
+    labels = np.array(TIERED_LABELS)[order] + 351
+    dump(folder / f'{split}_labels.pkl', {'labels': labels})
+
+
+def png_arrays(folder, images):
+  for split, stack in images.items():
+    arrays = [np.frombuffer(encoded(i), np.uint8)[:, None] for i in stack]
+    dump(folder / f'{split}_images_png.pkl', arrays)
+    dump(folder / f'{split}_labels.pkl', {'label_specific': TIERED_LABELS})
+
+
+def png_strings(folder, images):
+  for split, stack in images.items():
+    path = folder / f'{split}_images_png.pkl'
+    path.write_bytes(pickle_of_python_2([encoded(i) for i in stack]))
+    dump(folder / f'{split}_labels.pkl', {'label_specific': TIERED_LABELS})
+
+
+@pytest.mark.parametrize('layout', [
+  npz_and_labels, compressed_npz_and_names, shuffled_npz, png_arrays,
+  png_strings,
+])  # fmt: skip
+def test_tiered_imagenet(tmp_path, fewer, layout):
+  fewer('tiered_imagenet', **TWO_EACH)
+  images = tiered_images()
+  layout(tmp_path, images)
+  data.prepare('tiered_imagenet', tmp_path, tmp_path)
+  for split, stack in images.items():
+    dataset = data.load_dataset('tiered_imagenet', split, tmp_path)
+    np.testing.assert_array_equal(dataset.image, stack)
+    np.testing.assert_array_equal(dataset.size, [2, 3])
+    names = data.class_names('tiered_imagenet', split, tmp_path)
+    assert len(names) == 2 and all(f'{split} class' in name for name in names)
+    if layout is compressed_npz_and_names:
+      assert names[1] == f'crane, {split} class 1'
+
+
+def test_tiered_imagenet_counts_its_classes(tmp_path):
+  npz_and_labels(tmp_path, tiered_images())
+  with pytest.raises(UserError, match="'train' has 2 classes, expected 351"):
+    data.prepare('tiered_imagenet', tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(('file', 'content', 'complaint'), [
+  ('val_labels.pkl', {'labels': [0, 1]}, 'holds 5 images, but .* 2 labels'),
+  ('val_labels.pkl', {'labels': ['a'] * 5}, 'integers as labels'),
+  ('val_labels.pkl', [1, 2, 3, 4, 5], 'integers as labels'),
+  ('val_labels.pkl', {'labels': print}, 'refused: .*val_labels.pkl asks for'),
+  ('val_images.npz', noise(5, 32, 32, 3), r'expected uint8\[N, 84, 84, 3\]'),
+])  # fmt: skip
+def test_tiered_imagenet_in_disorder(tmp_path, file, content, complaint):
+  npz_and_labels(tmp_path, tiered_images())
+  if file.endswith('.npz'):
+    np.savez(tmp_path / file, images=content)
+  else:
+    dump(tmp_path / file, content)
+  with pytest.raises(UserError, match=complaint):
+    data.prepare('tiered_imagenet', tmp_path, tmp_path)
