@@ -27,6 +27,8 @@ CHOICES = {
     'omniglot',
     'mini_imagenet',
     'tiered_imagenet',
+    'cifar_fs',
+    'fc100',
   ),
   'data.augment_support': ('none', 'flip'),
   'data.augment_query': ('none', 'flip'),

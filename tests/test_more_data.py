@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data import npz, pickles, source
+from maml_jax.data import cifar, cifar_fs, fc100, npz, pickles, source
 from maml_jax.errors import UserError
 
 MADE_FROM_FILES = sorted(
@@ -238,3 +238,121 @@ def test_tiered_imagenet_in_disorder(tmp_path, file, content, complaint):
     dump(tmp_path / file, content)
   with pytest.raises(UserError, match=complaint):
     data.prepare('tiered_imagenet', tmp_path, tmp_path)
+
+
+# CIFAR-FS and FC100
+
+
+CIFAR = [('cifar_fs', 'CIFAR_FS_'), ('fc100', 'FC100_')]
+
+
+def build_tfds(data_dir, tfds_name, labels, splits):
+  """Writes {split: [(image, label), ...]} as TFDS does."""
+  import tensorflow_datasets as tfds
+
+  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    name = tfds_name
+    VERSION = tfds.core.Version('3.0.2')
+    pkg_dir_path = data_dir
+    code_path = None
+
+    def _info(self):
+      return self.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict({
+          'image': tfds.features.Image(shape=(None, None, 3)),
+          'label': tfds.features.ClassLabel(names=labels),
+          'segmentation_mask': tfds.features.Image(shape=(None, None, 1)),
+        }),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {name: self._generate_examples(name) for name in splits}
+
+    def _generate_examples(self, split):
+      for i, (image, label) in enumerate(splits[split]):
+        yield i, {
+          'image': encoded(image),
+          'label': label,
+          'segmentation_mask': encoded(image[..., 0]),
+        }
+
+  builder = Builder(data_dir=data_dir, file_format='array_record')
+  builder.download_and_prepare()
+
+
+@pytest.mark.parametrize('prefixed', [True, False])
+@pytest.mark.parametrize(('name', 'prefix'), CIFAR)
+def test_cifar_pickles(tmp_path, monkeypatch, name, prefix, prefixed):
+  spec = dataclasses.replace(
+    data.SPECS[name], num_classes=TWO_EACH, images_per_class=2
+  )
+  monkeypatch.setitem(data.SPECS, name, spec)
+  images = {
+    split: noise(4, 32, 32, 3, seed=k) for k, split in enumerate(data.SPLITS)
+  }
+  for split, stack in images.items():
+    path = tmp_path / f'{prefix if prefixed else ""}{split}.pickle'
+    dump(path, {'data': stack, 'labels': [7, 3, 7, 3]})
+  data.prepare(name, tmp_path, tmp_path)
+  for split, stack in images.items():
+    dataset = data.load_dataset(name, split, tmp_path)
+    np.testing.assert_array_equal(dataset.image, stack[[1, 3, 0, 2]])
+    names = data.class_names(name, split, tmp_path)
+    assert names == [f'{split} class 3', f'{split} class 7']
+
+
+@pytest.mark.parametrize('place', ['.', 'cifar100', 'cifar100/3.0.2'])
+@pytest.mark.parametrize(('name', 'val', 'test'), [
+  ('cifar_fs', 'beaver', 'baby'), ('fc100', 'wolf', 'baby'),
+])  # fmt: skip
+def test_cifar_of_tfds(tmp_path, monkeypatch, name, val, test, place):
+  spec = dataclasses.replace(
+    data.SPECS[name], num_classes=dict.fromkeys(data.SPLITS, 1),
+    images_per_class=3,
+  )  # fmt: skip
+  monkeypatch.setitem(data.SPECS, name, spec)
+  labels = [test, 'apple', val]
+  images = noise(9, 32, 32, 3)
+  pairs = [(image, labels[i % 3]) for i, image in enumerate(images)]
+  splits = {'train': pairs[:6], 'test': pairs[6:]}
+  build_tfds(tmp_path, 'cifar100', labels, splits)
+  data.prepare(name, tmp_path / place, tmp_path)
+  for split, label in (('train', 'apple'), ('val', val), ('test', test)):
+    dataset = data.load_dataset(name, split, tmp_path)
+    assert data.class_names(name, split, tmp_path) == [label]
+    expected = images[labels.index(label) :: 3]
+    assert {image.tobytes() for image in dataset.image} == {
+      image.tobytes() for image in expected
+    }
+
+
+def test_tfds_files_without_random_access_are_refused(tmp_path):
+  folder = tmp_path / 'cifar100' / '3.0.2'
+  build_tfds(
+    tmp_path, 'cifar100', ['apple'], {'train': [(noise(2, 2, 3), 'apple')]}
+  )
+  info = folder / 'dataset_info.json'
+  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+  with pytest.raises(UserError, match='tfrecord files, which have no random'):
+    data.prepare('fc100', tmp_path, tmp_path)
+  (folder / 'features.json').write_text('{')
+  with pytest.raises(UserError, match='fc100: cannot read .*cifar100/3.0.2'):
+    data.prepare('fc100', tmp_path, tmp_path)
+
+
+def test_cifar_classes_are_split_as_published():
+  assert len(cifar.CLASSES) == len(set(cifar.CLASSES)) == 100
+  for module in (cifar_fs, fc100):
+    assert sorted(module.SPLIT_OF) == cifar.CLASSES
+    for split, number in module.SPEC.num_classes.items():
+      assert list(module.SPLIT_OF.values()).count(split) == number
+  for classes in cifar.SUPERCLASSES.values():
+    assert len({fc100.SPLIT_OF[name] for name in classes.split()}) == 1
+
+
+def test_cifar_counts_its_images(tmp_path):
+  for split in data.SPLITS:
+    content = {'data': noise(64, 32, 32, 3), 'labels': list(range(64))}
+    dump(tmp_path / f'CIFAR_FS_{split}.pickle', content)
+  with pytest.raises(UserError, match='has 1 images, expected 600'):
+    data.prepare('cifar_fs', tmp_path, tmp_path)

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 
 from maml_jax.data import (
+  cifar_fs,
+  fc100,
   glyphs,
   mini_imagenet,
   omniglot,
@@ -33,7 +35,14 @@ __all__ = [
 
 SPECS: dict[str, Spec] = {
   module.SPEC.name: module.SPEC
-  for module in (glyphs, omniglot, mini_imagenet, tiered_imagenet)
+  for module in (
+    glyphs,
+    omniglot,
+    mini_imagenet,
+    tiered_imagenet,
+    cifar_fs,
+    fc100,
+  )
 }
 
 PathLike = str | os.PathLike

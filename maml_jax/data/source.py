@@ -8,10 +8,11 @@ most sources only say which file belongs to which class and split.
 import dataclasses
 import functools
 import io
+import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -128,6 +129,60 @@ def _entries(
 
 def _hidden(path: PurePosixPath) -> bool:
   return any(part.startswith(('.', '__MACOSX')) for part in path.parts)
+
+
+def tfds_records(name: str, directory: Path, tfds_name: str) -> list[Record]:
+  """Lists all the images of a data set as TFDS prepares it, class by class.
+
+  Args:
+    name: the data set that is made of it.
+    directory: what holds NAME/VERSION/, or is one of these two directories.
+    tfds_name: its name in TFDS; it has features 'image' and 'label'.
+
+  Raises:
+    UserError: the files are broken, or of a format without random access.
+  """
+  for pattern in (f'{tfds_name}/*/', '*/', ''):
+    for info in sorted(directory.glob(f'{pattern}dataset_info.json')):
+      folder = info.parent
+      try:
+        if json.loads(info.read_text('utf-8')).get('name') == tfds_name:
+          return _read_tfds(name, folder)
+      except UserError:
+        raise
+      except Exception as error:  # Broken files can raise nearly anything.
+        raise UserError(f'{name}: cannot read {folder}: {error}') from error
+  return []
+
+
+def _read_tfds(name: str, folder: Path) -> list[Record]:
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(folder)
+  kind = builder.info.file_format.value
+  if kind != 'array_record':
+    raise UserError(
+      f'{name}: {folder} holds {kind} files, which have no random access; make'
+      f' others with: tfds build {builder.name} --file_format=array_record'
+    )
+  features = builder.info.features
+  encoded = {
+    key: tfds.decode.SkipDecoding()
+    for key, feature in features.items()
+    if isinstance(feature, tfds.features.Image)
+  }
+  records = []
+  for split in sorted(builder.info.splits):
+    examples = builder.as_data_source(split, decoders=encoded)
+    for i, example in enumerate(examples):
+      label = features['label'].int2str(example['label'])
+      read = functools.partial(_tfds_image, examples, i)
+      records.append(Record(label, f'{split} {i:06d}', read))
+  return sorted(records, key=lambda record: record.label)
+
+
+def _tfds_image(examples: Sequence, i: int) -> bytes:
+  return examples[i]['image']
 
 
 def png(image: np.ndarray) -> bytes:
