@@ -29,6 +29,7 @@ CHOICES = {
     'tiered_imagenet',
     'cifar_fs',
     'fc100',
+    'folder',
   ),
   'data.augment_support': ('none', 'flip'),
   'data.augment_query': ('none', 'flip'),

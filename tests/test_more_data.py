@@ -356,3 +356,65 @@ def test_cifar_counts_its_images(tmp_path):
     dump(tmp_path / f'CIFAR_FS_{split}.pickle', content)
   with pytest.raises(UserError, match='has 1 images, expected 600'):
     data.prepare('cifar_fs', tmp_path, tmp_path)
+
+
+# A folder of one's own
+
+
+def write_images(folder, paths):
+  """Writes a flat grey image for each path; its level is its turn."""
+  for i, path in enumerate(paths):
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    image = np.full((90 + i, 60, 3), i, np.uint8)
+    suffix = 'jpeg' if path.endswith('.jpg') else 'png'
+    (folder / path).write_bytes(encoded(image, suffix))
+
+
+def test_folder_with_splits(tmp_path):
+  given = tmp_path / 'given'
+  write_images(given, [
+    'train/cat/b.jpg', 'train/cat/a.png', 'train/ant/deep/a.png',
+    'train/ant/a.png', 'val/train/1.png', 'test/cow/1.png', 'readme.png',
+    'train/stray.png',
+  ])  # fmt: skip
+  data.prepare('folder', given, tmp_path)
+  levels = {}
+  for split in data.SPLITS:
+    dataset = data.load_dataset('folder', split, tmp_path)
+    assert dataset.image.shape[1:] == (84, 84, 3)
+    names = data.class_names('folder', split, tmp_path)
+    for name, index, size in zip(names, dataset.index, dataset.size,
+                                 strict=True):  # fmt: skip
+      levels[split, name] = [*dataset.image[index[:size], 0, 0, 0]]
+  assert levels == {
+    ('train', 'ant'): [3, 2], ('train', 'cat'): [1, 0],
+    ('val', 'train'): [4], ('test', 'cow'): [5],
+  }  # fmt: skip
+
+
+def test_folder_without_splits_is_dealt_out(tmp_path):
+  given = tmp_path / 'given'
+  labels = ['train', *(f'class {i}' for i in range(24))]
+  write_images(given, [f'{label}/{i}.png' for label in labels for i in 'ab'])
+  data.prepare('folder', given, tmp_path)
+  names = {
+    split: data.class_names('folder', split, tmp_path) for split in data.SPLITS
+  }
+  assert [len(names[split]) for split in data.SPLITS] == [16, 4, 5]
+  assert sorted(sum(names.values(), [])) == sorted(labels)
+  assert names['val'] != sorted(labels)[:4]
+  sizes = data.load_dataset('folder', 'train', tmp_path).size
+  np.testing.assert_array_equal(sizes, [2] * 16)
+
+
+@pytest.mark.parametrize(('paths', 'complaint'), [
+  (['cat/1.png', 'cow/1.png'], '2 classes cannot make three splits'),
+  (['train/a/1.png', 'valid/b/1.png'], 'beside train, val, test: valid'),
+  (['train/a/1.png', 'val/b/1.png'], "split 'test' has no images"),
+  (['train/a/1.png', 'val/b/1.png', 'test/a/1.png'], 'in several splits'),
+  (['1.png', '2.png'], 'found none of its images'),
+])  # fmt: skip
+def test_folder_in_disorder(tmp_path, paths, complaint):
+  write_images(tmp_path / 'given', paths)
+  with pytest.raises(UserError, match=complaint):
+    data.prepare('folder', tmp_path / 'given', tmp_path)

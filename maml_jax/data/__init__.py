@@ -12,6 +12,7 @@ from pathlib import Path
 from maml_jax.data import (
   cifar_fs,
   fc100,
+  folder,
   glyphs,
   mini_imagenet,
   omniglot,
@@ -42,6 +43,7 @@ SPECS: dict[str, Spec] = {
     tiered_imagenet,
     cifar_fs,
     fc100,
+    folder,
   )
 }
 

@@ -26,6 +26,9 @@ IMAGE_SUFFIXES = frozenset(
   '.bmp .gif .jpeg .jpg .png .tif .tiff .webp'.split()
 )
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class Record(NamedTuple):
   """One image that has not been read yet."""
