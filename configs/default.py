@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
   config.precision = 'float32'
 
   config.data = data = ConfigDict()
-  # glyphs, omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, folder
+  # glyphs, omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, folder,
+  # cub
   data.name = 'glyphs'
   data.root = ''  # prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax
   data.normalize = False  # by the data set's channel mean and deviation

@@ -30,6 +30,7 @@ CHOICES = {
     'cifar_fs',
     'fc100',
     'folder',
+    'cub',
   ),
   'data.augment_support': ('none', 'flip'),
   'data.augment_query': ('none', 'flip'),

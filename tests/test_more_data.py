@@ -247,8 +247,17 @@ CIFAR = [('cifar_fs', 'CIFAR_FS_'), ('fc100', 'FC100_')]
 
 
 def build_tfds(data_dir, tfds_name, labels, splits):
-  """Writes {split: [(image, label), ...]} as TFDS does."""
+  """Writes {split: [(image, label), ...]} as TFDS does.
+
+  Args:
+    data_dir: where.
+    tfds_name: the data set.
+    labels: names of the classes, or their number if they have none.
+    splits: the images.
+  """
   import tensorflow_datasets as tfds
+
+  kinds = {'num_classes' if isinstance(labels, int) else 'names': labels}
 
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     name = tfds_name
@@ -260,7 +269,7 @@ def build_tfds(data_dir, tfds_name, labels, splits):
       return self.dataset_info_from_configs(
         features=tfds.features.FeaturesDict({
           'image': tfds.features.Image(shape=(None, None, 3)),
-          'label': tfds.features.ClassLabel(names=labels),
+          'label': tfds.features.ClassLabel(**kinds),
           'segmentation_mask': tfds.features.Image(shape=(None, None, 1)),
         }),
       )
@@ -418,3 +427,101 @@ def test_folder_in_disorder(tmp_path, paths, complaint):
   write_images(tmp_path / 'given', paths)
   with pytest.raises(UserError, match=complaint):
     data.prepare('folder', tmp_path / 'given', tmp_path)
+
+
+# CUB-200 and iNaturalist: folders and tables
+
+
+def write_tables(folder, tables, heading=True):
+  folder.mkdir(parents=True, exist_ok=True)
+  for split, rows in tables.items():
+    lines = ['filename,label'] if heading else []
+    lines += [','.join(row) for row in rows]
+    (folder / f'{split}.csv').write_text('\n'.join([*lines, '', '']))
+
+
+BIRDS = {
+  'train': [('001.Auk/b.jpg', '0'), ('001.Auk/a.jpg', '0')],
+  'val': [('002.Emu/a.jpg', '1'), ('003.Jay/a.jpg', '2')],
+  'test': [('004.Owl/a.jpg', '3')],
+}
+BIRD_FILES = ['001.Auk/a.jpg', '001.Auk/b.jpg', '002.Emu/a.jpg',
+              '003.Jay/a.jpg', '004.Owl/a.jpg']  # fmt: skip
+
+
+def check_classes(name, data_dir, expected):
+  """Compares {split: {class: levels of its images}} with the prepared data."""
+  for split, classes in expected.items():
+    dataset = data.load_dataset(name, split, data_dir)
+    names = data.class_names(name, split, data_dir)
+    levels = [
+      [int(level) for level in dataset.image[index[:size], 0, 0, 0]]
+      for index, size in zip(dataset.index, dataset.size, strict=True)
+    ]
+    assert dict(zip(names, levels, strict=True)) == classes
+
+
+@pytest.mark.parametrize('place', ['fs-splits', '.'])
+@pytest.mark.parametrize('top', ['images', 'CUB_200_2011/images'])
+@pytest.mark.parametrize('heading', [True, False])
+def test_cub_with_tables(tmp_path, fewer, place, top, heading):
+  fewer('cub', train=1, val=2, test=1)
+  given = tmp_path / 'given'
+  write_images(given / top, BIRD_FILES)
+  write_tables(given / place, BIRDS, heading)
+  data.prepare('cub', given, tmp_path)
+  check_classes('cub', tmp_path, {
+    'train': {'001.Auk': [0, 1]}, 'val': {'002.Emu': [2], '003.Jay': [3]},
+    'test': {'004.Owl': [4]},
+  })  # fmt: skip
+
+
+def test_cub_without_tables_is_split_by_number(tmp_path, fewer):
+  fewer('cub', train=2, val=1, test=1)
+  given = tmp_path / 'given'
+  write_images(given / 'CUB_200_2011' / 'images', BIRD_FILES)
+  write_images(given / 'segmentations', BIRD_FILES)
+  data.prepare('cub', given, tmp_path)
+  check_classes('cub', tmp_path, {
+    'train': {'001.Auk': [0, 1], '003.Jay': [3]}, 'val': {'002.Emu': [2]},
+    'test': {'004.Owl': [4]},
+  })  # fmt: skip
+
+
+def test_cub_of_tfds(tmp_path, fewer):
+  fewer('cub', train=2, val=1, test=1)
+  images = [np.full((50 + i, 40, 3), i, np.uint8) for i in range(4)]
+  pairs = list(zip(images, (3, 2, 1, 0), strict=True))
+  build_tfds(
+    tmp_path, 'caltech_birds2011', 4, {'train': pairs[:2], 'test': pairs[2:]}
+  )
+  data.prepare('cub', tmp_path, tmp_path)
+  check_classes('cub', tmp_path, {
+    'train': {'001': [3], '003': [1]}, 'val': {'002': [2]},
+    'test': {'004': [0]},
+  })  # fmt: skip
+
+
+def test_cub_counts_its_classes(tmp_path):
+  write_images(tmp_path / 'images', BIRD_FILES)
+  with pytest.raises(UserError, match="'train' has 2 classes, expected 100"):
+    data.prepare('cub', tmp_path, tmp_path / 'prepared')
+
+
+@pytest.mark.parametrize(('rows', 'complaint'), [
+  ([('001.Auk/c.jpg', '0')], 'train.csv lists 001.Auk/c.jpg, which is none'),
+  ([('a.jpg', '0')], 'train.csv lists a.jpg, which is several'),
+  ([('001.Auk/a.jpg',)], 'train.csv lacks filename or label'),
+])  # fmt: skip
+def test_tables_in_disorder(tmp_path, rows, complaint):
+  write_images(tmp_path / 'images', BIRD_FILES)
+  write_tables(tmp_path / 'fs-splits', BIRDS | {'train': rows})
+  with pytest.raises(UserError, match=complaint):
+    data.prepare('cub', tmp_path, tmp_path / 'prepared')
+
+
+def test_cub_needs_all_tables_or_none(tmp_path):
+  write_images(tmp_path / 'images', BIRD_FILES)
+  write_tables(tmp_path, {'train': BIRDS['train'], 'test': BIRDS['test']})
+  with pytest.raises(UserError, match=r'lacks val beside train, test \(.csv\)'):
+    data.prepare('cub', tmp_path, tmp_path / 'prepared')

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maml_jax.data import (
   cifar_fs,
+  cub,
   fc100,
   folder,
   glyphs,
@@ -44,6 +45,7 @@ SPECS: dict[str, Spec] = {
     cifar_fs,
     fc100,
     folder,
+    cub,
   )
 }
 

@@ -39,6 +39,7 @@ class Record(NamedTuple):
 
 
 Splits = Mapping[str, list[Record]]
+Images = Mapping[PurePosixPath, Callable[[], bytes]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Spec:
   version: str = '1.0.0'
 
 
-def scan(path: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
+def scan(path: Path) -> Images:
   """Lists the images under a folder, those inside its zip archives included.
 
   Args:
