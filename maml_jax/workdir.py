@@ -36,8 +36,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict):
     config: written beside the run.
 
   Raises:
-    UserError: another process trains there, another config did, or it cannot
-      be written to.
+    UserError: another process trains there, another config did and has left a
+      checkpoint, or it cannot be written to.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict):
     except BlockingIOError:
       raise UserError(f'another process is training in {workdir}') from None
     file = workdir / 'config.json'
-    if file.exists():
+    begun = any((workdir / 'checkpoints').glob('*/*'))
+    if begun and file.exists():
       old = config_lib.from_json(file.read_text())
       check_same(old, config, workdir, MAY_DIFFER)
     write_text(file, config_lib.to_json(config))
