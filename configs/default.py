@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
   config.data = data = ConfigDict()
   # glyphs, omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, folder,
-  # cub
+  # cub, inat2017
   data.name = 'glyphs'
   data.root = ''  # prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax
   data.normalize = False  # by the data set's channel mean and deviation

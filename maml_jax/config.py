@@ -31,6 +31,7 @@ CHOICES = {
     'fc100',
     'folder',
     'cub',
+    'inat2017',
   ),
   'data.augment_support': ('none', 'flip'),
   'data.augment_query': ('none', 'flip'),

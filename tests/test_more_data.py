@@ -512,8 +512,10 @@ def test_cub_counts_its_classes(tmp_path):
   ([('001.Auk/c.jpg', '0')], 'train.csv lists 001.Auk/c.jpg, which is none'),
   ([('a.jpg', '0')], 'train.csv lists a.jpg, which is several'),
   ([('001.Auk/a.jpg',)], 'train.csv lacks filename or label'),
+  ([('001.Auk/a.jpg', '0'), ('004.Owl/a.jpg', '1')], 'in several splits'),
 ])  # fmt: skip
-def test_tables_in_disorder(tmp_path, rows, complaint):
+def test_tables_in_disorder(tmp_path, fewer, rows, complaint):
+  fewer('cub', train=2, val=2, test=1)
   write_images(tmp_path / 'images', BIRD_FILES)
   write_tables(tmp_path / 'fs-splits', BIRDS | {'train': rows})
   with pytest.raises(UserError, match=complaint):
@@ -525,3 +527,61 @@ def test_cub_needs_all_tables_or_none(tmp_path):
   write_tables(tmp_path, {'train': BIRDS['train'], 'test': BIRDS['test']})
   with pytest.raises(UserError, match=r'lacks val beside train, test \(.csv\)'):
     data.prepare('cub', tmp_path, tmp_path / 'prepared')
+
+
+INAT_ROWS = {
+  split: [(f'{split} {c}/{i}.jpg', str(c)) for c in range(5) for i in 'ab']
+  for split in data.SPLITS
+}
+INAT_FILES = [path for rows in INAT_ROWS.values() for path, _ in rows]
+
+
+@pytest.mark.parametrize(('top', 'place'), [
+  ('images/Aves', 'fs-splits'), ('train_val_images/Aves', '.'),
+])  # fmt: skip
+def test_inat2017(tmp_path, top, place):
+  given = tmp_path / 'given'
+  write_images(given / top, INAT_FILES)
+  write_tables(given / place, INAT_ROWS, heading=False)
+  data.prepare('inat2017', given, tmp_path)
+  check_classes('inat2017', tmp_path, {
+    split: {f'{split} {c}': [10 * k + 2 * c, 10 * k + 2 * c + 1]
+            for c in range(5)}
+    for k, split in enumerate(data.SPLITS)
+  })  # fmt: skip
+
+
+def test_inat2017_holds_classes_out_to_validate(tmp_path):
+  given = tmp_path / 'given'
+  write_images(given / 'images', INAT_FILES)
+  tables = {split: INAT_ROWS[split] for split in ('train', 'test')}
+  write_tables(given / 'fs-splits', tables, heading=False)
+  data.prepare('inat2017', given, tmp_path)
+  names = {
+    split: data.class_names('inat2017', split, tmp_path)
+    for split in data.SPLITS
+  }
+  assert [len(names[split]) for split in data.SPLITS] == [4, 1, 5]
+  assert sorted(names['train'] + names['val']) == [
+    f'train {c}' for c in range(5)
+  ]
+
+
+@pytest.mark.parametrize(('folder', 'labels', 'names'), [
+  ('flat', ('0', '1'), ['{} class 0', '{} class 1']),
+  ('flat', ('{} Auk', '{} Emu'), ['{} Auk', '{} Emu']),
+])  # fmt: skip
+def test_classes_of_tables_need_no_folders(tmp_path, folder, labels, names):
+  given = tmp_path / 'given'
+  rows = {
+    split: [(f'{split}{i}.jpg', label.format(split))
+            for i, label in enumerate(labels)]
+    for split in data.SPLITS
+  }  # fmt: skip
+  files = [path for split in rows.values() for path, _ in split]
+  write_images(given / 'images' / folder, files)
+  write_tables(given, rows)
+  data.prepare('inat2017', given, tmp_path)
+  for split in data.SPLITS:
+    found = data.class_names('inat2017', split, tmp_path)
+    assert found == [name.format(split) for name in names]

@@ -15,6 +15,7 @@ from maml_jax.data import (
   fc100,
   folder,
   glyphs,
+  inat2017,
   mini_imagenet,
   omniglot,
   store,
@@ -46,6 +47,7 @@ SPECS: dict[str, Spec] = {
     fc100,
     folder,
     cub,
+    inat2017,
   )
 }
 
