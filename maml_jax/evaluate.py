@@ -184,7 +184,7 @@ def fit(learner: Learner, saved: Checkpoint) -> tuple[PyTree, PyTree]:
     return tree if tree.shape == fresh.shape else fresh
 
   with_path = jax.tree_util.tree_map_with_path
-  params, stats = learner.init(jax.random.key(0))
+  params, stats = jax.jit(learner.init)(jax.random.key(0))
   own = {k: stats.pop(k) for k in (EPISODE, SUPPORT) if k in stats}
   return (
       with_path(partial(take, saved.params), params),

@@ -61,6 +61,7 @@ def make_train_step(
     gradient are. The number of steps per call does not change their results.
   """
 
+  @jax.jit  # traced once, for `like` and for the loop
   def one_step(state, dataset):
     def loss_of_drawn(params, shared, task_key):
       stats, dataset = shared
@@ -194,10 +195,12 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   learner = experiment.phase_learner(config, phase)
   tx = experiment.outer_optimizer(config)
   initial = experiment.stream(config.seed, experiment.INITIAL)
-  state = init_state(learner, tx, initial)
+  begin = partial(init_state, learner, tx, initial)
   saved = checkpoint.find(workdir, 'latest')
   if saved:
-    state = resume_state(state, saved)
+    state = resume_state(jax.eval_shape(begin), saved)
+  else:
+    state = jax.jit(begin)()
   transform = experiment.phase_transform(config, phase)
   run = make_train_step(
       learner,
