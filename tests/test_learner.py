@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
+from jax.flatten_util import ravel_pytree
 
 from maml_jax.errors import UserError
 from maml_jax.learner import (
@@ -144,7 +144,7 @@ def test_float32_programs_equal_op_by_op():
   with jax.enable_x64(False):
     model = make_model('convnet4', WAYS, (28, 28, 3))
     params, stats = model.init(jax.random.key(0))
-    learner = make_learner(model, InnerConfig(num_steps=2, frozen=('bn',)))
+    learner = make_learner(model, InnerConfig(num_steps=1, frozen=('bn',)))
     r = np.random.RandomState(0)
     batch = Batch(
         jnp.array(r.rand(2, WAYS, 28, 28, 3), jnp.float32),
@@ -168,17 +168,18 @@ def test_remat_changes_nothing(first_order):
 
 
 def test_meta_gradient_equals_finite_differences():
+  """Central ones, so close together that no ReLU or maximum changes sides."""
   learner, params, stats = build()
   episode = jax.tree.map(lambda x: x[0], episodes(1))
-  check_grads(
-      jax.jit(lambda params: learner.loss(params, stats, episode)[0]),
-      (params,),
-      order=1,
-      modes=('rev',),
-      eps=1e-6,
-      rtol=1e-5,
-      atol=1e-5,
-  )
+  flat, unflatten = ravel_pytree(params)
+  loss = jax.jit(lambda x: learner.loss(unflatten(x), stats, episode)[0])
+  grad = jax.jit(jax.grad(loss))(flat)
+  for seed in range(5):
+    direction, step = np.random.RandomState(seed).randn(flat.size), 1e-8
+    difference = loss(flat + step * direction) - loss(flat - step * direction)
+    np.testing.assert_allclose(
+        difference / (2 * step), grad @ direction, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize('mode', MODES)
