@@ -1,6 +1,7 @@
 """Further data sets: small files in the layouts that people have."""
 
 import dataclasses
+import functools
 import io
 import pickle
 import tracemalloc
@@ -10,7 +11,15 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data import cifar, cifar_fs, fc100, npz, pickles, source
+from maml_jax.data import (
+  cifar,
+  cifar_fs,
+  fc100,
+  npz,
+  pickles,
+  source,
+  store,
+)
 from maml_jax.errors import UserError
 
 MADE_FROM_FILES = sorted(
@@ -73,6 +82,38 @@ def test_a_split_without_images_is_refused():
   record = source.Record('a', '0', bytes)
   with pytest.raises(UserError, match="split 'val' has no images"):
     source.verify(spec, {'train': [record], 'val': [], 'test': []})
+
+
+# Preparing what is larger than memory
+
+
+def test_images_are_prepared_one_by_one_into_several_files(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(store, 'IMAGES_PER_FILE', 30)
+  spec = source.Spec('toy', (4, 4, 3), '', lambda _: {})
+  images = [np.full((4, 4, 3), i, np.uint8) for i in range(100)]
+
+  def read(i):
+    return encoded(images[i]) + bytes(500_000)  # which PNG readers ignore
+
+  splits = {
+    split: [
+      source.Record(f'{split} {i // 50}', f'{i}', functools.partial(read, i))
+      for i in range(size)
+    ]
+    for split, size in (('train', 100), ('val', 1), ('test', 1))
+  }
+  store.write(tmp_path / 'warm', spec, splits | {'train': splits['val']})
+  tracemalloc.start()
+  store.write(tmp_path / 'toy', spec, splits)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 10e6  # of 50e6
+  assert len(list((tmp_path / 'toy').glob('*train.array_record*'))) == 4
+  dataset = store.read_arrays(tmp_path / 'toy', spec, 'train')
+  np.testing.assert_array_equal(dataset.image, images)
+  np.testing.assert_array_equal(dataset.size, [50, 50])
 
 
 # Rows of .npz files, bytes in pickles

@@ -24,6 +24,8 @@ from maml_jax.data import source
 from maml_jax.errors import UserError
 from maml_jax.types import Dataset
 
+IMAGES_PER_FILE = 10_000  # of TFDS
+
 
 def write(root: Path, spec: source.Spec, splits: source.Splits) -> None:
   """Prepares the TFDS files and the arrays under `root`, replacing others."""
@@ -113,45 +115,39 @@ def _write_records(
   labels = list(dict.fromkeys(labels))
   channels = spec.image_shape[-1]
 
-  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Given encoded images, TFDS can do without TensorFlow."""
+  identity = tfds.core.dataset_info.DatasetIdentity(
+    name=spec.name,
+    version=tfds.core.Version(spec.version),
+    data_dir=root,
+    module_name=__name__,
+  )
+  info = tfds.core.DatasetInfo(
+    builder=identity,
+    features=tfds.features.FeaturesDict({
+      'image': tfds.features.Image(shape=(None, None, channels)),
+      'label': tfds.features.ClassLabel(names=labels),
+      'key': tfds.features.Text(),
+    }),
+    supervised_keys=('image', 'label'),
+    disable_shuffling=True,
+  )
 
-    name = spec.name
-    VERSION = tfds.core.Version(spec.version)
-    pkg_dir_path = Path(__file__).parent
-    code_path = None  # Its search needs a package that TFDS does not install.
+  def examples(split):
+    bar = _progress(splits[split], f'{spec.name}: read {split}')
+    for label, key, read in bar:
+      with _naming(spec, label, key):
+        encoded = read()
+      yield {'image': encoded, 'label': label, 'key': key}
 
-    def _info(self):
-      return self.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict({
-          'image': tfds.features.Image(shape=(None, None, channels)),
-          'label': tfds.features.ClassLabel(names=labels),
-          'key': tfds.features.Text(),
-        }),
-        supervised_keys=('image', 'label'),
-        disable_shuffling=True,
-      )
-
-    def _split_generators(self, dl_manager):
-      return {
-        split: self._generate_examples(split, splits[split])
-        for split in source.SPLITS
-      }
-
-    def _generate_examples(self, split, records):
-      bar = _progress(records, f'{spec.name}: read {split}')
-      for i, (label, key, read) in enumerate(bar):
-        with _naming(spec, label, key):
-          encoded = read()
-        yield i, {'image': encoded, 'label': label, 'key': key}
-
-  with tempfile.TemporaryDirectory(dir=root) as data_dir:
-    builder = Builder(data_dir=data_dir, file_format='array_record')
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(None):
-      builder.download_and_prepare()
-    for file in builder.data_path.iterdir():
-      os.rename(file, root / file.name)
+  # A TFDS builder would gather all images of a split in memory to order them,
+  # and needs TensorFlow beyond 1 GB.
+  writer = tfds.core.SequentialWriter(
+    info, IMAGES_PER_FILE, file_format='array_record'
+  )
+  writer.initialize_splits(list(source.SPLITS))
+  for split in source.SPLITS:
+    writer.add_examples({split: examples(split)})
+  writer.close_all()
 
 
 def _progress(records: Sequence, what: str) -> Iterator:
