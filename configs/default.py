@@ -24,8 +24,14 @@ def get_config() -> ConfigDict:
   data.name = 'glyphs'
   data.root = ''  # prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax
   data.normalize = False  # by the data set's channel mean and deviation
-  data.augment_support = 'none'  # none, flip: training images of support sets
-  data.augment_query = 'none'  # none, flip: training images of query sets
+  # none, or a change of each image on its own, anew whenever it is drawn:
+  #   flip     left to right, or not
+  #   crop     a shift by up to 8 pixels over black; then flip
+  #   color    that shift; brightness, contrast, saturation +-40 %; then flip
+  #   resize   a box of 8..100 % of the area, stretched to full size; then flip
+  #   enlarge  the centre of the image enlarged by 256/224; not random
+  data.augment_support = 'none'  # of training images in support sets
+  data.augment_query = 'none'  # of those in query sets
 
   # What a training task looks like.
   config.task = task = ConfigDict()

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from maml_jax.errors import UserError, check_choice, suggest
 
 NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
+AUGMENTATIONS = ('none', 'flip', 'crop', 'color', 'resize', 'enlarge')
 
 CHOICES = {
   'precision': ('float32', 'tensorfloat32', 'bfloat16', 'default'),
@@ -33,8 +34,8 @@ CHOICES = {
     'cub',
     'inat2017',
   ),
-  'data.augment_support': ('none', 'flip'),
-  'data.augment_query': ('none', 'flip'),
+  'data.augment_support': AUGMENTATIONS,
+  'data.augment_query': AUGMENTATIONS,
   'model.encoder': (
     'convnet4',
     'wide_convnet4',
@@ -48,10 +49,10 @@ CHOICES = {
   'model.init': ('torch', 'xavier'),
   'outer.optimizer': ('sgd', 'rmsprop', 'adam', 'adamw'),
   'outer.schedule': ('constant', 'step', 'cosine'),
-  'val.augment_support': ('none', 'flip'),
+  'val.augment_support': AUGMENTATIONS,
   'eval.split': ('train', 'val', 'test'),
   'eval.checkpoint': ('best', 'latest'),
-  'eval.augment_support': ('none', 'flip'),
+  'eval.augment_support': AUGMENTATIONS,
 }
 
 AT_LEAST = {
