@@ -154,7 +154,9 @@ def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
     return _read(path)
   saved = find(path, which)
   if saved is None:
-    raise UserError(f'no {which} checkpoint in {path}')
+    latest = which == 'best' and _steps(path / 'checkpoints' / 'latest')
+    hint = ', only those of --config.eval.checkpoint=latest' if latest else ''
+    raise UserError(f'no {which} checkpoint in {path}{hint}')
   return saved
 
 

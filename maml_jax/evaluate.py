@@ -18,7 +18,7 @@ from maml_jax.data.episodes import distinct_tasks, gather_episode
 from maml_jax.errors import UserError
 from maml_jax.experiment import Machine, Phase
 from maml_jax.learner import Learner
-from maml_jax.metrics import mean_interval, percent, progress
+from maml_jax.metrics import devices, mean_interval, percent, progress
 from maml_jax.parallel import mean_over_tasks
 from maml_jax.types import EPISODE, SUPPORT, Array, Dataset, PyTree
 from maml_jax.workdir import MAY_DIFFER, check_same, write_text
@@ -95,13 +95,13 @@ def make_evaluator(
   def evaluator(params, stats, advance=lambda n: None, stop=False):
     done = []
     for start in range(0, num_tasks, size):
+      if stop:
+        return None
       # The last batch is filled up with the first tasks, whose metrics are cut.
       rows = np.arange(start, start + size) % num_tasks
       chosen = tuple(x[rows] for x in tasks)
       done.append(run(params, stats, dataset.image, tasks=chosen))
       jax.block_until_ready(done[-2:-1])  # one runs while the next is prepared
-      if stop:
-        return None
       advance(min(size, num_tasks - start))
     joined = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(done))
     return {name: x[:num_tasks] for name, x in joined.items()}
@@ -229,7 +229,7 @@ def _summarize(config, phase: Phase, saved: Checkpoint, metrics) -> dict:
       'precision': config.precision,
       'version': maml_jax.__version__,
       'jax': jax.__version__,
-      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'devices': devices(),
       'config': saved.config.to_dict(),
   }
   return json.loads(json.dumps(result))  # as it is read back

@@ -96,6 +96,7 @@ class Screen:
   """
 
   def __init__(self, config, step: int):
+    """Begins at `step`, and says so."""
     self._length = config.train.steps_per_epoch
     self._epochs = config.train.num_epochs
     self._total = self._epochs * self._length
@@ -104,6 +105,11 @@ class Screen:
     self._rows = []
     self._bar = progress(self._total, 'it', 'training', start=step)
     self._bar.set_postfix_str('compiling')
+    self._bar.write(
+        f'{config.data.name}, {config.task.ways}-way {config.task.shots}-shot, '
+        f'{config.train.num_tasks} tasks a step on {devices()}; '
+        f'from step {step} of {self._total}'
+    )
 
   def train(self, rows: Mapping[str, np.ndarray]) -> None:
     """Shows that more meta-iterations are done, with metrics [n]."""
@@ -158,6 +164,11 @@ def progress(total: int, unit: str, what: str, *, start: int = 0) -> tqdm:
       smoothing=0,  # the mean rate, validation and all, tells the time left
       leave=False,
   )
+
+
+def devices() -> str:
+  """'8 x NVIDIA H200' and the like."""
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
 
 
 def mean_interval(values) -> tuple[float, float]:

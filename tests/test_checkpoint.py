@@ -112,7 +112,10 @@ def test_refuses_a_state_that_is_not_finite(tmp_path, bad):
 
 def test_says_if_there_is_none(tmp_path):
   assert checkpoint.find(tmp_path / 'nowhere', 'latest') is None
-  with pytest.raises(UserError, match='no best checkpoint in'):
+  with pytest.raises(UserError, match='no best checkpoint in .*[0-9]$'):
+    checkpoint.load(tmp_path)
+  save(tmp_path, 1)
+  with pytest.raises(UserError, match='only those of .*checkpoint=latest'):
     checkpoint.load(tmp_path)
 
 

@@ -219,7 +219,7 @@ def test_fit_takes_what_the_learner_needs(tmp_path):
     learner = eval_learner(config)
     params, stats = evaluate.fit(learner, saved)
     jax.tree.map(np.testing.assert_array_equal, params, saved.params)
-    _, fresh = learner.init(jax.random.key(0))
+    _, fresh = jax.jit(learner.init)(jax.random.key(0))
     expected = saved.stats if norm == 'global' else fresh
     jax.tree.map(np.testing.assert_array_equal, stats, expected)
 
