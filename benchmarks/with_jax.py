@@ -15,11 +15,11 @@ from maml_jax.learner import (
 )
 from maml_jax.models import make_model
 from maml_jax.optim import make_optimizer
-from maml_jax.parallel import mean_over_tasks
+from maml_jax.parallel import make_mesh, mean_over_tasks, use_cores
 
 
-def compiled(work: Workload, remat: bool = False):
-  """The program of one iteration and its arguments."""
+def compiled(work: Workload, remat: bool = False, mesh=None):
+  """The program of one iteration, on the devices of a mesh; its arguments."""
   model = make_model('convnet4', work.ways, (work.side, work.side, 3))
   inner = InnerConfig(
       num_steps=work.num_steps,
@@ -34,7 +34,9 @@ def compiled(work: Workload, remat: bool = False):
   chunk = ops.default_chunk()
 
   def train(params, opt_state, episodes):
-    grads, *_ = meta_gradient(learner, params, stats, episodes, chunk=chunk)
+    grads, *_ = meta_gradient(
+        learner, params, stats, episodes, mesh=mesh, chunk=chunk
+    )
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
@@ -42,7 +44,7 @@ def compiled(work: Workload, remat: bool = False):
     def one_task(params, episode):
       return (), learner.loss(params, stats, episode)[1][1]
 
-    run = mean_over_tasks(one_task, chunk=chunk)
+    run = mean_over_tasks(one_task, mesh, chunk)
     return run(params, episodes), opt_state
 
   args = params, tx.init(params), episodes
@@ -51,6 +53,7 @@ def compiled(work: Workload, remat: bool = False):
 
 
 def iteration(work: Workload):
-  """A function that runs one iteration and waits for its end."""
-  run, args = compiled(work)
+  """A function that runs one iteration as `main.py` does, and waits for it."""
+  use_cores(work.tasks)
+  run, args = compiled(work, mesh=make_mesh())
   return lambda: jax.block_until_ready(run(*args))
