@@ -128,4 +128,4 @@ def test_readme_names_every_config_and_no_missing_file():
   for path in (REPOSITORY / 'configs').glob('[!_]*.py'):
     assert path.stem == 'default' or f'| `{path.stem}` |' in text
   for target in re.findall(r'\]\((?!http)(.*?)\)', text):
-    assert (REPOSITORY / target).exists(), target
+    assert (REPOSITORY / target.partition('#')[0]).exists(), target
