@@ -20,9 +20,12 @@ def get_config() -> ConfigDict:
 
   config.data = data = ConfigDict()
   # glyphs, omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, folder,
-  # cub, inat2017
+  # cub, inat2017; or sinusoid: regression, which needs no data
   data.name = 'glyphs'
   data.root = ''  # prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax
+  # Where images lie: device, host (gathered ahead of time; the same tasks), or
+  # auto: on the devices if they take at most a third of the memory there.
+  data.placement = 'auto'
   data.normalize = False  # by the data set's channel mean and deviation
   # none, or a change of each image on its own, anew whenever it is drawn:
   #   flip     left to right, or not
@@ -41,9 +44,9 @@ def get_config() -> ConfigDict:
 
   config.model = model = ConfigDict()
   # convnet4, wide_convnet4, resnet10, wide_resnet10, resnet12, wide_resnet12,
-  # resnet18, wide_resnet18
+  # resnet18, wide_resnet18; mlp for regression
   model.encoder = 'convnet4'
-  model.width = 0  # channels of convnet layers; 0 = the encoder's own
+  model.width = 0  # of convnet and mlp layers; 0 = the encoder's own
   # Whose moments normalise a query image. One word for all layers:
   #   batch       its own batch's, at all times (transductive)
   #   global      running averages over all training tasks
@@ -100,8 +103,10 @@ def get_config() -> ConfigDict:
   # Validation on the val split chooses the best checkpoint.
   config.val = val = ConfigDict()
   val.num_tasks = 200  # distinct, the same every time
+  val.ways = task.get_oneway_ref('ways')  # as in training unless set
+  val.shots = task.get_oneway_ref('shots')  # likewise
   val.queries = 15  # query images per class
-  val.num_steps = inner.get_oneway_ref('num_steps')  # as in training unless set
+  val.num_steps = inner.get_oneway_ref('num_steps')  # likewise
   val.augment_support = 'none'  # as data.augment_support
 
   # What --mode=eval measures.

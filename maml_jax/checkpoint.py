@@ -29,6 +29,7 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 
 from maml_jax import config as config_lib
 from maml_jax.errors import UserError
+from maml_jax.metrics import is_better
 from maml_jax.types import MetaState, PyTree
 
 KEPT = 2
@@ -69,7 +70,7 @@ class Saver:
     self._latest = _manager(self._folder / 'latest')
     self._best = _manager(self._folder / 'best')
     best = find(workdir, 'best')
-    self._accuracy = best.metrics['accuracy'] if best else -1.0
+    self._best_metrics = best.metrics if best else {}
     self._time = time.monotonic()
     self.saved = saved
 
@@ -90,17 +91,17 @@ class Saver:
   def save_if_best(
       self, state: MetaState, metrics: Mapping[str, float]
   ) -> bool:
-    """Saves a state if its 'accuracy' on validation is above all before.
+    """Saves a state if its metrics on validation are the best so far.
 
     Returns:
       Whether it is.
     """
-    is_best = metrics['accuracy'] > self._accuracy
-    if is_best:
+    better = is_better(metrics, self._best_metrics)
+    if better:
       self._write(self._best, state, metrics)
       self._best.wait_until_finished()
-      self._accuracy = metrics['accuracy']
-    return is_best
+      self._best_metrics = metrics
+    return better
 
   def _write(self, manager, state, metrics) -> None:
     arrays = _to_arrays(state)

@@ -33,7 +33,9 @@ CHOICES = {
     'folder',
     'cub',
     'inat2017',
+    'sinusoid',
   ),
+  'data.placement': ('auto', 'device', 'host'),
   'data.augment_support': AUGMENTATIONS,
   'data.augment_query': AUGMENTATIONS,
   'model.encoder': (
@@ -45,6 +47,7 @@ CHOICES = {
     'wide_resnet12',
     'resnet18',
     'wide_resnet18',
+    'mlp',
   ),
   'model.init': ('torch', 'xavier'),
   'outer.optimizer': ('sgd', 'rmsprop', 'adam', 'adamw'),
@@ -57,7 +60,7 @@ CHOICES = {
 
 AT_LEAST = {
   'seed': 0,
-  'task.ways': 2,
+  'task.ways': 1,
   'task.shots': 1,
   'task.queries': 1,
   'model.width': 0,
@@ -77,10 +80,12 @@ AT_LEAST = {
   'train.chunk': 0,
   'train.steps_per_call': 1,
   'val.num_tasks': 1,
+  'val.ways': 1,
+  'val.shots': 1,
   'val.queries': 1,
   'val.num_steps': 0,
   'eval.num_tasks': 1,
-  'eval.ways': 2,
+  'eval.ways': 1,
   'eval.shots': 1,
   'eval.queries': 1,
   'eval.num_steps': 0,
@@ -133,17 +138,20 @@ def validate(config: ConfigDict) -> None:
       check_choice(f'config.{field}', word, NORMS)
   _check_items('inner.frozen', fields['inner.frozen'], str)
   _check_items('outer.milestones', fields['outer.milestones'], int)
-  if config.model.width and 'convnet' not in config.model.encoder:
+  if config.model.width and 'resnet' in config.model.encoder:
     raise UserError(
       f'config.model.width={config.model.width}: {config.model.encoder} has '
       'widths of its own; leave it 0'
     )
-  if config.eval.ways != config.task.ways and not config.inner.reset_classifier:
-    raise UserError(
-      f'config.eval.ways={config.eval.ways}: a learned head has '
-      f'config.task.ways={config.task.ways} outputs; other numbers of ways '
-      'need config.inner.reset_classifier=true'
-    )
+  for field in ('val.ways', 'eval.ways'):
+    ways = fields[field]
+    if ways != config.task.ways and not config.inner.reset_classifier:
+      raise UserError(
+        f'config.{field}={ways}: a learned head has '
+        f'config.task.ways={config.task.ways} outputs; other numbers of ways '
+        'need config.inner.reset_classifier=true'
+      )
+  _check_kind(fields)
 
 
 def check_task(
@@ -253,7 +261,10 @@ def _override(config: ConfigDict, field: str, text: str | None) -> None:
   for key in (*sections, name):
     section = value
     if not isinstance(section, ConfigDict) or key not in section:
+      same = [f for f in flatten(config) if f.endswith(f'.{field}')]
       hint = suggest(field, flatten(config), config)
+      if same:  # the name alone
+        hint = f'; did you mean {" or ".join(same)}?'
       raise UserError(f'no field config.{field}{hint}')
     value = section[key]
   if isinstance(value, ConfigDict):
@@ -311,6 +322,28 @@ def _norm_words(field: str, norm: Any) -> list[str]:
     raise UserError(
       f'{field}={norm}: neither a word nor (pattern, word) pairs'
     ) from None
+
+
+def _check_kind(fields: dict[str, Any]) -> None:
+  """Refuses what regression or classification cannot have."""
+  regression = fields['data.name'] == 'sinusoid'
+  kind = 'regression' if regression else 'classification'
+  if regression and fields['model.encoder'] != 'mlp':
+    raise UserError(
+      f'config.model.encoder={fields["model.encoder"]}: not for {kind}, which '
+      f'data.name={fields["data.name"]} is'
+    )
+  for field in ('task.ways', 'val.ways', 'eval.ways'):
+    if (fields[field] == 1) != regression:
+      fitting = '1' if regression else 'at least 2'
+      raise UserError(
+        f'config.{field}={fields[field]}: {fitting} in {kind}, which '
+        f'data.name={fields["data.name"]} is'
+      )
+  for field, value in fields.items():
+    augments = '.augment' in field and value != 'none'
+    if regression and (augments or field == 'data.normalize' and value):
+      raise UserError(f'config.{field}={value}: {kind} has no images')
 
 
 def _check_items(field: str, items: tuple, kind: type) -> None:

@@ -7,20 +7,19 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 import maml_jax
-from maml_jax import checkpoint, data, experiment
+from maml_jax import checkpoint, experiment
 from maml_jax.checkpoint import Checkpoint
-from maml_jax.data.episodes import distinct_tasks, gather_episode
 from maml_jax.errors import UserError
 from maml_jax.experiment import Machine, Phase
 from maml_jax.learner import Learner
-from maml_jax.metrics import devices, mean_interval, percent, progress
+from maml_jax.metrics import devices, progress, score, show, summary
 from maml_jax.parallel import mean_over_tasks
-from maml_jax.types import EPISODE, SUPPORT, Array, Dataset, PyTree
+from maml_jax.tasks import Fixed, fixed_tasks
+from maml_jax.types import EPISODE, SUPPORT, PyTree
 from maml_jax.workdir import MAY_DIFFER, check_same, write_text
 
 # Tasks per call, or a few more so that they divide over devices and chunks.
@@ -28,50 +27,15 @@ BATCH = 32
 # What an evaluation need not have in common with the training.
 IGNORED = (*MAY_DIFFER, 'outer', 'precision', 'seed', 'train', 'val')
 
-Tasks = tuple[np.ndarray, Array]  # positions [T, W, S + Q], keys [T]
-
-
-def fixed_tasks(dataset: Dataset, phase: Phase, num_tasks: int) -> Tasks:
-  """The tasks of a validation or evaluation: distinct, and always the same.
-
-  They depend on the split and on the shape of a task, not on a seed.
-
-  Args:
-    dataset: a `Dataset`; its images are not touched.
-    phase: its split, ways, shots and queries.
-    num_tasks: T; fewer tasks are the first ones of more.
-
-  Returns:
-    Positions [T, W, S + Q] int32, and a key for the transform of each, [T].
-
-  Raises:
-    UserError: there are not so many.
-  """
-  number = experiment.FIXED + data.SPLITS.index(phase.split)
-  draw_key, transform_key = jax.random.split(experiment.stream(0, number))
-  positions = distinct_tasks(draw_key, dataset, num_tasks, **phase.shape)
-  key_of = jax.vmap(partial(jax.random.fold_in, transform_key))
-  return positions, key_of(jnp.arange(num_tasks))
-
 
 def make_evaluator(
-    learner: Learner,
-    transform: Callable,
-    dataset: Dataset,
-    tasks: Tasks,
-    *,
-    shots: int,
-    machine: Machine,
-    batch: int = BATCH,
+    learner: Learner, tasks: Fixed, machine: Machine, *, batch: int = BATCH
 ) -> Callable[..., dict[str, np.ndarray] | None]:
   """Makes a function that measures a learner on a list of tasks.
 
   Args:
     learner: adapts on the support set and is judged on the query set.
-    transform: see `sample_episode`.
-    dataset: on the devices.
     tasks: from `fixed_tasks`.
-    shots: S.
     machine: the devices.
     batch: tasks per jitted call; the results do not depend on it.
 
@@ -82,15 +46,15 @@ def make_evaluator(
   """
 
   def one_task(shared, task):
-    (params, stats, image), (positions, key) = shared, task
-    episode = transform(key, gather_episode(image, positions, shots=shots))
+    (params, stats, shared), (key, given) = shared, task
+    episode = tasks.recall(key, shared, *given)
     _, (_, metrics) = learner.loss(params, stats, episode)
     return (), metrics
 
   over_tasks = mean_over_tasks(one_task, machine.mesh, machine.chunk)
-  run = jax.jit(lambda *shared, tasks: over_tasks(shared, tasks)[1])
+  run = jax.jit(lambda shared, chosen: over_tasks(shared, chosen)[1])
   unit = (machine.mesh.size if machine.mesh else 1) * (machine.chunk or 1)
-  size, num_tasks = -(-batch // unit) * unit, len(tasks[0])
+  size, num_tasks = -(-batch // unit) * unit, len(tasks.keys)
 
   def evaluator(params, stats, advance=lambda n: None, stop=False):
     done = []
@@ -99,8 +63,8 @@ def make_evaluator(
         return None
       # The last batch is filled up with the first tasks, whose metrics are cut.
       rows = np.arange(start, start + size) % num_tasks
-      chosen = tuple(x[rows] for x in tasks)
-      done.append(run(params, stats, dataset.image, tasks=chosen))
+      chosen = tasks.keys[rows], tasks.given(rows)
+      done.append(run((params, stats, tasks.shared), chosen))
       jax.block_until_ready(done[-2:-1])  # one runs while the next is prepared
       advance(min(size, num_tasks - start))
     joined = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(done))
@@ -112,15 +76,15 @@ def make_evaluator(
 def phase_evaluator(
     config: ConfigDict, phase: Phase, num_tasks: int, machine: Machine
 ) -> Callable[..., dict[str, np.ndarray] | None]:
-  """`make_evaluator` for the first `num_tasks` fixed tasks of a phase."""
-  dataset = experiment.load_split(config, phase)
-  return make_evaluator(
-      experiment.phase_learner(config, phase),
-      experiment.phase_transform(config, phase),
-      machine.put(dataset),
-      fixed_tasks(dataset, phase, num_tasks),
-      shots=phase.shots,
-      machine=machine,
+  """`make_evaluator` for the first `num_tasks` fixed tasks of a phase.
+
+  It takes the params and stats of another phase, too, see `fit`.
+  """
+  learner = experiment.phase_learner(config, phase)
+  tasks = fixed_tasks(config, phase, num_tasks, machine)
+  evaluator = make_evaluator(learner, tasks, machine)
+  return lambda params, stats, *args: evaluator(
+      *machine.put(fit(learner, params, stats)), *args
   )
 
 
@@ -152,24 +116,30 @@ def evaluate(
       jax.default_matmul_precision(config.precision),
       progress(num_tasks, 'task', 'evaluating') as bar,
   ):
-    learner = experiment.phase_learner(config, phase)
-    params, stats = machine.put(fit(learner, saved))
     evaluator = phase_evaluator(config, phase, num_tasks, machine)
-    metrics = evaluator(params, stats, bar.update)
+    metrics = evaluator(saved.params, saved.stats, bar.update)
   result = _summarize(config, phase, saved, metrics)
   path = _write(pathlib.Path(workdir or source), result, metrics)
   print(f'{describe(result)}\n{path}')
   return result
 
 
-def fit(learner: Learner, saved: Checkpoint) -> tuple[PyTree, PyTree]:
-  """The params and stats of a checkpoint, as a learner takes them.
+def fit(learner: Learner, params: PyTree, stats: PyTree):
+  """Params and stats of a training, as the learner of another phase takes them.
 
-  The learner may have another norm mode. If it has another number of ways, it
-  resets the head in every task, and the head of the checkpoint is not used.
+  That learner may have another norm mode. If it has another number of ways, it
+  resets the head in every task, and the head given is not used.
+
+  Args:
+    learner: of `experiment.phase_learner`.
+    params: from a training.
+    stats: likewise.
+
+  Returns:
+    params, stats.
 
   Raises:
-    UserError: the learner needs what the checkpoint lacks.
+    UserError: the learner needs what they lack.
   """
 
   def take(tree, path, fresh):
@@ -178,17 +148,18 @@ def fit(learner: Learner, saved: Checkpoint) -> tuple[PyTree, PyTree]:
     if isinstance(tree, dict):
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       raise UserError(
-          f'config.eval.norm needs {name}, which {saved.path} lacks: it was '
-          f'trained with config.model.norm={saved.config.model.norm}'
+          f'config.eval.norm needs {name}, which the checkpoint lacks: it was '
+          'trained with another config.model.norm'
       )
     return tree if tree.shape == fresh.shape else fresh
 
   with_path = jax.tree_util.tree_map_with_path
-  params, stats = jax.jit(learner.init)(jax.random.key(0))
-  own = {k: stats.pop(k) for k in (EPISODE, SUPPORT) if k in stats}
+  fresh_params, fresh_stats = jax.jit(learner.init)(jax.random.key(0))
+  keys = (EPISODE, SUPPORT)
+  own = {k: fresh_stats.pop(k) for k in keys if k in fresh_stats}
   return (
-      with_path(partial(take, saved.params), params),
-      with_path(partial(take, saved.stats), stats) | own,
+      with_path(partial(take, params), fresh_params),
+      with_path(partial(take, stats), fresh_stats) | own,
   )
 
 
@@ -200,29 +171,35 @@ def is_transductive(norm: str | tuple) -> bool:
 
 def describe(result: dict) -> str:
   """One line for people, of what `evaluate` returns."""
-  kind = 'transductive' if result['transductive'] else 'inductive'
+  steps, tasks = result['num_steps'], result['num_tasks']
+  if score(result) == 'loss':
+    task = f'{result["shots"]} points, {result["queries"]} queries'
+    kind, more = '', ''
+  else:
+    task = (
+        f'{result["ways"]}-way {result["shots"]}-shot, '
+        f'{result["queries"]} queries per class'
+    )
+    kind = ', transductive' if result['transductive'] else ', inductive'
+    more = f', loss {result["loss"]:.3f}'
+  name = score(result)
   return (
-      f'{result["data"]} {result["split"]}, {result["ways"]}-way '
-      f'{result["shots"]}-shot, {result["queries"]} queries per class, '
-      f'{result["num_steps"]} inner steps, {kind}: accuracy '
-      f'{percent(result["accuracy"], result["interval"])} '
-      f'(95 % interval over {result["num_tasks"]} tasks), '
-      f'median {percent(result["median"])}, loss {result["loss"]:.3f}; '
+      f'{result["data"]} {result["split"]}, {task}, {steps} inner steps{kind}: '
+      f'{name} {show(name, result[name], result["interval"])} '
+      f'(95 % interval over {tasks} tasks), '
+      f'median {show(name, result["median"])}{more}; '
       f'checkpoint of step {result["step"]}'
   )
 
 
 def _summarize(config, phase: Phase, saved: Checkpoint, metrics) -> dict:
-  accuracy, interval = mean_interval(metrics['accuracy'])
   result = {
       'data': config.data.name,
       **phase._asdict(),
       'transductive': is_transductive(phase.norm),
-      'num_tasks': len(metrics['accuracy']),
-      'accuracy': accuracy,
-      'interval': interval,
-      'median': float(np.median(metrics['accuracy'])),
-      'loss': float(metrics['loss'].mean()),
+      'num_tasks': len(metrics['loss']),
+      **summary(metrics),
+      'median': float(np.median(metrics[score(metrics)])),
       'checkpoint': str(saved.path),
       'step': saved.step,
       'seed': saved.config.seed,

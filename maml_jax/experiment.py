@@ -18,11 +18,14 @@ from maml_jax.config import check_task
 from maml_jax.data.augment import augmented
 from maml_jax.data.episodes import make_transform
 from maml_jax.inner import InnerConfig
-from maml_jax.learner import Learner, make_learner
+from maml_jax.learner import Learner, make_learner, squared_error
 from maml_jax.models import make_model
 from maml_jax.optim import make_optimizer, make_schedule
-from maml_jax.parallel import make_mesh, use_cores
+from maml_jax.parallel import AXIS, make_mesh, use_cores
 from maml_jax.types import Dataset
+
+# What the images of a split may take of a device's memory.
+SHARE_FOR_IMAGES = 1 / 3
 
 # The random streams of a seed; FIXED is that of the first split, and so on.
 INITIAL, TRAINING, FIXED = range(3)
@@ -67,8 +70,8 @@ def train_phase(config) -> Phase:
 def val_phase(config) -> Phase:
   return Phase(
       split='val',
-      ways=config.task.ways,
-      shots=config.task.shots,
+      ways=config.val.ways,
+      shots=config.val.shots,
       queries=config.val.queries,
       num_steps=config.val.num_steps,
       norm=config.model.norm,
@@ -109,15 +112,14 @@ def phase_learner(config, phase: Phase) -> Learner:
   args['norm'] = phase.norm
   if not args['width']:
     del args['width']
+  regression = config.data.name in data.FUNCTIONS
+  shape = (1,) if regression else data.spec(config.data.name).image_shape
   model = make_model(
-      args.pop('encoder'),
-      phase.ways,
-      data.spec(config.data.name).image_shape,
-      meta_test=phase.meta_test,
-      **args,
+      args.pop('encoder'), phase.ways, shape, meta_test=phase.meta_test, **args
   )
   inner = dict(config.inner) | {'num_steps': phase.num_steps}
-  return make_learner(model, InnerConfig(**inner))
+  loss = {'loss_fn': squared_error, 'metric_fns': {}} if regression else {}
+  return make_learner(model, InnerConfig(**inner), **loss)
 
 
 def phase_transform(config, phase: Phase):
@@ -160,6 +162,20 @@ class Machine(NamedTuple):
   def put(self, tree):
     """Places arrays on every device, whole."""
     return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+  def spread(self, tree, axis: int):
+    """Places arrays whose axis `axis` is that of the tasks."""
+    spec = PartitionSpec(*[None] * axis, AXIS)
+    return jax.device_put(tree, NamedSharding(self.mesh, spec))
+
+  def holds(self, num_bytes: int) -> bool:
+    """Whether every device has room for so much beside what it computes."""
+    device = self.mesh.local_devices[0]
+    memory = (device.memory_stats() or {}).get('bytes_limit')
+    if memory is None:  # CPU devices share the memory of the host
+      memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+      memory //= len(self.mesh.local_devices)
+    return num_bytes <= SHARE_FOR_IMAGES * memory
 
 
 def machine(config) -> Machine:

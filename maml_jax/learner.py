@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from maml_jax import inner as inner_loop
@@ -39,6 +40,7 @@ __all__ = [
     'cross_entropy',
     'make_learner',
     'meta_gradient',
+    'squared_error',
 ]
 
 
@@ -67,6 +69,11 @@ class Learner(NamedTuple):
 def cross_entropy(logits, label):
   """Mean cross entropy of `logits` [N, W] against `label` [N] int."""
   return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+
+def squared_error(outputs, label):
+  """Mean squared error of `outputs` against `label`, of one shape."""
+  return jnp.square(outputs - label).mean()
 
 
 def accuracy(logits, label):

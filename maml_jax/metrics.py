@@ -5,7 +5,8 @@ WORKDIR/metrics.jsonl has one object a line, in order of `step`:
     meta-iterations since the record before, and the time that they took;
   {"step", "split": "val", "loss", "accuracy", "interval", "seconds"}: means
     over the validation tasks; +-interval is 95 % sure for the accuracy.
-Accuracies are in [0, 1]. WORKDIR/tensorboard/ has the same numbers.
+Accuracies are in [0, 1]; regression has none, and the interval is that of the
+loss. WORKDIR/tensorboard/ has the same numbers.
 """
 
 import json
@@ -95,8 +96,8 @@ class Screen:
   A context manager.
   """
 
-  def __init__(self, config, step: int):
-    """Begins at `step`, and says so."""
+  def __init__(self, config, step: int, place: str = ''):
+    """Begins at `step`, and says so, and in which `place` the images lie."""
     self._length = config.train.steps_per_epoch
     self._epochs = config.train.num_epochs
     self._total = self._epochs * self._length
@@ -105,16 +106,20 @@ class Screen:
     self._rows = []
     self._bar = progress(self._total, 'it', 'training', start=step)
     self._bar.set_postfix_str('compiling')
+    task, ways = f'{config.task.shots}-shot', config.task.ways
+    task = f'{ways}-way {task}' if ways > 1 else f'{task} regression'
     self._bar.write(
-        f'{config.data.name}, {config.task.ways}-way {config.task.shots}-shot, '
-        f'{config.train.num_tasks} tasks a step on {devices()}; '
-        f'from step {step} of {self._total}'
+        f'{config.data.name}, {task}, {config.train.num_tasks} tasks a step '
+        f'on {devices()}'
+        + (f', images on the {place}' if place else '')
+        + f'; from step {step} of {self._total}'
     )
 
   def train(self, rows: Mapping[str, np.ndarray]) -> None:
     """Shows that more meta-iterations are done, with metrics [n]."""
     n = len(rows['loss'])
-    self._rows += zip(rows['loss'], rows['accuracy'], strict=True)
+    names = ('loss', 'accuracy') if 'accuracy' in rows else ('loss',)
+    self._rows += zip(*(rows[name] for name in names), strict=True)
     self._bar.set_postfix_str(self._train_means(), refresh=False)
     if self._bar.n == self._first:  # compiling would spoil the rate
       self._bar.reset(self._total)
@@ -131,9 +136,7 @@ class Screen:
     parts = [f'epoch {step // self._length}/{self._epochs}, step {step}']
     if self._rows:
       parts.append(f'train {self._train_means()}')
-    accuracy = percent(val['accuracy'], val['interval'])
-    best = ' (best)' if is_best else ''
-    parts.append(f'val loss {val["loss"]:.3f}, accuracy {accuracy}{best}')
+    parts.append(f'val {describe(val)}{" (best)" if is_best else ""}')
     if step > self._first:
       rate = (step - self._first) / (time.monotonic() - self._start)
       left = tqdm.format_interval((self._total - step) / rate)
@@ -142,8 +145,8 @@ class Screen:
     self._rows = []
 
   def _train_means(self) -> str:
-    loss, accuracy = np.mean(self._rows, axis=0)
-    return f'loss {loss:.3f}, accuracy {percent(accuracy)}'
+    means = np.mean(self._rows, axis=0)
+    return describe(dict(zip(('loss', 'accuracy'), means, strict=False)))
 
   def __enter__(self):
     return self
@@ -186,6 +189,44 @@ def mean_interval(values) -> tuple[float, float]:
     return float(values[0]), math.inf
   error = values.std(ddof=1) / math.sqrt(n)
   return float(values.mean()), float(stdtrit(n - 1, 0.975) * error)
+
+
+def score(values: Mapping) -> str:
+  """Which of some metrics counts: 'accuracy' or, without one, 'loss'."""
+  return 'accuracy' if 'accuracy' in values else 'loss'
+
+
+def is_better(values: Mapping[str, float], old: Mapping[str, float]) -> bool:
+  """Whether metrics are better than older ones; {} is worse than any."""
+  name = score(values)
+  if not old:
+    return True
+  sign = 1 if name == 'accuracy' else -1
+  return sign * values[name] > sign * old[name]
+
+
+def summary(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Metrics [T] of tasks -> means, and the 'interval' of that which counts."""
+  name = score(metrics)
+  mean, interval = mean_interval(metrics[name])
+  values = {'loss': float(metrics['loss'].mean()), name: mean}
+  return values | {'interval': interval}
+
+
+def describe(values: Mapping[str, float]) -> str:
+  """'loss 1.234, accuracy 48.70 +-1.84 %', as far as it is known."""
+  name, interval = score(values), values.get('interval')
+  if name == 'loss':
+    return f'loss {show("loss", values["loss"], interval)}'
+  accuracy = show(name, values[name], interval)
+  return f'loss {values["loss"]:.3f}, accuracy {accuracy}'
+
+
+def show(name: str, mean: float, interval: float | None = None) -> str:
+  """A number as it is best read: accuracies in percent, losses as they are."""
+  if name == 'accuracy':
+    return percent(mean, interval)
+  return f'{mean:.3f}' + ('' if interval is None else f' +-{interval:.3f}')
 
 
 def percent(mean: float, interval: float | None = None) -> str:

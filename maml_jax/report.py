@@ -15,8 +15,9 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from maml_jax import checkpoint, data, evaluate, experiment, metrics
 from maml_jax.checkpoint import Checkpoint
-from maml_jax.data.episodes import gather_episode
+from maml_jax.data.episodes import split_episode
 from maml_jax.errors import UserError
+from maml_jax.tasks import distinct, fixed_tasks
 from maml_jax.types import Array, Batch, Episode
 
 BLUE, VERMILION, GREY = '#0072B2', '#D55E00', '#6B7280'
@@ -24,20 +25,24 @@ MOST_IMAGES = 10  # of one class, in the support set and in the query set
 
 
 def report(config, workdir: str) -> None:
-  """Draws the learning curves of a run and the first task of its evaluation.
+  """Draws the learning curves of a run and what it answers in its evaluation.
 
   Args:
-    config: its `eval` section says which task; the rest is that of the run.
+    config: its `eval` section says which tasks; the rest is that of the run.
     workdir: the run.
 
   Raises:
     UserError: the run has no metrics or no checkpoint.
   """
   saved = checkpoint.load(workdir, config.eval.checkpoint)
-  episode, logits, names = first_task(config, saved)
-  path = pathlib.Path(workdir) / 'episode.png'
   print(f'checkpoint  {saved.path}')
   print(f'curves      {plot_curves(workdir)}')
+  if config.data.name in data.FUNCTIONS:
+    path = pathlib.Path(workdir) / 'regression.png'
+    print(f'test tasks  {plot_regression(path, config, saved)}')
+    return
+  episode, logits, names = first_task(config, saved)
+  path = pathlib.Path(workdir) / 'episode.png'
   print(f'a test task {plot_episode(path, episode, logits, names)}')
 
 
@@ -49,9 +54,9 @@ def first_task(config, saved: Checkpoint) -> tuple[Episode, Array, list[str]]:
   """
   phase = experiment.eval_phase(config)
   dataset = experiment.load_split(config, phase)
-  (positions,), (key,) = evaluate.fixed_tasks(dataset, phase, 1)
+  (positions,), (key,) = distinct(dataset, phase, 1)
   episode = experiment.phase_transform(config, phase)(
-    key, gather_episode(dataset.image, positions, shots=phase.shots)
+    key, split_episode(dataset.image[positions], shots=phase.shots)
   )
   learner = experiment.phase_learner(config, phase)
 
@@ -61,7 +66,7 @@ def first_task(config, saved: Checkpoint) -> tuple[Episode, Array, list[str]]:
     return learner.predict(adapted, stats, episode.query.image)
 
   with jax.default_matmul_precision(config.precision):
-    logits = answer(*evaluate.fit(learner, saved))
+    logits = answer(*evaluate.fit(learner, saved.params, saved.stats))
   names = data.class_names(
     config.data.name, phase.split, config.data.root or None
   )
@@ -89,25 +94,78 @@ def plot_curves(workdir: str) -> pathlib.Path:
     [record for record in records if record['split'] == split]
     for split in ('train', 'val')
   )
+  best_by = metrics.score(records[0])
+  names = ('accuracy', 'loss') if best_by == 'accuracy' else ('loss',)
   figure = Figure(figsize=(11, 4.4), dpi=150, layout='constrained')
-  accuracy, loss = figure.subplots(1, 2)
-  for axes, name in ((accuracy, 'accuracy'), (loss, 'loss')):
+  panels = np.ravel(figure.subplots(1, len(names)))
+  for name, axes in zip(names, panels, strict=True):
     _plot_train(axes, train, name)
-    _plot_val(axes, val, name)
+    _plot_val(axes, val, name, name == best_by)
     axes.set_title(f'Query {name}', loc='left', fontweight='bold')
     axes.set_xlabel('meta-iteration')
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.0f}'))
     axes.grid(color='0.92')
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
-  accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+  first = panels[0]
+  if best_by == 'accuracy':
+    first.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
   if val:
-    _mark_best(accuracy, max(val, key=lambda r: r['accuracy']))
-  accuracy.legend(frameon=False, loc='lower right')
+    best = val[0]
+    for record in val:
+      best = record if metrics.is_better(record, best) else best
+    _mark_best(first, best)
+  first.legend(frameon=False, loc='best')
   figure.suptitle(pathlib.Path(workdir).resolve().name, color=GREY)
   path = pathlib.Path(workdir) / 'curves.png'
   figure.savefig(path)
   return path
+
+
+def plot_regression(
+  path: str, config, saved: Checkpoint, num_tasks: int = 4
+) -> pathlib.Path:
+  """Draws curves fitted to the first tasks of an evaluation, step by step.
+
+  Args:
+    path: of the picture to write.
+    config: of a regression.
+    saved: a checkpoint of it.
+    num_tasks: how many.
+
+  Returns:
+    The path.
+  """
+  phase = experiment.eval_phase(config)
+  tasks = fixed_tasks(config, phase, num_tasks, experiment.machine(config))
+  episodes = [tasks.recall(key, tasks.shared) for key in tasks.keys]
+  figure = Figure(figsize=(11, 6.4), dpi=150, layout='constrained')
+  panels = np.ravel(figure.subplots(-(-num_tasks // 2), 2, sharex=True))
+  for axes, episode in zip(panels, episodes, strict=False):
+    order = np.argsort(episode.query.image[:, 0])
+    axes.plot(episode.query.image[order, 0], episode.query.label[order, 0],
+              color=GREY, linewidth=5, alpha=0.35, label='truth')  # fmt: skip
+    axes.plot(*(np.ravel(x) for x in episode.support), 'k^', markersize=7,
+              label=f'{phase.shots} support points', zorder=3)  # fmt: skip
+    axes.grid(color='0.92')
+    axes.spines[['top', 'right']].set_visible(False)
+  x = np.linspace(-5, 5, 201, dtype=np.float32)[:, None]
+  styles = (GREY, ':'), (VERMILION, '--'), (BLUE, '-')
+  steps = sorted({0, 1, max(phase.num_steps, 1)})
+  for num_steps, (color, style) in zip(steps, styles, strict=False):
+    fitted = phase._replace(num_steps=num_steps)
+    learner = experiment.phase_learner(config, fitted)
+    label = f'after {num_steps} inner steps'
+    for axes, episode in zip(panels, episodes, strict=False):
+      adapted, stats, _ = learner.adapt(
+        saved.params, saved.stats, episode.support
+      )
+      y = learner.predict(adapted, stats, x)
+      axes.plot(x[:, 0], y[:, 0], style, color=color, label=label)
+  figure.legend(*panels[0].get_legend_handles_labels(), frameon=False,
+                loc='outside upper center', ncols=5)  # fmt: skip
+  figure.savefig(path)
+  return pathlib.Path(path)
 
 
 def plot_episode(
@@ -182,22 +240,24 @@ def _plot_train(axes, records: list[dict], name: str) -> None:
               label='training tasks' + ', smoothed' * bool(half))  # fmt: skip
 
 
-def _plot_val(axes, records: list[dict], name: str) -> None:
+def _plot_val(axes, records: list[dict], name: str, intervals: bool) -> None:
   step = [r['step'] for r in records]
   value = [r[name] for r in records]
   # Over a single task the interval is infinite.
   interval = [min(r['interval'], 1) for r in records]
   if records:
-    axes.errorbar(step, value, interval if name == 'accuracy' else None,
+    axes.errorbar(step, value, interval if intervals else None,
                   color=BLUE, marker='o', markersize=4, linewidth=1.6,
                   elinewidth=1, capsize=2,
                   label='validation, 95 % interval')  # fmt: skip
 
 
 def _mark_best(axes, record: dict) -> None:
-  axes.plot(record['step'], record['accuracy'], color=BLUE, marker='*',
-            markersize=13)  # fmt: skip
-  text = f'★ best {record["accuracy"]:.1%} ± {100 * record["interval"]:.1f}'
+  name, interval = metrics.score(record), record['interval']
+  axes.plot(record['step'], record[name], color=BLUE, marker='*', markersize=13)
+  text = f'★ best {record[name]:.3f} ± {interval:.3f}'
+  if name == 'accuracy':
+    text = f'★ best {record[name]:.1%} ± {100 * interval:.1f}'
   axes.set_title(text, loc='right', color=BLUE)
 
 

@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 
 from maml_jax import checkpoint, experiment
 from maml_jax.checkpoint import Checkpoint, NotFinite, Saver
-from maml_jax.data.episodes import sample_episode, task_keys
+from maml_jax.data.episodes import task_keys
 from maml_jax.evaluate import phase_evaluator
 from maml_jax.learner import Learner, meta_gradient
-from maml_jax.metrics import Log, Screen, mean_interval
+from maml_jax.metrics import Log, Screen, summary
 from maml_jax.parallel import check_num_tasks
-from maml_jax.types import Dataset, MetaState
+from maml_jax.tasks import Ahead, training_tasks
+from maml_jax.types import MetaState, PyTree
 from maml_jax.workdir import Stop, claim
 
 # Calls are kept about this long, so that the bar moves and a stop is prompt.
@@ -45,7 +46,7 @@ def make_train_step(
   Args:
     learner: what is meta-trained.
     tx: the outer optimiser.
-    sample: `sample(key, dataset) -> Episode`.
+    sample: `sample(key, shared, *given) -> Episode`, see `tasks.Stream`.
     key: a typed random key. Step i draws its tasks from fold_in(key, i),
       whatever the devices and the chunks.
     num_tasks: T, tasks per meta-iteration.
@@ -54,25 +55,26 @@ def make_train_step(
     chunk: see `meta_gradient`.
 
   Returns:
-    `step(state, dataset, num_steps) -> (state, metrics)`: runs `num_steps` <=
-    `max_steps` meta-iterations. `state` is donated. `metrics` are [max_steps],
-    the first `num_steps` of which are meant; beside the mean over tasks of what
-    the learner reports there are 'grad_norm', and 'finite': whether loss and
+    `step(state, shared, num_steps, given=()) -> (state, metrics)`: runs
+    `num_steps` <= `max_steps` meta-iterations, with `given` [max_steps, T, ...]
+    for `sample`. `state` is donated. `metrics` are [max_steps], the first
+    `num_steps` of which are meant; beside the mean over tasks of what the
+    learner reports there are 'grad_norm', and 'finite': whether loss and
     gradient are. The number of steps per call does not change their results.
   """
 
   @jax.jit  # traced once, for `like` and for the loop
-  def one_step(state, dataset):
-    def loss_of_drawn(params, shared, task_key):
-      stats, dataset = shared
-      return learner.loss(params, stats, sample(task_key, dataset))
+  def one_step(state, shared, given):
+    def loss_of_drawn(params, shared, task):
+      (stats, shared), (key, given) = shared, task
+      return learner.loss(params, stats, sample(key, shared, *given))
 
     params = learner.reset(state.params)
     grads, stats, metrics = meta_gradient(
         learner._replace(loss=loss_of_drawn),
         params,
-        (state.stats, dataset),
-        task_keys(key, state.step, num_tasks),
+        (state.stats, shared),
+        (task_keys(key, state.step, num_tasks), given),
         mesh=mesh,
         chunk=chunk,
     )
@@ -87,13 +89,16 @@ def make_train_step(
     return MetaState(state.step + 1, params, stats, opt_state), metrics
 
   @partial(jax.jit, donate_argnums=0)
-  def step(state, dataset, num_steps):
+  def step(state, shared, num_steps, given=()):
     def body(i, carry):
       state, kept = carry
-      state, metrics = one_step(state, dataset)
+      state, metrics = one_step(state, shared, given_at(i))
       return state, jax.tree.map(lambda k, m: k.at[i].set(m), kept, metrics)
 
-    like = jax.eval_shape(one_step, state, dataset)[1]
+    def given_at(i):
+      return jax.tree.map(lambda x: x[i], given)
+
+    like = jax.eval_shape(one_step, state, shared, given_at(0))[1]
     kept = jax.tree.map(lambda x: jnp.zeros((max_steps,), x.dtype), like)
     return lax.fori_loop(0, num_steps, body, (state, kept))
 
@@ -156,7 +161,8 @@ class Session(NamedTuple):
   """What the loop works with."""
 
   train: ConfigDict  # the section of the config
-  dataset: Dataset
+  shared: PyTree  # of the `Stream` of tasks
+  ahead: Ahead
   run: Callable  # from `make_train_step`
   validate: Callable  # from `make_evaluator`
   pace: 'Pace'
@@ -190,7 +196,7 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   machine = experiment.machine(config)
   check_num_tasks(config.train.num_tasks, machine.mesh.size, machine.chunk)
   phase, val = experiment.train_phase(config), experiment.val_phase(config)
-  dataset = machine.put(experiment.load_split(config, phase))
+  tasks = training_tasks(config, machine)
   validate = phase_evaluator(config, val, config.val.num_tasks, machine)
   learner = experiment.phase_learner(config, phase)
   tx = experiment.outer_optimizer(config)
@@ -201,11 +207,10 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
     state = resume_state(jax.eval_shape(begin), saved)
   else:
     state = jax.jit(begin)()
-  transform = experiment.phase_transform(config, phase)
   run = make_train_step(
       learner,
       tx,
-      partial(sample_episode, **phase.shape, transform=transform),
+      tasks.sample,
       key=experiment.stream(config.seed, experiment.TRAINING),
       num_tasks=config.train.num_tasks,
       max_steps=config.train.steps_per_call,
@@ -213,11 +218,22 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
       chunk=machine.chunk,
   )
   step = int(state.step)
+  ahead = Ahead(tasks.given, machine, config.train.steps_per_call)
+  stack.enter_context(ahead)
   saver = stack.enter_context(Saver(workdir, config, saved and step))
   log = stack.enter_context(Log(workdir, step))
-  screen = stack.enter_context(Screen(config, step))
+  screen = stack.enter_context(Screen(config, step, tasks.place))
   session = Session(
-      config.train, dataset, run, validate, Pace(), saver, log, screen, stop
+      config.train,
+      tasks.shared,
+      ahead,
+      run,
+      validate,
+      Pace(),
+      saver,
+      log,
+      screen,
+      stop,
   )
   return session, machine.put(state)
 
@@ -247,7 +263,7 @@ def _run_epoch(s: Session, state: MetaState, step: int):
   s.pace.start()
   while step < end and not s.stop:
     n = min(s.pace.length, every - step % every, end - step)
-    state, metrics = s.run(state, s.dataset, n)
+    state, metrics = s.run(state, s.shared, n, s.ahead.take(step, n))
     _report(s, pending)
     step += n
     pending = step, n, metrics
@@ -285,12 +301,7 @@ def _validate(s: Session, state: MetaState, step: int) -> None:
     metrics = s.validate(state.params, state.stats, bar.update, s.stop)
   if metrics is None:
     return
-  accuracy, interval = mean_interval(metrics['accuracy'])
-  values = {
-      'loss': float(metrics['loss'].mean()),
-      'accuracy': accuracy,
-      'interval': interval,
-  }
+  values = summary(metrics)
   is_best = s.saver.save_if_best(state, values)
   values['seconds'] = time.monotonic() - start
   s.log.write(step, 'val', values)

@@ -16,6 +16,7 @@ from maml_jax.errors import UserError
 
 # What may change when a run goes on: it does not change the run's course.
 MAY_DIFFER = (
+    'data.placement',
     'data.root',
     'eval',
     'inner.remat',

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 import tiny
 
-from maml_jax import checkpoint, data, evaluate, experiment
+from maml_jax import checkpoint, data, evaluate, experiment, tasks
 from maml_jax.data.episodes import draw_positions, task_keys
 from maml_jax.errors import UserError
 from maml_jax.experiment import Machine
@@ -33,22 +33,17 @@ def small(monkeypatch, tmp_path_factory):
 def fixed_tasks():
   """300 tasks of the split 'test'."""
   phase = experiment.eval_phase(tiny.config())
-  return evaluate.fixed_tasks(tiny.dataset('test'), phase, 300)
+  return tasks.distinct(tiny.dataset('test'), phase, 300)
 
 
 def evaluator_of(config, machine, num_tasks, **kwargs):
   """An evaluator of the eval phase of a config, at its initial parameters."""
   phase = experiment.eval_phase(config)
   learner = experiment.phase_learner(config, phase)
-  evaluator = evaluate.make_evaluator(
-      learner,
-      experiment.phase_transform(config, phase),
-      tiny.on_device(tiny.dataset('test')),
-      [x[:num_tasks] for x in fixed_tasks()],
-      shots=phase.shots,
-      machine=machine,
-      **kwargs,
+  fixed = tasks.fixed_tasks(
+      config, phase, num_tasks, machine if machine.mesh else ONE
   )
+  evaluator = evaluate.make_evaluator(learner, fixed, machine, **kwargs)
   return partial(evaluator, *learner.init(jax.random.key(0)))
 
 
@@ -57,7 +52,8 @@ def assert_close(a, b):
 
 
 @pytest.mark.parametrize('norm', ['batch', 'support'])
-def test_jitted_equals_op_by_op(norm):
+def test_jitted_equals_op_by_op(norm, monkeypatch):
+  monkeypatch.setattr(data, 'load_dataset', lambda *_: tiny.dataset('test'))
   config = tiny.config(eval__norm=norm)
   evaluator = evaluator_of(config, Machine(None, 1), num_tasks=2, batch=2)
   jitted = evaluator()
@@ -101,7 +97,7 @@ def test_fixed_tasks_are_distinct_and_fixed():
   assert len(names) == 300
   assert len(set(map(tuple, jax.random.key_data(keys).tolist()))) == 300
   phase = experiment.eval_phase(tiny.config())
-  fewer = evaluate.fixed_tasks(tiny.dataset('test'), phase, 40)
+  fewer = tasks.distinct(tiny.dataset('test'), phase, 40)
   np.testing.assert_array_equal(fewer[0], positions[:40])
   assert (fewer[1] == keys[:40]).all()
 
@@ -118,7 +114,7 @@ def test_streams_of_splits_and_of_training_differ():
   """Even where the images are the same."""
   dataset, config = tiny.dataset(), tiny.config()
   streams = [
-      evaluate.fixed_tasks(
+      tasks.distinct(
           dataset, experiment.eval_phase(config)._replace(split=split), 50
       )[0]
       for split in data.SPLITS
@@ -217,7 +213,7 @@ def test_fit_takes_what_the_learner_needs(tmp_path):
   for norm in ('global', 'batch', 'episodic', 'cumulative', 'support'):
     config = tiny.config(model__norm='global', eval__norm=norm)
     learner = eval_learner(config)
-    params, stats = evaluate.fit(learner, saved)
+    params, stats = evaluate.fit(learner, saved.params, saved.stats)
     jax.tree.map(np.testing.assert_array_equal, params, saved.params)
     _, fresh = jax.jit(learner.init)(jax.random.key(0))
     expected = saved.stats if norm == 'global' else fresh
@@ -228,14 +224,15 @@ def test_fit_takes_what_the_learner_needs(tmp_path):
 def test_fit_refuses_what_the_checkpoint_lacks(tmp_path, norm):
   saved = saved_as(tiny.config(), tmp_path)
   with pytest.raises(UserError, match='config.eval.norm needs .*conv1/bn'):
-    evaluate.fit(eval_learner(tiny.config(eval__norm=norm)), saved)
+    learner = eval_learner(tiny.config(eval__norm=norm))
+    evaluate.fit(learner, saved.params, saved.stats)
 
 
 def test_other_numbers_of_ways_with_a_head_that_is_reset(tmp_path):
   kwargs = {'inner__reset_classifier': True}
   saved = saved_as(tiny.config(**kwargs), tmp_path)
   learner = eval_learner(tiny.config(eval__ways=5, **kwargs))
-  params, _ = evaluate.fit(learner, saved)
+  params, _ = evaluate.fit(learner, saved.params, saved.stats)
   assert params['classifier']['kernel'].shape == (4, 5)
   image = jnp.zeros((2, 28, 28, 1))
   assert learner.predict(params, {}, image).shape == (2, 5)

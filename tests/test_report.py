@@ -9,6 +9,7 @@ from PIL import Image
 
 from maml_jax import data, evaluate, experiment, report
 from maml_jax.errors import UserError
+from maml_jax.tasks import distinct
 from maml_jax.train import train as train_run
 from maml_jax.types import Batch, Episode
 
@@ -155,7 +156,7 @@ def test_report_shows_the_first_task_of_the_evaluation(
   assert f'{right} of 6 query images right' in texts
   dataset = tiny.dataset('test')
   phase = experiment.eval_phase(config)
-  (positions,), _ = evaluate.fixed_tasks(dataset, phase, 1)
+  (positions,), _ = distinct(dataset, phase, 1)
   for first in positions[:, 0]:
     rows = zip(dataset.index, dataset.size, strict=True)
     (owner,) = (c for c, (row, n) in enumerate(rows) if first in row[:n])

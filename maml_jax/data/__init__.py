@@ -18,6 +18,7 @@ from maml_jax.data import (
   inat2017,
   mini_imagenet,
   omniglot,
+  sinusoid,
   store,
   tiered_imagenet,
 )
@@ -26,6 +27,7 @@ from maml_jax.errors import UserError, check_choice
 from maml_jax.types import Dataset
 
 __all__ = [
+  'FUNCTIONS',
   'SPECS',
   'SPLITS',
   'Spec',
@@ -50,6 +52,9 @@ SPECS: dict[str, Spec] = {
     inat2017,
   )
 }
+
+# Without images: `sample_episode` of these modules draws tasks from nothing.
+FUNCTIONS = {'sinusoid': sinusoid}
 
 PathLike = str | os.PathLike
 

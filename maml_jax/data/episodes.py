@@ -37,27 +37,26 @@ def draw_positions(key, index, size, *, ways, shots, queries):
   return jnp.take_along_axis(index[classes], columns, axis=1)
 
 
-def gather_episode(image, positions, *, shots):
-  """Looks the images of one task up.
+def split_episode(image, *, shots):
+  """Labels the images of one task, and parts them.
 
   Args:
-    image: [M, H, W, C].
-    positions: [W, S + Q] int32 from `draw_positions`.
+    image: [W, S + Q, H, W, C], of whatever type.
     shots: S.
 
   Returns:
-    An `Episode` of images as they are in `image` and labels 0..W-1, class
-    after class.
+    An `Episode` of these images and labels 0..W-1, class after class.
   """
-  ways = positions.shape[0]
+  ways = image.shape[0]
 
-  def batch(columns):
+  def batch(image):
+    count = image.shape[1]
     return Batch(
-        jnp.take(image, columns.reshape(-1), axis=0),
-        jnp.repeat(jnp.arange(ways, dtype=jnp.int32), columns.shape[1]),
+        image.reshape(ways * count, *image.shape[2:]),
+        jnp.repeat(jnp.arange(ways, dtype=jnp.int32), count),
     )
 
-  return Episode(batch(positions[:, :shots]), batch(positions[:, shots:]))
+  return Episode(batch(image[:, :shots]), batch(image[:, shots:]))
 
 
 def sample_episode(key, dataset, *, ways, shots, queries, transform):
@@ -84,8 +83,8 @@ def sample_episode(key, dataset, *, ways, shots, queries, transform):
       shots=shots,
       queries=queries,
   )
-  episode = gather_episode(dataset.image, positions, shots=shots)
-  return transform(transform_key, episode)
+  image = jnp.take(dataset.image, positions, axis=0)
+  return transform(transform_key, split_episode(image, shots=shots))
 
 
 def make_transform(mean=None, std=None):

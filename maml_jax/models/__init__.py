@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from maml_jax.errors import UserError, check_choice
 from maml_jax.models.convnet import ConvNet4
 from maml_jax.models.layers import Head
+from maml_jax.models.mlp import MLP
 from maml_jax.models.norm import MODES, BatchNorm
 from maml_jax.models.resnet import NARROW, WIDE, ResNet12, ResNet18
 from maml_jax.types import Model
@@ -27,6 +28,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     'wide_resnet10': partial(ResNet18, widths=WIDE, blocks=1),
     'resnet18': partial(ResNet18, widths=NARROW, blocks=2),
     'wide_resnet18': partial(ResNet18, widths=WIDE, blocks=2),
+    'mlp': partial(MLP, width=40),
 }
 
 Norm = str | tuple[tuple[str, str], ...]

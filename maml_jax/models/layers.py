@@ -57,6 +57,21 @@ class Conv(nn.Module):
     return x + bias.reshape(1, 1, 1, -1)
 
 
+class Dense(nn.Module):
+  """A linear layer."""
+
+  features: int
+  init: str
+
+  @nn.compact
+  def __call__(self, x):
+    kernel_init, bias_init = INITS[self.init]
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', kernel_init(shape[0]), shape, jnp.float32)
+    bias = self.param('bias', bias_init(shape[0]), shape[1:], jnp.float32)
+    return x @ kernel + bias[None]
+
+
 class Head(nn.Module):
   """Linear classifier, its logits multiplied by a temperature."""
 

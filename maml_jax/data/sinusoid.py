@@ -1,0 +1,48 @@
+"""Sinusoid regression, the first experiment of the MAML paper (section 5.1).
+
+A task is one sine wave; its support and query sets are points of it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from maml_jax.types import Batch, Episode
+
+AMPLITUDE, PHASE, RANGE = (0.1, 5.0), (0.0, jnp.pi), (-5.0, 5.0)
+
+
+def draw_wave(key):
+  """Draws amplitude [] and phase [], float32, uniformly."""
+  keys = jax.random.split(key)
+  return tuple(
+      jax.random.uniform(k, (), jnp.float32, *bounds)
+      for k, bounds in zip(keys, (AMPLITUDE, PHASE), strict=True)
+  )
+
+
+def sine(wave, x):
+  """amplitude * sin(x - phase); `x` of any shape."""
+  amplitude, phase = wave
+  return amplitude * jnp.sin(x - phase)
+
+
+def sample_episode(key, *, shots, queries):
+  """Draws one task: a pure function of `key`.
+
+  Args:
+    key: a typed random key.
+    shots: S, points in the support set.
+    queries: Q, points in the query set.
+
+  Returns:
+    An `Episode` with x [S or Q, 1] uniform in -5..5 in the place of images, and
+    y [S or Q, 1] in that of labels, float32.
+  """
+  wave_key, *x_keys = jax.random.split(key, 3)
+  wave = draw_wave(wave_key)
+
+  def batch(key, size):
+    x = jax.random.uniform(key, (size, 1), jnp.float32, *RANGE)
+    return Batch(x, sine(wave, x))
+
+  return Episode(*map(batch, x_keys, (shots, queries)))

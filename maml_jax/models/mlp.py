@@ -1,0 +1,29 @@
+"""The network of the MAML paper's regression experiment."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from maml_jax.models.layers import Dense
+
+
+class MLP(nn.Module):
+  """Two hidden layers with ReLU, [N, ...] -> [N, width].
+
+  Attributes:
+    width: units of each layer; 40 in the paper.
+    norm: not used, there is no batch norm.
+    init: a key of `layers.INITS`.
+  """
+
+  width: int
+  norm: Callable[[str], Callable[..., nn.Module]]
+  init: str = 'torch'
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    del train
+    x = x.reshape(x.shape[0], -1)
+    for name in ('dense1', 'dense2'):
+      x = nn.relu(Dense(self.width, self.init, name=name)(x))
+    return x
