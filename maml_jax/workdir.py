@@ -18,6 +18,7 @@ from maml_jax.errors import UserError
 MAY_DIFFER = (
     'data.root',
     'eval',
+    'inner.mixed_mode',
     'inner.remat',
     'train.chunk',
     'train.num_epochs',
