@@ -238,9 +238,9 @@ def _smooth(tree):
 
 def _part(mask, tree):
   """The leaves where `mask` is true, and the others; None in their places."""
-  return tuple(
-      jax.tree.map(lambda m, x: x if m == part else None, mask, tree)
-      for part in (True, False)
+  return (
+      jax.tree.map(lambda first, x: x if first else None, mask, tree),
+      jax.tree.map(lambda first, x: None if first else x, mask, tree),
   )
 
 

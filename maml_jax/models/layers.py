@@ -53,11 +53,12 @@ class Conv(nn.Module):
     fan_in = math.prod(shape[:3])
     kernel_init, bias_init = INITS[self.init]
     kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
-    x = ops.conv(x, kernel.astype(x.dtype), stride=self.stride)
+    dtype = x.dtype
+    x = ops.conv(x, kernel.astype(dtype), stride=self.stride)
     if not self.use_bias:
       return x
     bias = self.param('bias', bias_init(fan_in), shape[3:], jnp.float32)
-    return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+    return (x + bias.reshape(1, 1, 1, -1)).astype(dtype)
 
 
 class Head(nn.Module):
