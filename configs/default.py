@@ -14,8 +14,10 @@ def get_config() -> ConfigDict:
 
   # Decides initial parameters and training tasks; val and test tasks are fixed.
   config.seed = 0
-  # Matrix products: float32, tensorfloat32, bfloat16, or default: the fastest
-  # of the hardware. Parameters and statistics are float32 always.
+  # Of the products in convolutions and matrices: float32; tf32, rounded on the
+  # fly where the hardware has that (GPU; three bfloat16 passes on TPU; nothing
+  # on CPU); bfloat16, images and activations likewise. The rest, sums, batch
+  # norm, losses and parameters among it, is float32 always.
   config.precision = 'float32'
 
   config.data = data = ConfigDict()
@@ -78,6 +80,9 @@ def get_config() -> ConfigDict:
   inner.frozen = ()
   inner.reset_classifier = False  # begin every task with a zero head
   inner.remat = False  # recompute inner steps: less memory, more time
+  # Second derivatives forward over reverse: the same numbers up to rounding,
+  # and inner steps store no more than with remat.
+  inner.mixed_mode = False
 
   # The outer loop: how the initialisation is learned.
   config.outer = outer = ConfigDict()

@@ -22,7 +22,7 @@ NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
 AUGMENTATIONS = ('none', 'flip', 'crop', 'color', 'resize', 'enlarge')
 
 CHOICES = {
-  'precision': ('float32', 'tensorfloat32', 'bfloat16', 'default'),
+  'precision': ('float32', 'tf32', 'bfloat16'),
   'data.name': (
     'glyphs',
     'omniglot',

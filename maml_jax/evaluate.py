@@ -113,7 +113,7 @@ def evaluate(
   phase, machine = experiment.eval_phase(config), experiment.machine(config)
   num_tasks = config.eval.num_tasks
   with (
-      jax.default_matmul_precision(config.precision),
+      experiment.product_precision(config),
       progress(num_tasks, 'task', 'evaluating') as bar,
   ):
     evaluator = phase_evaluator(config, phase, num_tasks, machine)

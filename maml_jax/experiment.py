@@ -30,6 +30,14 @@ SHARE_FOR_IMAGES = 1 / 3
 # The random streams of a seed; FIXED is that of the first split, and so on.
 INITIAL, TRAINING, FIXED = range(3)
 
+# config.precision -> the type of images and activations in the network (None:
+# that of the parameters), and JAX's word for products of float32 numbers.
+PRECISIONS = {
+    'float32': (None, 'float32'),
+    'tf32': (None, 'tensorfloat32'),
+    'bfloat16': ('bfloat16', 'bfloat16'),
+}
+
 
 def stream(seed: int, number: int) -> jax.Array:
   """The key of one of the random streams of a seed."""
@@ -115,7 +123,12 @@ def phase_learner(config, phase: Phase) -> Learner:
   regression = config.data.name in data.FUNCTIONS
   shape = (1,) if regression else data.spec(config.data.name).image_shape
   model = make_model(
-      args.pop('encoder'), phase.ways, shape, meta_test=phase.meta_test, **args
+      args.pop('encoder'),
+      phase.ways,
+      shape,
+      meta_test=phase.meta_test,
+      dtype=PRECISIONS[config.precision][0],
+      **args,
   )
   inner = dict(config.inner) | {'num_steps': phase.num_steps}
   loss = {'loss_fn': squared_error, 'metric_fns': {}} if regression else {}
@@ -151,6 +164,11 @@ def outer_optimizer(config):
       weight_decay=outer.weight_decay,
       clip=None if math.isinf(outer.clip) else outer.clip,
   )
+
+
+def product_precision(config):
+  """A context in which products are as exact as `config.precision` says."""
+  return jax.default_matmul_precision(PRECISIONS[config.precision][1])
 
 
 class Machine(NamedTuple):

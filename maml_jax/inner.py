@@ -8,6 +8,7 @@ import fnmatch
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 
@@ -36,6 +37,8 @@ class InnerConfig:
     reset_classifier: the head starts every task at zero.
     remat: recompute each step in the backward pass rather than store it, so
       that memory does not grow with `num_steps` but for the parameters.
+    mixed_mode: take second derivatives forward over reverse, which stores no
+      more than `remat` does; see `_mixed_mode`. `first_order` has none.
   """
 
   num_steps: int = 5
@@ -47,6 +50,7 @@ class InnerConfig:
   frozen: tuple[str, ...] = ()
   reset_classifier: bool = False
   remat: bool = True
+  mixed_mode: bool = False
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -116,7 +120,8 @@ def inner_optimizer(config, labels):
       'encoder': sgd(config.encoder_lr),
       'classifier': sgd(config.classifier_lr),
   }
-  return optax.partition(groups, _keep(labels, labels))
+  adapted, _ = _part(_adapted(labels), labels)
+  return optax.partition(groups, adapted)
 
 
 def reset_classifier(params):
@@ -149,14 +154,17 @@ def adapt(loss_fn, config, params, stats, support):
   labels = param_labels(config, params)
   tx = inner_optimizer(config, labels)
 
-  def loss_of(adapted, stats):
-    return loss_fn(_merge(labels, adapted, params), stats, support)
+  def loss_of(adapted, others):
+    frozen, stats, support = others
+    return loss_fn(_fill(adapted, frozen), stats, support)
+
+  loss_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+  if config.mixed_mode and not config.first_order:
+    loss_and_grad = _mixed_mode(loss_of)
 
   def step(carry, _):
     adapted, stats, opt_state = carry
-    (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
-        adapted, stats
-    )
+    (loss, stats), grads = loss_and_grad(adapted, (frozen, stats, support))
     if config.first_order:
       grads = lax.stop_gradient(grads)
     updates, opt_state = tx.update(grads, opt_state, adapted)
@@ -166,26 +174,81 @@ def adapt(loss_fn, config, params, stats, support):
     step = jax.checkpoint(step, prevent_cse=False)
   if config.reset_classifier:
     params = reset_classifier(params)
-  adapted = _keep(labels, params)
+  adapted, frozen = _part(_adapted(labels), params)
   (adapted, stats, _), losses = lax.scan(
       step, (adapted, stats, tx.init(adapted)), length=config.num_steps
   )
-  return _merge(labels, adapted, params), stats, losses
+  return _fill(adapted, frozen), stats, losses
 
 
-def _keep(labels, params):
-  """`params` with None in the place of frozen ones."""
-  return jax.tree.map(
-      lambda label, p: None if label == 'frozen' else p, labels, params
+def _mixed_mode(loss_fn):
+  """`jax.value_and_grad` with a derivative taken forward over reverse.
+
+  MixFlow-MG, Kemaev et al. 2025, arXiv 2505.00793. Let p be what is adapted, o
+  all else, and `pull(p, c)` the gradient by (p, o) of the products c of loss
+  and statistics. What the outer gradient asks for is, the Hessian being
+  symmetric, the derivative of `pull(p, (1, 0))` along the cotangent of the
+  gradient; as `pull` is linear in c, the cotangents of loss and statistics add
+  as a direction of c. So the arguments are all that is stored.
+
+  Args:
+    loss_fn: `loss_fn(adapted, others) -> (loss [], stats)`. What is to be
+      differentiated must come in as an argument.
+
+  Returns:
+    `fn(adapted, others) -> ((loss, stats), gradient by adapted)`.
+  """
+
+  @jax.custom_vjp
+  def loss_and_grad(adapted, others):
+    return jax.value_and_grad(loss_fn, has_aux=True)(adapted, others)
+
+  def forward(adapted, others):
+    return loss_and_grad(adapted, others), (adapted, others)
+
+  def backward(arguments, cotangents):
+    adapted, others = arguments
+    others, fixed = _part(_smooth(others), others)
+    (loss, stats), direction = cotangents
+    stats, _ = _part(_smooth(stats), stats)
+
+    def loss_of(adapted, others):
+      loss, stats = loss_fn(adapted, _fill(others, fixed))
+      return loss, _part(_smooth(stats), stats)[0]
+
+    def pull(adapted, cotangents):
+      return jax.vjp(loss_of, adapted, others)[1](cotangents)
+
+    one = jnp.ones_like(loss), jax.tree.map(jnp.zeros_like, stats)
+    return jax.jvp(pull, (adapted, one), (direction, (loss, stats)))[1]
+
+  loss_and_grad.defvjp(forward, backward)
+  return loss_and_grad
+
+
+def _adapted(labels):
+  """Which parameters the inner loop changes."""
+  return jax.tree.map(lambda label: label != 'frozen', labels)
+
+
+def _smooth(tree):
+  """Which leaves have derivatives: labels and counts have none."""
+  return jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.inexact), tree)
+
+
+def _part(mask, tree):
+  """The leaves where `mask` is true, and the others; None in their places."""
+  return (
+      jax.tree.map(lambda first, x: x if first else None, mask, tree),
+      jax.tree.map(lambda first, x: None if first else x, mask, tree),
   )
 
 
-def _merge(labels, adapted, params):
-  """`adapted`, with frozen parameters filled in from `params`."""
+def _fill(first, second):
+  """Joins what `_part` has parted."""
   return jax.tree.map(
-      lambda label, p, a: p if label == 'frozen' else a,
-      labels,
-      params,
-      adapted,
+      lambda x, y: y if x is None else x,
+      first,
+      second,
       is_leaf=lambda x: x is None,
   )

@@ -34,7 +34,7 @@ def conv(image, kernel, *, stride=1, padding=None):
   """2-D cross-correlation, as every deep-learning library calls convolution.
 
   Args:
-    image: [N, H, W, C] float.
+    image: [N, H, W, C] float; products of bfloat16 are summed in float32.
     kernel: [k, k, C, O], the same float type.
     stride: step between output pixels, in both directions.
     padding: zeros added on each side; default k // 2, which keeps the size of
@@ -332,6 +332,28 @@ def _one_by_one(single):
   return impl
 
 
+def _widened(impl):
+  """In float32 what is narrower: a CPU convolves nothing else fast.
+
+  Operands and result are rounded in so many words: XLA leaves the rounding out
+  where it widens a number again.
+  """
+
+  def run(*operands, **kw):
+    dtype = operands[0].dtype
+    info = jnp.finfo(dtype)
+    if info.bits >= 32:
+      return impl(*operands, **kw)
+
+    def rounded(x):
+      wide = x.astype(jnp.float32)
+      return lax.reduce_precision(wide, info.nexp, info.nmant)
+
+    return rounded(impl(*map(rounded, operands), **kw)).astype(dtype)
+
+  return run
+
+
 def _convolution(name, default, cpu, wrt_first, wrt_second):
   """A bilinear primitive from its lowerings and its two transposes.
 
@@ -349,7 +371,7 @@ def _convolution(name, default, cpu, wrt_first, wrt_second):
       return _bind(prim, *operands, **kw), 0
     return _merged(prim, count, operands, **kw)
 
-  prim = _primitive(name, by_rank(*default), by_rank(*cpu))
+  prim = _primitive(name, by_rank(*default), _widened(by_rank(*cpu)))
   ad.defbilinear(prim, wrt_first, wrt_second)
   batching.primitive_batchers[prim] = batch
   return prim

@@ -65,7 +65,7 @@ def first_task(config, saved: Checkpoint) -> tuple[Episode, Array, list[str]]:
     adapted, stats, _ = learner.adapt(params, stats, episode.support)
     return learner.predict(adapted, stats, episode.query.image)
 
-  with jax.default_matmul_precision(config.precision):
+  with experiment.product_precision(config):
     logits = answer(*evaluate.fit(learner, saved.params, saved.stats))
   names = data.class_names(
     config.data.name, phase.split, config.data.root or None

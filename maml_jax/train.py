@@ -140,7 +140,7 @@ def train(config, workdir: str | os.PathLike) -> int:
   workdir = pathlib.Path(workdir)
   experiment.prepare_jax(config)
   with (
-      jax.default_matmul_precision(config.precision),
+      experiment.product_precision(config),
       claim(workdir, config),
       Stop() as stop,
       contextlib.ExitStack() as stack,

@@ -19,6 +19,7 @@ MAY_DIFFER = (
     'data.placement',
     'data.root',
     'eval',
+    'inner.mixed_mode',
     'inner.remat',
     'train.chunk',
     'train.num_epochs',

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from maml_jax import config as config_lib
-from maml_jax import data, models, optim
+from maml_jax import data, experiment, models, optim
 from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.errors import UserError
 from maml_jax.models import norm
@@ -63,6 +63,7 @@ def test_choices_are_those_of_the_registries_and_stand_in_the_default():
   assert set(choices['model.encoder']) == set(models.ENCODERS)
   for init in choices['model.init']:
     models.make_model('convnet4', 5, (28, 28, 1), init=init)
+  assert set(choices['precision']) == set(experiment.PRECISIONS)
   assert set(choices['outer.optimizer']) == set(optim.OPTIMIZERS)
   assert set(choices['outer.schedule']) == set(optim.SCHEDULES)
   source = DEFAULT.read_text()

@@ -11,7 +11,13 @@ import pytest
 
 from maml_jax.errors import UserError
 from maml_jax.inner import InnerConfig, adapt, matches, param_labels
-from maml_jax.learner import Batch, Episode, make_learner, meta_gradient
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  cross_entropy,
+  make_learner,
+  meta_gradient,
+)
 from maml_jax.types import Model
 
 DIM, STEPS, TASKS = 3, 4, 6
@@ -71,12 +77,16 @@ def after_steps(config, w, centre):
   return state[:DIM], jacobian[:DIM, :DIM]
 
 
+@pytest.mark.parametrize('mixed_mode', [False, True])
 @pytest.mark.parametrize('remat', [True, False])
 @pytest.mark.parametrize('first_order', [True, False])
 @pytest.mark.parametrize('config', SETTINGS, ids=str)
-def test_meta_gradient_is_the_closed_form(config, first_order, remat):
+def test_meta_gradient_is_the_closed_form(
+    config, first_order, remat, mixed_mode
+):
   config = config | {'first_order': first_order}
-  learner, episodes = make(**config, remat=remat), tasks()
+  learner = make(**config, remat=remat, mixed_mode=mixed_mode)
+  episodes = tasks()
   w = np.array([0.4, -1.0, 0.7])
   grads, _, metrics = jax.jit(
       lambda w, episodes: meta_gradient(learner, {'encoder': w}, {}, episodes)
@@ -168,6 +178,70 @@ def test_only_adapted_parameters_have_inner_state():
   scan = next(e for e in jaxpr.eqns if e.primitive.name == 'scan')
   # The carry and the losses; what is frozen goes in but does not come out.
   assert sum(v.aval.size for v in scan.outvars) < 20
+
+
+def everything(mixed_mode, remat=False):
+  """Outer gradients of a loss that all there is has a part in.
+
+  Statistics carry derivatives from step to step, beside a count that has none;
+  a parameter is frozen; the head starts at zero.
+  """
+  config = InnerConfig(
+      num_steps=3,
+      encoder_lr=0.3,
+      classifier_lr=0.5,
+      momentum=0.5,
+      weight_decay=0.01,
+      frozen=('shift',),
+      reset_classifier=True,
+      remat=remat,
+      mixed_mode=mixed_mode,
+  )
+
+  def loss_fn(params, stats, support):
+    encoder = params['encoder']
+    shift = encoder['shift'] + stats['mean']
+    hidden = jnp.tanh(support.image @ encoder['kernel'] + shift[None])
+    loss = cross_entropy(hidden @ params['classifier']['kernel'], support.label)
+    mean = 0.5 * stats['mean'] + hidden.mean(0)
+    return loss, {'mean': mean, 'count': stats['count'] + 1}
+
+  def outer(params, mean, image):
+    support = Batch(image, jnp.arange(len(image)) % 3)
+    stats = {'mean': mean, 'count': jnp.int32(0)}
+    adapted, stats, losses = adapt(loss_fn, config, params, stats, support)
+    total = sum(jnp.sin(x).sum() for x in jax.tree.leaves(adapted))
+    return total + (stats['mean'] ** 3).sum() + losses @ jnp.arange(1.0, 4)
+
+  r = np.random.RandomState(0)
+  encoder = {'kernel': r.randn(5, 4), 'shift': r.randn(4)}
+  params = {'encoder': encoder, 'classifier': {'kernel': r.randn(4, 3)}}
+  args = jax.tree.map(jnp.array, (params, r.randn(4), r.randn(2, 30, 5)))
+  return jax.vmap(jax.grad(outer, (0, 1, 2)), (None, None, 0)), args
+
+
+@pytest.mark.parametrize('remat', [True, False])
+def test_mixed_mode_carries_every_derivative(remat):
+  default, args = everything(False)
+  expected = jax.jit(default)(*args)
+  mixed, _ = everything(True, remat)
+  jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12),
+      jax.jit(mixed)(*args),
+      expected,
+  )
+  assert all(np.abs(x).max() > 0.01 for x in jax.tree.leaves(expected))
+
+
+def test_mixed_mode_stores_no_activations():
+  def stored(mixed_mode):
+    run, args = everything(mixed_mode)
+    eqns = jax.make_jaxpr(run)(*args).eqns
+    scan = next(e for e in eqns if e.primitive.name == 'scan')
+    return max(v.aval.size for v in scan.outvars)
+
+  activations = 3 * 2 * 30 * 4  # steps, tasks, images, features
+  assert stored(False) >= activations > 2 * stored(True)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,35 @@ def test_float32_programs_equal_op_by_op():
       assert_close(compiled, run(*args), 1e-3)
 
 
+@pytest.mark.parametrize('layout', ['vmap', '8 devices'])
+def test_mixed_mode_equals_the_default_op_by_op(layout):
+  learner, params, stats = build(mixed_mode=True)
+  run = jax.jit(program('second order', learner, **LAYOUTS[layout]))
+  got = run(params, stats, episodes())
+  assert_close(got, reference('second order'), 1e-12)
+
+
+@pytest.mark.parametrize('mode', [m for m in MODES if m != 'batch'])
+def test_mixed_mode_equals_the_default_in_every_norm_mode(mode):
+  results = []
+  for mixed_mode in (True, False):
+    learner, params, stats = build(
+        norm=mode,
+        mixed_mode=mixed_mode,
+        frozen=('bn', 'conv3'),
+        reset_classifier=True,
+    )
+    run = jax.jit(program('second order', learner, devices=2, chunk=2))
+    results.append(run(params, stats, episodes(4)))
+  assert_close(*results, 1e-12)
+
+
+def test_mixed_mode_op_by_op_equals_the_default():
+  learner, params, stats = build(mixed_mode=True, remat=False)
+  got = op_by_op('second order', learner, params, stats, episodes())
+  assert_close(got, reference('second order'), 1e-12)
+
+
 @pytest.mark.parametrize('first_order', [True, False])
 def test_remat_changes_nothing(first_order):
   results = []

@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from maml_jax.errors import UserError
+from maml_jax.learner import cross_entropy
 from maml_jax.models import ENCODERS, make_model
+from maml_jax.models.norm import MODES
 
 
 def convs(*pairs, bias=False):
@@ -130,6 +134,78 @@ def test_a_temperature_multiplies_the_logits():
   np.testing.assert_allclose(learned, 3 * plain, rtol=1e-6)
   assert 'temperature' not in params['classifier']
   assert with_one['classifier']['temperature'] == 3
+
+
+def equations(jaxpr):
+  """All of a program, those inside of others too."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for inner in jaxprs_in_params(eqn.params):
+      yield from equations(inner)
+
+
+def make_gradient(**kw):
+  model = make_model('convnet4', 3, (16, 16, 3), width=8, **kw)
+
+  def loss(params, stats, image, label):
+    logits, stats = model.apply(params, stats, image, train=True)
+    return cross_entropy(logits, label), (logits, stats)
+
+  return model, jax.value_and_grad(loss, has_aux=True)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_bfloat16_is_for_factors_and_activations_alone(mode):
+  image = jax.ShapeDtypeStruct((6, 16, 16, 3), jnp.float32)
+  label = jax.ShapeDtypeStruct((6,), jnp.int32)
+  wide = {jnp.dtype('float32')}
+  for dtype in ('bfloat16', None):
+    model, gradient = make_gradient(norm=mode, dtype=dtype)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    args = *state, image, label
+    jaxpr, out = jax.make_jaxpr(gradient, return_shape=True)(*args)
+    assert {x.dtype for x in jax.tree.leaves((state, out))} == wide
+    factors, sums = set(), set()
+    for eqn in equations(jaxpr.jaxpr):
+      if eqn.primitive.name in ('conv', 'conv_kernel_grad'):
+        factors |= {v.aval.dtype for v in eqn.invars}
+      if eqn.primitive.name == 'reduce_sum':
+        sums |= {v.aval.dtype for v in eqn.invars}
+    assert factors == {jnp.dtype(dtype or 'float32')}
+    assert sums == wide
+    assert ('bf16' in str(jaxpr)) == (dtype is not None)
+
+
+def test_bfloat16_gradients_err_no_more_than_rounding_accounts_for():
+  """Rounding moves ReLUs and maxima across their edges, so by the percent.
+
+  The yardstick is what the float32 gradient does when images and parameters
+  alone are rounded. In the network four times as many arrays are: per block the
+  output of the convolution, that of the norm, and the cotangents of both.
+  """
+  model, plain = make_gradient()
+  plain, narrow = map(jax.jit, (plain, make_gradient(dtype='bfloat16')[1]))
+  label, moved, errors = jnp.arange(12) % 3, [], []
+
+  def rounded(tree):
+    return jax.tree.map(lambda x: jax.lax.reduce_precision(x, 8, 7), tree)
+
+  def distance(x, y):
+    return optax.tree.norm(optax.tree.sub(x, y)) / optax.tree.norm(y)
+
+  for seed in range(4):
+    r, (params, _) = np.random.RandomState(seed), model.init(
+        jax.random.key(seed)
+    )
+    pattern = r.rand(3, 4, 4, 3).repeat(4, 1).repeat(4, 2)[label]
+    image = jnp.array(pattern + 0.3 * r.rand(12, 16, 16, 3), jnp.float32)
+    (loss, _), grads = plain(params, {}, image, label)
+    (narrow_loss, _), narrow_grads = narrow(params, {}, image, label)
+    np.testing.assert_allclose(narrow_loss, loss, rtol=2**-7)
+    _, nearby = plain(rounded(params), {}, rounded(image), label)
+    errors.append(distance(narrow_grads, grads))
+    moved.append(distance(nearby, grads))
+  assert 0 < np.linalg.norm(errors) < 4 * np.linalg.norm(moved) < 1
 
 
 @pytest.mark.parametrize(

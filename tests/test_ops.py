@@ -143,6 +143,36 @@ def test_the_two_lowerings_agree(padding):
   )
 
 
+def test_bfloat16_convolutions_sum_in_float32():
+  """Over 64 images; the only rounding is that of the result, 2^-8 of it."""
+  r = np.random.RandomState(0)
+  image, kernel, g = (
+      jnp.array(r.rand(*shape), jnp.bfloat16)
+      for shape in ((3, 64, 6, 6, 3), (3, 3, 3, 3, 4), (3, 64, 6, 6, 4))
+  )
+
+  def all_three(image, kernel, g):
+    out, pull = jax.vjp(jax.vmap(ops.conv), image, kernel)
+    return out, *pull(g)
+
+  def grouped(image, kernel, g):
+    size = {'stride': 1, 'padding': 1}
+    grad = ops._kernel_grad_grouped(image, g, padding=1)
+    return ops._conv_grouped(image, kernel, **size), grad
+
+  args = image, kernel, g
+  exact = jax.jit(all_three)(*(x.astype(jnp.float64) for x in args))
+  runs = [jax.jit(all_three)(*args), all_three(*args)]
+  *_, kernel_grad = exact
+  pairs = [
+      *zip(runs[0] + runs[1], exact * 2, strict=True),
+      *zip(jax.jit(grouped)(*args), (exact[0], kernel_grad), strict=True),
+  ]
+  for got, expected in pairs:
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(float), expected, rtol=1.001 * 2**-8)
+
+
 def test_conv_refuses_what_does_not_fit():
   image, kernel = jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 2))
   with pytest.raises(ValueError, match='takes an image'):

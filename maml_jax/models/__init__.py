@@ -10,6 +10,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from maml_jax.errors import UserError, check_choice
 from maml_jax.models.convnet import ConvNet4
@@ -57,6 +58,7 @@ def make_model(
     init: str = 'torch',
     temperature: float = 1.0,
     learn_temperature: bool = False,
+    dtype: DTypeLike | None = None,
     **encoder_args,
 ) -> Model:
   """Builds a network as a pair of pure functions.
@@ -76,6 +78,9 @@ def make_model(
     init: 'torch' (PyTorch's defaults) or 'xavier' (the official MAML's).
     temperature: factor on the logits.
     learn_temperature: learn that factor, in the outer loop only.
+    dtype: of images, activations and the factors of products inside the
+      network, such as 'bfloat16'; None: that of the images. Parameters,
+      `stats`, batch norm and logits are float32 whatever it is.
     **encoder_args: passed to the encoder, such as `width`.
 
   Returns:
@@ -120,6 +125,7 @@ def make_model(
 
   def apply_fn(params, stats, image, *, train):
     variables = {'params': params, **stats}
+    image = jnp.asarray(image, dtype)
     if not train:
       return network.apply(variables, image, train=False), stats
     logits, updates = network.apply(

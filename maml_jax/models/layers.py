@@ -1,4 +1,7 @@
-"""Convolution and linear head, initialised as MAML was run with."""
+"""Convolution and linear head, initialised as MAML was run with.
+
+Both multiply in the type of the images that they get; parameters keep theirs.
+"""
 
 import math
 
@@ -50,11 +53,12 @@ class Conv(nn.Module):
     fan_in = math.prod(shape[:3])
     kernel_init, bias_init = INITS[self.init]
     kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
-    x = ops.conv(x, kernel, stride=self.stride)
+    dtype = x.dtype
+    x = ops.conv(x, kernel.astype(dtype), stride=self.stride)
     if not self.use_bias:
       return x
     bias = self.param('bias', bias_init(fan_in), shape[3:], jnp.float32)
-    return x + bias.reshape(1, 1, 1, -1)
+    return (x + bias.reshape(1, 1, 1, -1)).astype(dtype)
 
 
 class Dense(nn.Module):
@@ -73,7 +77,10 @@ class Dense(nn.Module):
 
 
 class Head(nn.Module):
-  """Linear classifier, its logits multiplied by a temperature."""
+  """Linear classifier, its logits multiplied by a temperature.
+
+  Logits are of the type of the parameters.
+  """
 
   num_ways: int
   init: str
@@ -87,7 +94,10 @@ class Head(nn.Module):
     shape = (fan_in, self.num_ways)
     kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
     bias = self.param('bias', bias_init(fan_in), shape[1:], jnp.float32)
-    logits = x @ kernel + bias[None]
+    logits = jnp.matmul(
+        x, kernel.astype(x.dtype), preferred_element_type=kernel.dtype
+    )
+    logits = logits + bias[None]
     if self.learn_temperature:
       start = nn.initializers.constant(self.temperature)
       return logits * self.param('temperature', start, (), jnp.float32)

@@ -43,6 +43,7 @@ class BatchNorm(nn.Module):
   No derivative flows through running moments. The running variance is
   unbiased, the one that a batch is normalised by is not, as in PyTorch. Mode
   `support` keeps no running moments but the batch's own, derivative and all.
+  All is reckoned in float32 where the images are of a narrower type.
   """
 
   mode: str = 'batch'
@@ -54,7 +55,8 @@ class BatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x, *, train, pool=False):
     """Normalises; then, with `pool`, takes the maxima of 2 x 2 windows."""
-    channels = x.shape[-1:]
+    dtype, channels = x.dtype, x.shape[-1:]
+    x = x.astype(jnp.promote_types(dtype, jnp.float32))
     scale = (
         self.param('scale', nn.initializers.ones, channels, jnp.float32)
         if self.use_scale
@@ -65,7 +67,7 @@ class BatchNorm(nn.Module):
     factor = _channels(scale) * lax.rsqrt(var + self.epsilon)
     if pool:
       x = ops.max_pool(x, factor)
-    return x * factor + (_channels(bias) - mean * factor)
+    return (x * factor + (_channels(bias) - mean * factor)).astype(dtype)
 
   def _moments(self, x, train):
     """The moments to normalise by: [1 or N, 1, 1, C]."""

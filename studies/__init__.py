@@ -1,0 +1,1 @@
+"""Studies behind RESULTS.md, each run by `python -m studies.NAME`."""
