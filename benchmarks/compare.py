@@ -1,131 +1,193 @@
-"""Times maml_jax and a checkout of PyTorch-MAML in turn, pair by pair.
+"""Times maml_jax and its peers in turn, round by round.
 
-  python -m benchmarks.compare --pytorch_maml DIR [--python PYTHON]
+  python -m benchmarks.compare [--pytorch_maml DIR] [--learn2learn DIR]
+    [--python PYTHON]
 
-DIR is a checkout of fmu2/PyTorch-MAML; PYTHON an interpreter that has PyTorch,
-where this one has not. Each side lives in a process of its own and works only
-when told to, so that both meet the same machine. The ratio of a pair is time
-there by time here: above 1, maml_jax is faster.
+DIR is a checkout of fmu2/PyTorch-MAML or of learnables/learn2learn; PYTHON an
+interpreter that has PyTorch (for learn2learn also SciPy), where this one has
+not. Each side lives in a process of its own and works only when told to, so
+that all meet the same machine. The ratio of a round is time there by time here:
+above 1, maml_jax is faster.
 """
 
 import argparse
 import json
-import pathlib
-import platform
+import os
 import statistics
 import subprocess
 import sys
-import time
 
-from benchmarks.workload import WORKLOADS
+from benchmarks.measure import ROOT, milliseconds, spread
+from benchmarks.workload import COMPARED
+from maml_jax.errors import UserError
 
-HERE = pathlib.Path(__file__).resolve()
+# What a peer does otherwise on the same workload.
+PEERS = {
+    'pytorch_maml': 'nothing but the framework',
+    'learn2learn': (
+        'adapts batch norm too and keeps its running averages; one task after '
+        'another; gradients are not clipped'
+    ),
+}
 
 
 class Worker:
-  """A process that runs one iteration whenever it reads a line."""
+  """A process of `benchmarks.worker`."""
 
-  def __init__(self, command):
+  def __init__(self, python: str, *args: str):
+    # Accelerator memory is shared by all sides.
+    env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'} | os.environ
     self._process = subprocess.Popen(
-        command,
+        [python, '-m', 'benchmarks.worker', *args],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=HERE.parent.parent,
+        cwd=ROOT,
+        env=env,
     )
 
-  def seconds(self):
+  def ready(self) -> dict:
+    """Waits until it can run; returns what it runs on.
+
+    Raises:
+      UserError: it cannot.
+    """
+    about = json.loads(self._line())
+    if 'error' in about:
+      raise UserError(about['error'])
+    return about
+
+  def seconds(self) -> float:
     """The time of one iteration, measured over there."""
     self._process.stdin.write('go\n')
     self._process.stdin.flush()
+    return float(self._line())
+
+  def _line(self) -> str:
     line = self._process.stdout.readline()
     if not line:
-      raise SystemExit(f'worker ended: {" ".join(self._process.args)}')
-    return float(line)
+      raise UserError(f'worker ended: {" ".join(self._process.args)}')
+    return line
 
-  def close(self):
+  def close(self) -> None:
     self._process.stdin.close()
     self._process.wait()
 
 
-def serve(iteration):
-  """The worker's side."""
-  iteration()
-  for _ in sys.stdin:
-    start = time.perf_counter()
-    iteration()
-    print(time.perf_counter() - start, flush=True)
+def start(commands: dict[str, list[str]]):
+  """Starts a worker for every side.
+
+  Returns:
+    name -> worker, and what they run on. A peer that cannot run is left out,
+    with a line that says why.
+
+  Raises:
+    UserError: maml_jax itself cannot run.
+  """
+  workers = {name: Worker(*command) for name, command in commands.items()}
+  about = {}
+  for name, worker in list(workers.items()):
+    try:
+      about |= worker.ready()
+    except UserError as error:
+      workers.pop(name).close()
+      if name == 'maml_jax':
+        raise
+      print(f'  {name} left out: {error}', flush=True)
+  return workers, about
 
 
-def compare(name, here, there, pairs):
-  """Prints every pair and the median ratio; returns a record of them."""
-  ours, theirs = Worker(here), Worker(there)
-  ours.seconds(), theirs.seconds()
-  rows = []
-  for i in range(pairs):
-    # Who goes first changes, so that a drift of the machine favours neither.
-    order = (ours, theirs) if i % 2 else (theirs, ours)
-    times = {worker: worker.seconds() for worker in order}
-    rows.append((times[theirs], times[ours]))
-    there_s, here_s = rows[-1]
+def rounds(workers: dict[str, Worker], count: int) -> list[dict[str, float]]:
+  """Seconds of every side, round by round; prints them."""
+  for worker in workers.values():
+    worker.seconds()
+  done = []
+  for i in range(count):
+    # Who goes first changes, so that a drift of the machine favours nobody.
+    order = list(workers)[:: 1 if i % 2 else -1]
+    times = {name: workers[name].seconds() for name in order}
+    done.append(times)
+    here = times['maml_jax']
+    parts = [f'maml_jax {here:7.3f} s']
+    parts += [
+        f'{name} {times[name]:7.3f} s = {times[name] / here:5.2f} x'
+        for name in workers
+        if name != 'maml_jax'
+    ]
+    print('  ' + '   '.join(parts), flush=True)
+  return done
+
+
+def compare(name: str, commands: dict[str, list[str]], count: int):
+  """Yields a row for each peer."""
+  print(name, flush=True)
+  workers, about = start(commands)
+  try:
+    done = rounds(workers, count) if len(workers) > 1 else []
+  finally:
+    for worker in workers.values():
+      worker.close()
+  for peer in [name for name in workers if name != 'maml_jax']:
+    ratios = [times[peer] / times['maml_jax'] for times in done]
     print(
-        f'  {name:12s} PyTorch-MAML {there_s:7.3f} s   maml_jax {here_s:7.3f} s'
-        f'   ratio {there_s / here_s:5.2f}',
+        f'  {peer}: median ratio {statistics.median(ratios):.2f} '
+        f'({min(ratios):.2f}..{max(ratios):.2f}); differs: {PEERS[peer]}',
         flush=True,
     )
-  ours.close()
-  theirs.close()
-  ratios = [t / h for t, h in rows]
-  record = {
-      'workload': name,
-      'pytorch_maml_s': statistics.median(t for t, _ in rows),
-      'maml_jax_s': statistics.median(h for _, h in rows),
-      'ratio': statistics.median(ratios),
-      'ratio_range': [min(ratios), max(ratios)],
-      'machine': platform.processor() or platform.machine(),
-  }
-  print(json.dumps(record), flush=True)
-  return record
+    yield {
+        'group': 'compare',
+        'name': name,
+        'peer': peer,
+        **about,
+        **milliseconds('ms', [times['maml_jax'] for times in done]),
+        **milliseconds('peer_ms', [times[peer] for times in done]),
+        **spread('ratio', ratios),
+        'differs': PEERS[peer],
+        'repeats': count,
+    }
 
 
-def make_iteration(worker, name, checkout):
-  """The worker's iteration; each side imports its own framework alone."""
-  if worker == 'jax':
-    from benchmarks import with_jax
-
-    return with_jax.iteration(WORKLOADS[name])
-  from benchmarks import with_torch
-
-  return with_torch.iteration(WORKLOADS[name], checkout)
-
-
-def main():
+def main(argv=None) -> int:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--pytorch_maml', required=True, metavar='DIR')
-  parser.add_argument('--python', default=sys.executable)
-  parser.add_argument('--workloads', nargs='+', default=list(WORKLOADS))
-  parser.add_argument('--pairs', type=int, default=7)
-  parser.add_argument('--json', metavar='FILE', help='append JSON lines here')
-  parser.add_argument('--worker', choices=['jax', 'torch'], help='internal')
-  args = parser.parse_args()
-  checkout = str(pathlib.Path(args.pytorch_maml).resolve())
-  if args.worker:
-    return serve(make_iteration(args.worker, args.workloads[0], checkout))
+  for peer in PEERS:
+    parser.add_argument(f'--{peer}', metavar='DIR')
+  add = parser.add_argument
+  add('--python', default=sys.executable)
+  add('--workloads', nargs='+', default=list(COMPARED), choices=COMPARED)
+  add('--pairs', type=int, default=7)
+  add('--precision', default='float32', choices=['float32', 'tensorfloat32'])
+  add('--json', metavar='FILE', help='append JSON lines here')
+  args = parser.parse_args(argv)
+  checkouts = {
+      peer: os.path.abspath(getattr(args, peer))
+      for peer in PEERS
+      if getattr(args, peer)
+  }
+  if not checkouts:
+    parser.error('nothing to compare with: give --pytorch_maml, --learn2learn')
+  if args.pairs < 1:
+    parser.error('--pairs must be at least 1')
+  rows = 0
   for name in args.workloads:
-    tail = ['-m', 'benchmarks.compare', '--pytorch_maml', checkout]
-    tail += ['--workloads', name, '--worker']
-    record = compare(
-        name,
-        [sys.executable, *tail, 'jax'],
-        [args.python, *tail, 'torch'],
-        args.pairs,
-    )
-    if args.json:
-      with open(args.json, 'a') as f:
-        f.write(json.dumps(record) + '\n')
+    what = [name, args.precision]
+    commands = {'maml_jax': [sys.executable, 'maml_jax', *what]} | {
+        peer: [args.python, peer, *what, checkout]
+        for peer, checkout in checkouts.items()
+    }
+    for row in compare(name, commands, args.pairs):
+      rows += 1
+      if args.json:
+        with open(args.json, 'a') as f:
+          f.write(json.dumps(row) + '\n')
+  return 0 if rows == len(checkouts) * len(args.workloads) else 1
 
 
 if __name__ == '__main__':
-  main()
+  try:
+    sys.exit(main())
+  except UserError as error:
+    sys.exit(f'error: {error}')
+  except KeyboardInterrupt:
+    sys.exit(130)

@@ -1,52 +1,40 @@
-"""A timed iteration of PyTorch-MAML: its own model and inner loop, eager."""
-
-import sys
+"""What the peers written in PyTorch have in common."""
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.workload import Workload, arrays
 
 
-def iteration(work: Workload, checkout: str):
-  """A function that runs one iteration and waits for its end."""
-  sys.path.insert(0, checkout)
-  import models
+def device() -> str:
+  """The GPU if PyTorch sees one."""
+  return 'cuda' if torch.cuda.is_available() else 'cpu'
 
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  encoder_args = {'bn_args': {'track_running_stats': False, 'n_episode': 4}}
-  model = models.make(
-      'convnet4', encoder_args, 'logistic', {'n_way': work.ways}
-  ).to(device)
-  inner_args = {
-      'n_step': work.num_steps,
-      'encoder_lr': 0.01,
-      'classifier_lr': 0.01,
-      'first_order': work.first_order,
-      'frozen': ['bn'],
-      'momentum': 0.0,
-      'weight_decay': 0.0,
-      'reset_classifier': False,
-  }
-  (x_shot, y_shot), (x_query, y_query) = arrays(work)
-  x_shot, x_query = (
-      torch.tensor(x.transpose(0, 1, 4, 2, 3).copy(), device=device)
-      for x in (x_shot, x_query)
-  )
-  y_shot, y_query = (torch.tensor(y, device=device) for y in (y_shot, y_query))
-  optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
-  def run():
-    train = not work.evaluation
-    logits = model(x_shot, x_query, y_shot, inner_args, meta_train=train)
-    loss = F.cross_entropy(logits.flatten(0, 1), y_query.flatten())
-    if train:
-      optimizer.zero_grad()
-      loss.backward()
-      for param in model.parameters():
-        torch.nn.utils.clip_grad_value_(param, 10)
-      optimizer.step()
-    if device == 'cuda':
-      torch.cuda.synchronize()
+def wait() -> None:
+  """Waits for the end of what runs on the device."""
+  if torch.cuda.is_available():
+    torch.cuda.synchronize()
 
-  return run
+
+def set_precision(precision: str) -> None:
+  """Of convolutions and matrix products: 'float32' or 'tensorfloat32'."""
+  allowed = precision == 'tensorfloat32'
+  torch.backends.cuda.matmul.allow_tf32 = allowed
+  torch.backends.cudnn.allow_tf32 = allowed
+
+
+def about() -> dict:
+  """What the peers run on."""
+  name = torch.cuda.get_device_name() if device() == 'cuda' else 'cpu'
+  return {'torch': torch.__version__, 'torch_device': name}
+
+
+def tensors(work: Workload):
+  """The arrays of a workload, channel first, on the device."""
+  return [
+      (
+          torch.tensor(image.transpose(0, 1, 4, 2, 3).copy(), device=device()),
+          torch.tensor(label, device=device()),
+      )
+      for image, label in arrays(work)
+  ]

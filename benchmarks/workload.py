@@ -2,7 +2,8 @@
 
 ConvNet4 of width 32, 84 x 84 pixels, 5 ways, 4 tasks, 15 queries per class,
 batch norm meta-learned but not adapted; outer update by Adam included.
-`evaluation` adapts and predicts alone. Imports neither JAX nor PyTorch.
+`evaluation` adapts and predicts alone; `inductive` is the setting of
+configs/mini_5w1s_inductive.py. Imports neither JAX nor PyTorch.
 """
 
 from typing import NamedTuple
@@ -17,18 +18,34 @@ class Workload(NamedTuple):
   num_steps: int = 5
   first_order: bool = False
   evaluation: bool = False
+  inductive: bool = False
+  remat: bool = False
   tasks: int = 4
   ways: int = 5
   queries: int = 15
   side: int = 84
+  encoder: str = 'convnet4'  # or one of maml_jax.models, or 'tiny'
 
 
-WORKLOADS = {
+# What peers are timed at too.
+COMPARED = {
     '5w1s': Workload(),
     '5w5s': Workload(shots=5),
     'first_order': Workload(first_order=True),
     'evaluation': Workload(num_steps=10, evaluation=True),
 }
+WORKLOADS = {
+    **COMPARED,
+    'inductive': Workload(inductive=True),
+    'resnet12': Workload(encoder='resnet12', remat=True),
+}
+
+
+def tiny(work: Workload) -> Workload:
+  """The same at a size for tests, with a network of one convolution."""
+  return work._replace(
+      tasks=min(work.tasks, 2), ways=2, queries=2, side=8, encoder='tiny'
+  )
 
 
 def arrays(work: Workload):
