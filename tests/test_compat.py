@@ -765,23 +765,22 @@ def test_file_of_pytorch_is_read_and_written(tmp_path, capsys):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
   name = 'convnet4_learned_temperature'
   given = pth_content(GOLDEN[name]['case'])
-  model = [torch.nn.Parameter(torch.from_numpy(x)) for x in (
-      *given['encoder_state_dict'].values(),
-      *given['classifier_state_dict'].values())]  # fmt: skip
+  places = [(f'{part}_state_dict', n) for part in runs.PARTS
+            for n in given[f'{part}_state_dict']]  # fmt: skip
+  model = [torch.nn.Parameter(torch.tensor(given[k][n])) for k, n in places]
   optimizer = torch.optim.Adam(model, 1e-3)
   schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], 0.1)
   for _ in range(2):
     for i, p in enumerate(model):
-      p.grad = torch.from_numpy(random_like(p.detach().numpy(), i))
+      p.grad = torch.tensor(random_like(p.detach().numpy(), i))
     optimizer.step()
   given['training'] |= {
       'epoch': 0,
       'optimizer_state_dict': optimizer.state_dict(),
       'lr_scheduler_state_dict': schedule.state_dict(),
   }
-  for key in ('encoder_state_dict', 'classifier_state_dict'):
-    own = {n: torch.from_numpy(x) for n, x in given[key].items()}
-    given[key] = dict(own)
+  for (key, n), p in zip(places, model, strict=True):
+    given[key][n] = p.detach().clone()
   path = tmp_path / 'x.pth'
   torch.save(given, path)
   run = runs.from_checkpoint(pth.load(path))
@@ -790,10 +789,9 @@ def test_file_of_pytorch_is_read_and_written(tmp_path, capsys):
   # One step more, here and there.
   grads = [random_like(p.detach().numpy(), 9) for p in model]
   for p, grad in zip(model, grads, strict=True):
-    p.grad = torch.from_numpy(grad)
+    p.grad = torch.tensor(grad)
   optimizer.step()
-  order = [f'{part}.{n}' for part in ('encoder', 'classifier')
-           for n in given[f'{part}_state_dict']]  # fmt: skip
+  order = [f'{key.removesuffix("_state_dict")}.{n}' for key, n in places]
   params = run.state.params
   here = names.like_params(dict(zip(order, grads, strict=True)), params)
   there = names.like_params(
@@ -837,7 +835,7 @@ else:
   made['encoder_state_dict'] = model.encoder.state_dict()
   made['classifier_state_dict'] = model.classifier.state_dict()
   torch.save(made, folder + '/theirs.pth')
-model.eval()
+model.double().eval()
 logits = model(*(torch.from_numpy(x[k]) for k in ('support', 'query', 'label')),
                case['inner'], meta_train=False)
 np.save(folder + '/logits.npy', logits.detach().numpy())
@@ -858,8 +856,7 @@ def test_logits_are_those_of_a_checkout_there_and_back(tmp_path, texts):
   inner['reset_classifier'] = told['inner_args']['reset_classifier'] = False
   made = {key: told[key] for key in runs.MODEL} | {'config': told}
   rng = np.random.default_rng(0)
-  support = rng.random((1, 5, 3, 84, 84), np.float32)
-  query = rng.random((1, 10, 3, 84, 84), np.float32)
+  support, query = rng.random((1, 5, 3, 84, 84)), rng.random((1, 10, 3, 84, 84))
   label = np.arange(5)[None]
   np.savez(tmp_path / 'episode.npz', support=support, query=query, label=label)
 
@@ -886,9 +883,9 @@ def test_logits_are_those_of_a_checkout_there_and_back(tmp_path, texts):
     adapted, after, _ = learner.adapt(params, stats, batch)
     return learner.predict(adapted, after, query)
 
-  here = predict(
-      params, stats, *(x[0].transpose(0, 2, 3, 1) for x in (support, query))
-  )
+  with jax.enable_x64(True):  # in float32 noise grows to 1e-4 in five steps
+    images = [jnp.array(x[0].transpose(0, 2, 3, 1)) for x in (support, query)]
+    here = predict(*jax.tree.map(jnp.float64, (params, stats)), *images)
   np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
   ours = str(tmp_path / 'ours.pth')
   assert main(['checkpoint', str(workdir), '--to', ours]) == 0

@@ -294,9 +294,8 @@ def _model(root: Section, config: ConfigDict) -> Fields:
       'model.temperature': head.get('temp', float, 1.0),
       'model.learn_temperature': head.get('learn_temp', bool, False),
   }
-  bn.close({'n_episode': 'as many as train.n_episode'})
-  known = 'follows from the encoder and train.n_way'
-  head.close({'in_dim': known, 'n_way': known})
+  bn.close({'n_episode': None})  # which it adds to what it saves
+  head.close({'in_dim': None, 'n_way': None})
   return fields
 
 

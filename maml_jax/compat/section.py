@@ -100,11 +100,12 @@ class Section:
     prefix = f'{self._prefix}{key}.'
     return Section(self._file, values, self.notes, prefix)
 
-  def close(self, ignored: Mapping[str, str]) -> None:
+  def close(self, ignored: Mapping[str, str | None]) -> None:
     """Names the keys that nobody has asked for.
 
     Args:
-      ignored: those that may be there, and why they do not matter.
+      ignored: those that may be there, and why they do not matter; None if
+        that goes without saying.
 
     Raises:
       UserError: one that is not to be ignored.
@@ -113,7 +114,8 @@ class Section:
       if key not in ignored:
         hint = suggest(str(key), self._asked)
         raise UserError(f'{self.name(key)}: unknown key{hint}')
-      self.notes.append(f'{self.name(key)} is left out: {ignored[key]}')
+      if ignored[key]:
+        self.notes.append(f'{self.name(key)} is left out: {ignored[key]}')
 
   def refuse(self, key: str, value: Any, why: str) -> None:
     """Raises UserError about a value."""
