@@ -15,6 +15,13 @@ import numpy as np
 import optax
 import pytest
 
+from maml_jax.compat.weights import (
+  ENCODERS,
+  nest,
+  our_layout,
+  our_path,
+  torch_layout,
+)
 from maml_jax.learner import (
   Batch,
   Episode,
@@ -30,7 +37,6 @@ FOLDER = Path(
     os.environ.get('MAML_JAX_GOLDEN') or Path(__file__).parent / 'golden'
 )
 CASES = sorted(FOLDER.glob('*.json'))
-ENCODERS = {'resnet18': 'resnet10', 'wide-resnet18': 'wide_resnet10'}
 
 
 @pytest.fixture(autouse=True)
@@ -54,51 +60,9 @@ def value(name, shape, seed, temperature):
   return 0.1 * r.randn(*shape)
 
 
-# PyTorch-MAML's names and layouts <-> ours
-
-
-def our_path(name):
-  """'encoder.encoder.conv1.bn.weight' -> ('encoder', 'conv1', 'bn', 'scale')"""
-  parts = name.replace('encoder.encoder.', 'encoder.').split('.')
-  if parts[0] == 'classifier':
-    parts = [p for p in parts if p != 'linear']
-  norm = any(part.startswith('bn') for part in parts[:-1])
-  leaf = {'weight': 'scale' if norm else 'kernel', 'temp': 'temperature'}
-  leaf |= {'running_mean': 'mean', 'running_var': 'var'}
-  return *parts[:-1], leaf.get(parts[-1], parts[-1])
-
-
-def to_ours(name, x, side):
-  if x.ndim == 4:
-    return x.transpose(2, 3, 1, 0)
-  if x.ndim == 2:
-    x = x.reshape(x.shape[0], -1, side, side).transpose(2, 3, 1, 0)
-    return x.reshape(-1, x.shape[-1])
-  return x
-
-
-def to_torch(name, x, side):
-  if x.ndim == 4:
-    return x.transpose(3, 2, 0, 1)
-  if x.ndim == 2:
-    x = x.reshape(side, side, -1, x.shape[-1]).transpose(3, 2, 0, 1)
-    return x.reshape(x.shape[0], -1)
-  return x
-
-
 def get(tree, path):
   for key in path:
     tree = tree[key]
-  return tree
-
-
-def nest(leaves):
-  tree = {}
-  for path, leaf in leaves.items():
-    node = tree
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = leaf
   return tree
 
 
@@ -145,7 +109,7 @@ def build(case, names):
   encoder = model_args['encoder']
   classifier_args = model_args['classifier_args']
   model = make_model(
-      ENCODERS.get(encoder, encoder).replace('-', '_'),
+      ENCODERS[encoder],
       case['episodes']['n_way'],
       (side, side, 3),
       norm=norm_modes(bn_args),
@@ -205,16 +169,15 @@ def test_golden(path):
       x.shape[-1] for x in jax.tree.leaves(like['encoder'])[::-1] if x.ndim == 4
   )
   features = shapes['classifier.linear.weight'][1]
-  side = int(np.sqrt(features / width)) if features % width == 0 else 1
+  channels = width if features % width == 0 else features
   temperature = case['model']['classifier_args'].get('temp', 1.0)
   params = nest({
       our_path(name): jnp.array(
-          to_ours(
-              name,
+          our_layout(
               np.asarray(
                   value(name, shape, case['model']['seed'], temperature)
               ),
-              side,
+              channels,
           )
       )
       for name, shape in shapes.items()
@@ -248,17 +211,17 @@ def test_golden(path):
     if expected is None:
       assert not grad.any(), name
     else:
-      check_tensor(name, to_torch(name, grad, side), expected)
+      check_tensor(name, torch_layout(grad, channels), expected)
   if case.get('outer'):
     stats_after = check_outer(
-        case, expect, learner, outer, params, stats, side
+        case, expect, learner, outer, params, stats, channels
     )
   for name, expected in expect.get('running_stats_after', {}).items():
     got = get(stats_after['global'], our_path(name))
     check_tensor('stats:' + name, got, expected)
 
 
-def check_outer(case, expect, learner, outer, params, stats, side):
+def check_outer(case, expect, learner, outer, params, stats, channels):
   """Runs the outer steps; returns the statistics after them."""
   settings = case['outer']
   tx = make_optimizer(
@@ -278,6 +241,6 @@ def check_outer(case, expect, learner, outer, params, stats, side):
     losses.append(loss)
   check(losses, expect['outer_losses'])
   for name, expected in expect['params_after'].items():
-    x = to_torch(name, np.asarray(get(params, our_path(name))), side)
+    x = torch_layout(np.asarray(get(params, our_path(name))), channels)
     check_tensor('after:' + name, x, expected)
   return stats

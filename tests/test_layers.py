@@ -14,7 +14,7 @@ FILES = [REPOSITORY / 'main.py', *sorted(PACKAGE.rglob('*.py'))]
 # From the top down; a layer imports from those below it alone.
 LAYERS = [
   {'main'},
-  {'report', 'train'},
+  {'compat', 'report', 'train'},
   {'evaluate'},
   {'checkpoint', 'experiment', 'metrics'},
   {'optim', 'workdir'},
@@ -37,6 +37,8 @@ OWNERS = {
   'orbax': {'checkpoint'},
   'tensorboardX': {'metrics'},
   'tensorflow_datasets': {'data'},
+  'torch': {'compat'},
+  'yaml': {'compat'},
 }
 ids = {'ids': lambda path: str(path.relative_to(REPOSITORY))}
 

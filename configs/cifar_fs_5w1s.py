@@ -1,0 +1,12 @@
+"""python main.py --config=configs/cifar_fs_5w1s.py
+
+mini_5w1s on CIFAR-FS, 32 pixels wide. Expected: 58.9 +-1.9 % (MAML in
+Bertinetto et al. 2019). Hardware: one GPU. Time: not measured."""
+
+from configs import mini_5w1s
+
+
+def get_config():
+  config = mini_5w1s.get_config()
+  config.data.name = 'cifar_fs'
+  return config

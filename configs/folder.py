@@ -1,0 +1,18 @@
+"""python main.py --config=configs/folder.py
+
+Your own images: add --config.data.root=DIR, a folder of class folders; it is
+prepared on first use. Expected: no published number. Hardware: one GPU.
+Time: not measured."""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.name = 'folder'
+  config.task.queries = 5
+  config.inner.frozen = ('bn',)
+  config.train.update(num_epochs=50, steps_per_epoch=200)
+  config.val.queries = 5
+  config.eval.queries = 5
+  return config

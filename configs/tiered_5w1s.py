@@ -1,0 +1,13 @@
+"""python main.py --config=configs/tiered_5w1s.py
+
+PyTorch-MAML's `reproduce`. Expected: 51.67 % (MAML in Liu et al. 2019, TPN;
+recalled; transductive). Hardware: one GPU. Time: not measured."""
+
+from configs import mini_5w1s
+
+
+def get_config():
+  config = mini_5w1s.get_config()
+  config.data.name = 'tiered_imagenet'
+  config.model.encoder = 'wide_convnet4'
+  return config

@@ -1,0 +1,14 @@
+"""python main.py --config=configs/tiered_resnet12_5w5s.py
+
+As MAML of the ALFA paper. Expected: 71.24 +-0.43 % (Baik et al. 2020,
+recalled; transductive, 600 tasks). Hardware: one GPU (theirs: above 27 GB).
+Time: not measured."""
+
+from configs import mini_resnet12_5w1s
+
+
+def get_config():
+  config = mini_resnet12_5w1s.get_config()
+  config.data.name = 'tiered_imagenet'
+  config.task.shots = 5
+  return config
