@@ -11,14 +11,14 @@ meaning, and the files beside it are the presets.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 
 from maml_jax import config as config_lib
 from maml_jax.errors import UserError
+from maml_jax.hugepages import restart_with_huge_pages
 
-PRESET = os.path.join(os.path.dirname(__file__), 'configs', 'glyphs_5w1s.py')
+PRESET = str(pathlib.Path(__file__).with_name('configs') / 'glyphs_5w1s.py')
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
   flags, overrides = parser.parse_known_args(argv)
   config = config_lib.load(flags.config, overrides)
   name = '-'.join(filter(None, (pathlib.Path(flags.config).stem, flags.tag)))
-  workdir = flags.workdir or os.path.join('runs', name)
+  workdir = flags.workdir or str(pathlib.Path('runs', name))
   from maml_jax import evaluate, report, train  # seconds: after all complaints
   status = train.train(config, workdir) if flags.mode != 'eval' else 0
   if flags.mode != 'train' and not status:
@@ -50,6 +50,7 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
+  restart_with_huge_pages()
   try:
     sys.exit(run(sys.argv[1:]))
   except KeyboardInterrupt:

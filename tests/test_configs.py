@@ -96,7 +96,11 @@ def trace(config):
   return before.params
 
 
-@pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  'path',
+  [path for path in PRESETS if path.stem != 'sinusoid'],  # test_sinusoid.py
+  ids=lambda path: path.stem,
+)
 def test_preset_builds_and_traces(path):
   params = trace(config_lib.load(str(path)))
   assert params.keys() == {'encoder', 'classifier'}

@@ -16,7 +16,8 @@ LAYERS = [
   {'main'},
   {'compat', 'report', 'train'},
   {'evaluate'},
-  {'checkpoint', 'experiment', 'metrics'},
+  {'checkpoint', 'tasks'},
+  {'experiment', 'metrics'},
   {'optim', 'workdir'},
   {'learner'},
   {'inner', 'parallel'},
@@ -24,7 +25,7 @@ LAYERS = [
   {'ops'},
   {'data'},
   {'config'},
-  {'errors', 'types'},
+  {'errors', 'hugepages', 'types'},
 ]
 RANK = {name: -i for i, layer in enumerate(LAYERS) for name in layer}
 

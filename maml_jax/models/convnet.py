@@ -42,6 +42,6 @@ class ConvBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train):
-    x = Conv(self.width, self.init, name='conv')(x)
+    x, bias = Conv(self.width, self.init, name='conv')(x)
     # ReLU and max pooling commute; this order does a quarter of the work.
-    return nn.relu(self.norm(name='bn')(x, train=train, pool=True))
+    return nn.relu(self.norm(name='bn')(x, bias, train=train, pool=True))

@@ -39,7 +39,11 @@ INITS = {
 
 
 class Conv(nn.Module):
-  """Convolution of odd kernel size that keeps the image's, but for strides."""
+  """Convolution of odd kernel size that keeps the image's, but for strides.
+
+  With `use_bias` it returns the bias [features] beside the image, not added:
+  the batch norm behind does that to its moments instead of to every pixel.
+  """
 
   features: int
   init: str
@@ -53,12 +57,10 @@ class Conv(nn.Module):
     fan_in = math.prod(shape[:3])
     kernel_init, bias_init = INITS[self.init]
     kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
-    dtype = x.dtype
-    x = ops.conv(x, kernel.astype(dtype), stride=self.stride)
+    x = ops.conv(x, kernel.astype(x.dtype), stride=self.stride)
     if not self.use_bias:
       return x
-    bias = self.param('bias', bias_init(fan_in), shape[3:], jnp.float32)
-    return (x + bias.reshape(1, 1, 1, -1)).astype(dtype)
+    return x, self.param('bias', bias_init(fan_in), shape[3:], jnp.float32)
 
 
 class Dense(nn.Module):

@@ -53,8 +53,15 @@ class BatchNorm(nn.Module):
   use_scale: bool = True
 
   @nn.compact
-  def __call__(self, x, *, train, pool=False):
-    """Normalises; then, with `pool`, takes the maxima of 2 x 2 windows."""
+  def __call__(self, x, shift=None, *, train, pool=False):
+    """Normalises; then, with `pool`, takes the maxima of 2 x 2 windows.
+
+    Args:
+      x: [N, H, W, C].
+      shift: [C], normalise `x + shift`.
+      train: whether this is the support pass.
+      pool: whether to halve height and width.
+    """
     dtype, channels = x.dtype, x.shape[-1:]
     x = x.astype(jnp.promote_types(dtype, jnp.float32))
     scale = (
@@ -63,16 +70,23 @@ class BatchNorm(nn.Module):
         else jnp.ones(channels, x.dtype)
     )
     bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
-    mean, var = self._moments(x, train)
+    shift = 0.0 if shift is None else _channels(shift)
+    mean, var = self._moments(x, shift, train)
     factor = _channels(scale) * lax.rsqrt(var + self.epsilon)
     if pool:
       x = ops.max_pool(x, factor)
-    return (x * factor + (_channels(bias) - mean * factor)).astype(dtype)
+    bias = _channels(bias) - (mean - shift) * factor
+    return (x * factor + bias).astype(dtype)
 
-  def _moments(self, x, train):
-    """The moments to normalise by: [1 or N, 1, 1, C]."""
+  def _moments(self, x, shift, train):
+    """The moments of `x + shift` to normalise by: [1 or N, 1, 1, C]."""
+
+    def moments_over(axes):
+      mean, var = moments(x, axes)
+      return mean + shift, var
+
     if self.mode == 'batch':
-      return moments(x, (0, 1, 2))
+      return moments_over((0, 1, 2))
     collection = _COLLECTIONS.get(self.mode, EPISODE)
     channels = x.shape[-1:]
     mean = self.variable(collection, 'mean', jnp.zeros, channels, x.dtype)
@@ -84,7 +98,7 @@ class BatchNorm(nn.Module):
       size = self.variable(EPISODE, 'size', jnp.zeros, (), x.dtype)
     old_weight = self._old_weight(train)
     if train and not (self.mode == 'global' and self.meta_test):
-      batch_mean, batch_var = moments(x, (0, 1, 2))
+      batch_mean, batch_var = moments_over((0, 1, 2))
       if self.mode == 'support':
         mean.value, var.value = batch_mean.ravel(), batch_var.ravel()
       elif not self.is_initializing():
@@ -98,7 +112,7 @@ class BatchNorm(nn.Module):
     if self.mode != 'tasknorm':
       return mean, var
     a = jax.nn.sigmoid(alpha_scale * size.value + alpha_offset)
-    own_mean, own_var = moments(x, (1, 2))
+    own_mean, own_var = moments_over((1, 2))
     distance = jnp.square(own_mean - mean)
     return (
         a * mean + (1 - a) * own_mean,
