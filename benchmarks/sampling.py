@@ -83,8 +83,13 @@ class Bench:
 
     return Steps(*self._step(pick), episodes)
 
-  def drawn(self, augmentation='none'):
-    """Iterations that draw their tasks."""
+  @functools.cached_property
+  def drawn(self):
+    """Iterations that draw and normalise their tasks."""
+    return self.augmented('none')
+
+  def augmented(self, augmentation):
+    """Iterations that augment the tasks that they draw."""
     return Steps(*self._step(self.sample(augmentation)), self.dataset)
 
   def _step(self, sample):
@@ -121,7 +126,8 @@ def cases(settings: Settings):
 
 
 def _draw(bench: Bench, augmentation: str) -> dict:
-  drawn = bench.drawn(augmentation)
+  plain = augmentation == 'none'
+  drawn = bench.drawn if plain else bench.augmented(augmentation)
   n = drawn.per_call(train.SECONDS_PER_CALL, 10)
   calls = {'ms': partial(bench.given.run, n), 'ms_with': partial(drawn.run, n)}
   row = _compare(in_turn(calls, bench.settings), n)
@@ -138,7 +144,7 @@ def _draw(bench: Bench, augmentation: str) -> dict:
 
 
 def _loop(bench: Bench) -> dict:
-  steps = bench.drawn()
+  steps = bench.drawn
   n = steps.per_call(LOOP_SECONDS, with_jax.MAX_STEPS)
   config = config_lib.load(
       str(ROOT / 'configs' / 'mini_5w1s.py'),
