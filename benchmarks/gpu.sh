@@ -252,7 +252,10 @@ for part in ${PARTS//,/ }; do
     compare) part_compare ;;
     train) part_train ;;
     eval) part_eval ;;
-    *) finish "error: no part $part" ;;
+    *)
+      failures+=("$part")
+      finish "error: no part $part"
+      ;;
   esac
 done
 finish 'all done'

@@ -21,6 +21,7 @@ import jax
 
 from benchmarks import with_jax, workload
 from benchmarks.measure import ROOT, Settings, in_turn, milliseconds, spread
+from benchmarks.table import Ranged
 from benchmarks.workload import Workload
 from maml_jax import config as config_lib
 from maml_jax import ops, train
@@ -33,7 +34,7 @@ from maml_jax.parallel import mean_over_tasks
 COLUMNS = {
     'ms': '.2f',
     'ms_with': '.2f',
-    'share': '.2%',
+    'share': Ranged('.2%'),
     'alone_ms': '.2f',
     'alone_share': '.2%',
     'repeats': 'd',

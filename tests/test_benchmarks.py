@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 from benchmarks import compare, flops, measure, run, table, with_jax, worker
-from benchmarks.workload import WORKLOADS, Workload, arrays, tiny
+from benchmarks.workload import WORKLOADS, Workload, arrays
 from maml_jax import config as config_lib
 from maml_jax import experiment, ops
 from maml_jax.errors import UserError
@@ -221,14 +221,22 @@ def test_the_work_of_all_devices_counts():
     assert counted(over_tasks, KERNEL, images) == 2 * CONV
 
 
-def test_the_iteration_counts_what_its_layers_add_up_to():
-  """One convolution, K = 0: a forward pass and the kernel gradient, no more."""
-  work = tiny(Workload())._replace(num_steps=0)
+@pytest.mark.parametrize('name', ['evaluation', 'first_order'])
+def test_an_iteration_counts_what_its_layers_add_up_to(name):
+  """At full size, by hand: ConvNet4 on 84, 42, 21 and 10 pixels, and a head."""
+  work = WORKLOADS[name]
+  first, *rest = (
+      2 * side**2 * 32 * 9 * channels
+      for side, channels in ((84, 3), (42, 32), (21, 32), (10, 32))
+  )
+  head = 2 * (5 * 5 * 32) * 5
+  forward = first + sum(rest) + head
+  # Backward: the gradients of kernels and inputs, but not of images.
+  both = forward + first + 2 * (sum(rest) + head)
+  support, query = 5 * work.num_steps, 5 * 15
+  total = support * both + query * (forward if work.evaluation else both)
   fn, args = with_jax.program(work)
-  images = work.tasks * work.ways * work.queries
-  conv = 2 * images * work.side**2 * 4 * 27
-  head = 2 * images * 4 * work.ways
-  assert counted(fn, *args) == 2 * conv + 3 * head
+  assert counted(fn, *args) == 4 * total
 
 
 # The tools.
@@ -261,7 +269,9 @@ def test_a_spread_has_median_and_ends():
 
 
 def test_a_table_shows_ranges_gaps_and_failures(capsys):
-  shown = table.Table({'ms': '.1f', 'used': 'd'}, ['a', 'long name', 'c'])
+  shown = table.Table(
+      {'ms': table.Ranged('.1f'), 'used': 'd'}, ['a', 'long name', 'c']
+  )
   shown.begin('a')
   shown.end({'ms': 2.0, 'ms_min': 1.0, 'ms_max': 4.04, 'used': 3})
   shown.begin('long name')
