@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import jax
@@ -18,7 +21,9 @@ from maml_jax import experiment, ops
 from maml_jax.errors import UserError
 from maml_jax.parallel import make_mesh, mean_over_tasks
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs'
+SCRIPT = ROOT / 'benchmarks' / 'gpu.sh'
 ROWS = (
     'iteration/5w1s',
     'iteration/evaluation',
@@ -296,7 +301,7 @@ def test_a_row_that_fails_does_not_end_the_run(tmp_path, capsys):
   def fails():
     raise UserError('out of memory')
 
-  rows = {'a': fails, 'b': lambda: {'ms': 1.0}}
+  rows = {'a': fails, 'b': lambda: measure.spread('ms', [1.0])}
   path = tmp_path / 'rows.jsonl'
   settings = measure.Settings(tiny=True)
   assert run.measure_all({'iteration': rows}, settings, path) == 1
@@ -374,3 +379,49 @@ def test_a_worker_says_why_it_cannot_run():
   worker.serve(out, 'pytorch_maml', '5w1s', 'float32', '/nowhere')
   error = json.loads(out.getvalue())['error']
   assert error.startswith('ModuleNotFoundError')
+
+
+# The script for machines with a GPU, with an echo in the place of Python.
+
+
+@pytest.fixture
+def gpu_script(tmp_path):
+  """Runs it: parts -> exit status and output."""
+  if not shutil.which('setsid'):
+    pytest.skip('the script is for Linux')
+  python = tmp_path / 'python'
+  fails = 'case "$*" in "-m pytest"*) exit 1; esac'
+  python.write_text(f'#!/bin/sh\necho "ran $*"\n{fails}\n')
+  python.chmod(0o755)
+  env = {'OUT': f'{tmp_path}/out', 'PYTHON': f'{python}', 'TRY': '1'}
+
+  def call(parts):
+    done = subprocess.run(
+        [SCRIPT],
+        env=os.environ | env | {'PARTS': parts, 'MAML_JAX_DATA': ''},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+  return call
+
+
+def test_the_script_repeats_what_failed_and_nothing_else(gpu_script):
+  status, out = gpu_script('tests,bench')
+  assert status == 1 and 'tests: failed (1)' in out
+  groups = ' '.join(line for line in out.splitlines() if '--only' in line)
+  assert all(f'--only {group}' in groups for group in run.GROUPS)
+  status, out = gpu_script('bench,tests')
+  assert status == 1 and '-m pytest' in out and '--only' not in out
+  assert gpu_script('bench')[0] == 0
+
+
+def test_the_script_trains_and_evaluates_only_with_data(gpu_script):
+  status, out = gpu_script('train,eval')
+  assert status == 0 and 'training: skipped' in out and 'ran' not in out
+
+
+def test_the_script_refuses_an_unknown_part(gpu_script):
+  status, out = gpu_script('bnch')
+  assert status == 1 and 'error: no part bnch' in out
