@@ -19,9 +19,9 @@
 #   TRY=1           small and on any device, to try this script
 set -uo pipefail
 
-cd "$(dirname "$0")/.." || exit 1
 OUT=$(realpath -m "${OUT:?say where the results go: OUT=DIR}")
 STATE=$(realpath -m "${STATE:-$OUT/state}")
+cd "$(dirname "$0")/.." || exit 1
 PARTS=${PARTS:-install,tests,bench,precision,compare,train,eval}
 LIMIT=${LIMIT:-600}
 TRY=${TRY:-}
