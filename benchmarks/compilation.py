@@ -16,6 +16,7 @@ import jax
 
 from benchmarks import workload
 from benchmarks.measure import Settings, child, spread
+from benchmarks.table import Ranged
 from benchmarks.with_jax import (
     fitting_mesh,
     program,
@@ -28,10 +29,10 @@ from maml_jax.data.episodes import make_transform
 from maml_jax.parallel import use_cores
 
 COLUMNS = {
-    'cold_s': '.1f',
+    'cold_s': Ranged('.1f'),
     'cold_trace_s': '.1f',
     'cold_compile_s': '.1f',
-    'cached_s': '.1f',
+    'cached_s': Ranged('.1f'),
     'cached_trace_s': '.1f',
     'cached_compile_s': '.1f',
     'repeats': 'd',

@@ -5,10 +5,16 @@ from functools import partial
 
 from benchmarks import workload
 from benchmarks.measure import Settings, in_turn, milliseconds
+from benchmarks.table import Ranged
 from benchmarks.with_jax import compiled, fitting_mesh
 from benchmarks.workload import WORKLOADS, Workload
 
-COLUMNS = {'ms': '.2f', 'tasks_per_s': '.2f', 'used': 'd', 'repeats': 'd'}
+COLUMNS = {
+    'ms': Ranged('.2f'),
+    'tasks_per_s': '.2f',
+    'used': 'd',
+    'repeats': 'd',
+}
 
 
 def cases(settings: Settings):

@@ -7,6 +7,7 @@ from functools import partial
 
 from benchmarks import workload
 from benchmarks.measure import Settings, in_turn, milliseconds, spread
+from benchmarks.table import Ranged
 from benchmarks.with_jax import compiled, fitting_mesh
 from benchmarks.workload import Workload
 
@@ -16,7 +17,7 @@ COLUMNS = {
     'saved': '.1%',
     'ms': '.2f',
     'ms_remat': '.2f',
-    'extra_time': '.1%',
+    'extra_time': Ranged('.1%'),
     'repeats': 'd',
 }
 STEPS = (1, 5, 10, 20)

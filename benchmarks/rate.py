@@ -13,16 +13,17 @@ import numpy as np
 
 from benchmarks import flops, workload
 from benchmarks.measure import Settings, in_turn, milliseconds, spread
+from benchmarks.table import Ranged
 from benchmarks.with_jax import compiled, fitting_mesh, program
 from benchmarks.workload import Workload
 
 COLUMNS = {
     'gflop': '.2f',
     'xla_gflop': '.2f',
-    'ms': '.2f',
+    'ms': Ranged('.2f'),
     'gflops': '.1f',
     'matmul_gflops': '.1f',
-    'share': '.1%',
+    'share': Ranged('.1%'),
     'matmul': 's',
     'repeats': 'd',
 }

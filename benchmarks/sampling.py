@@ -21,6 +21,7 @@ import jax
 
 from benchmarks import with_jax, workload
 from benchmarks.measure import ROOT, Settings, in_turn, milliseconds, spread
+from benchmarks.table import Ranged
 from benchmarks.workload import Workload
 from maml_jax import config as config_lib
 from maml_jax import ops, train
@@ -33,7 +34,7 @@ from maml_jax.parallel import mean_over_tasks
 COLUMNS = {
     'ms': '.2f',
     'ms_with': '.2f',
-    'share': '.2%',
+    'share': Ranged('.2%'),
     'alone_ms': '.2f',
     'alone_share': '.2%',
     'repeats': 'd',
@@ -83,8 +84,13 @@ class Bench:
 
     return Steps(*self._step(pick), episodes)
 
-  def drawn(self, augmentation='none'):
-    """Iterations that draw their tasks."""
+  @functools.cached_property
+  def drawn(self):
+    """Iterations that draw and normalise their tasks."""
+    return self.augmented('none')
+
+  def augmented(self, augmentation):
+    """Iterations that augment the tasks that they draw."""
     return Steps(*self._step(self.sample(augmentation)), self.dataset)
 
   def _step(self, sample):
@@ -121,7 +127,8 @@ def cases(settings: Settings):
 
 
 def _draw(bench: Bench, augmentation: str) -> dict:
-  drawn = bench.drawn(augmentation)
+  plain = augmentation == 'none'
+  drawn = bench.drawn if plain else bench.augmented(augmentation)
   n = drawn.per_call(train.SECONDS_PER_CALL, 10)
   calls = {'ms': partial(bench.given.run, n), 'ms_with': partial(drawn.run, n)}
   row = _compare(in_turn(calls, bench.settings), n)
@@ -138,7 +145,7 @@ def _draw(bench: Bench, augmentation: str) -> dict:
 
 
 def _loop(bench: Bench) -> dict:
-  steps = bench.drawn()
+  steps = bench.drawn
   n = steps.per_call(LOOP_SECONDS, with_jax.MAX_STEPS)
   config = config_lib.load(
       str(ROOT / 'configs' / 'mini_5w1s.py'),

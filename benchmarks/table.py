@@ -1,8 +1,12 @@
 """A table that is printed row by row, while the rows are measured."""
 
 
+class Ranged(str):
+  """The format of a column that shows `median (min..max)`."""
+
+
 class Table:
-  """Columns wide enough for `median (min..max)`.
+  """A table of medians.
 
   A row appears when it begins, its numbers when it ends, so that one sees what
   is being measured.
@@ -37,11 +41,8 @@ class Table:
     print(f'  failed: {str(error).splitlines()[0]}', flush=True)
 
   def _pad(self, name, text):
-    return text.rjust(max(len(name), _WIDTHS.get(self._columns[name], 24)))
-
-
-# Of columns without a range.
-_WIDTHS = {'d': 3, 's': 8}
+    least = 26 if isinstance(self._columns[name], Ranged) else 8
+    return text.rjust(max(len(name), least))
 
 
 def cell(name: str, form: str, values: dict) -> str:
@@ -49,7 +50,7 @@ def cell(name: str, form: str, values: dict) -> str:
   if name not in values:
     return ''
   text = format(values[name], form)
-  if f'{name}_min' not in values:
+  if not isinstance(form, Ranged):
     return text
   low, high = (format(values[f'{name}_{end}'], form) for end in ('min', 'max'))
   return f'{text} ({low}..{high})'

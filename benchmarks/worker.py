@@ -7,6 +7,7 @@ then the seconds of one iteration for every line that it reads. Started by
 `benchmarks.compare`; imports the framework of its own side alone.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -30,8 +31,8 @@ def make_iteration(side, name, precision, checkout=''):
   return sides[side].iteration(work, checkout), with_torch.about()
 
 
-def main(*args):
-  out, sys.stdout = sys.stdout, sys.stderr  # whatever a framework may print
+def serve(out, *args):
+  """Prints to `out` what it is, then times as long as there is input."""
 
   def say(line):
     print(line, file=out, flush=True)
@@ -49,4 +50,6 @@ def main(*args):
 
 
 if __name__ == '__main__':
-  main(*sys.argv[1:])
+  out = sys.stdout
+  with contextlib.redirect_stdout(sys.stderr):  # what a framework may print
+    serve(out, *sys.argv[1:])
