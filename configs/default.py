@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
   # glyphs, omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, folder,
   # cub, inat2017
   data.name = 'glyphs'
-  data.root = ''  # prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax
+  # Prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax. Of folder: images.
+  data.root = ''
   data.normalize = False  # by the data set's channel mean and deviation
   # none, or a change of each image on its own, anew whenever it is drawn:
   #   flip     left to right, or not
