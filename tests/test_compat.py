@@ -169,6 +169,29 @@ def test_yaml_files_are_the_preset_field_by_field(
   assert 'def get_config():' in capsys.readouterr().out
 
 
+def test_preset_of_any_config_brings_it_back(tmp_path):
+  norm = (*((f'conv{i}', 'episodic') for i in range(1, 4)), ('*', 'global'))
+  frozen = tuple(f'encoder/conv{i}/conv/kernel' for i in range(1, 5))
+  made = config(
+    seed=3,
+    precision='bfloat16',
+    data__root="/'a'\\b",
+    task__shots=5,
+    model__norm=norm,
+    inner__frozen=frozen,
+    inner__num_steps=7,
+    outer__clip=float('inf'),
+    val__num_steps=9,
+    eval__norm='support',
+    eval__shots=1,
+  )
+  source = 'x\"\"\"\nraise SystemExit\nx'
+  path = tmp_path / 'x.py'
+  path.write_text(configs.preset(made, source, source))
+  written = config_lib.load(str(path))
+  assert config_lib.config_differences(made, written) == []
+
+
 @pytest.mark.skipif(not CHECKOUT, reason='PYTORCH_MAML names no checkout')
 def test_every_yaml_file_of_a_checkout_converts_and_loads(tmp_path, capsys):
   files = sorted(pathlib.Path(CHECKOUT, 'configs').rglob('*.yaml'))

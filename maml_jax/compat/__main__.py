@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    return 130
   return 0
 
 
