@@ -380,6 +380,8 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
   assert 'No such file' in capsys.readouterr().err
   assert main(['checkpoint', str(tmp_path / 'x.pth')]) == 2
   assert 'no file' in capsys.readouterr().err
+  assert main(['checkpoint', str(tmp_path)]) == 2
+  assert 'is a directory: --to FILE.pth' in capsys.readouterr().err
 
 
 # Weights
@@ -654,8 +656,13 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path):
     {'optimizer_state_dict': {'state': {}, 'param_groups': [{'params': [0]}]}},
     {'optimizer_state_dict': [1, 2]},
     {'optimizer_state_dict': None, 'epoch': None, 'max_va': 'high'},
+    {'optimizer_state_dict': {'param_groups': [{'params': range(19)}],
+                              'state': {0: {'step': float('inf')}}}},
+    {'optimizer_state_dict': {'param_groups': [{'params': range(19)}],
+                              'state': {0: {'step': 1, 'exp_avg': 'x'}}}},
+    {'epoch': float('inf'), 'max_va': float('nan')},
   ],
-)
+)  # fmt: skip
 def test_an_optimiser_that_begins_anew_is_said_to(training):
   case = GOLDEN['convnet4_learned_temperature']['case']
   run = runs.from_checkpoint(pth_content(case, **training))
