@@ -19,6 +19,7 @@ import sys
 
 from benchmarks.measure import ROOT, milliseconds, spread
 from benchmarks.workload import COMPARED
+from maml_jax import hugepages
 from maml_jax.errors import UserError
 
 # What a peer does otherwise on the same workload.
@@ -34,9 +35,11 @@ PEERS = {
 class Worker:
   """A process of `benchmarks.worker`."""
 
-  def __init__(self, python: str, *args: str):
+  def __init__(self, python: str, *args: str, huge_pages: bool):
     # Accelerator memory is shared by all sides.
     env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'} | os.environ
+    if huge_pages:
+      env |= hugepages.environment()
     self._process = subprocess.Popen(
         [python, '-m', 'benchmarks.worker', *args],
         stdin=subprocess.PIPE,
@@ -74,8 +77,12 @@ class Worker:
     self._process.wait()
 
 
-def start(commands: dict[str, list[str]]):
+def start(commands: dict[str, list[str]], huge_pages: bool):
   """Starts a worker for every side.
+
+  Args:
+    commands: name -> interpreter and arguments.
+    huge_pages: for the peers too; maml_jax takes them by itself.
 
   Returns:
     name -> worker, and what they run on. A peer that cannot run is left out,
@@ -84,7 +91,10 @@ def start(commands: dict[str, list[str]]):
   Raises:
     UserError: maml_jax itself cannot run.
   """
-  workers = {name: Worker(*command) for name, command in commands.items()}
+  workers = {
+      name: Worker(*command, huge_pages=huge_pages or name == 'maml_jax')
+      for name, command in commands.items()
+  }
   about = {}
   for name, worker in list(workers.items()):
     try:
@@ -118,10 +128,12 @@ def rounds(workers: dict[str, Worker], count: int) -> list[dict[str, float]]:
   return done
 
 
-def compare(name: str, commands: dict[str, list[str]], count: int):
+def compare(
+    name: str, commands: dict[str, list[str]], count: int, huge_pages: bool
+):
   """Yields a row for each peer."""
   print(name, flush=True)
-  workers, about = start(commands)
+  workers, about = start(commands, huge_pages)
   try:
     done = rounds(workers, count) if len(workers) > 1 else []
   finally:
@@ -143,6 +155,7 @@ def compare(name: str, commands: dict[str, list[str]], count: int):
         **milliseconds('peer_ms', [times[peer] for times in done]),
         **spread('ratio', ratios),
         'differs': PEERS[peer],
+        'peer_huge_pages': huge_pages,
         'repeats': count,
     }
 
@@ -157,7 +170,8 @@ def main(argv=None) -> int:
   add('--python', default=sys.executable)
   add('--workloads', nargs='+', default=list(COMPARED), choices=COMPARED)
   add('--pairs', type=int, default=7)
-  add('--precision', default='float32', choices=['float32', 'tensorfloat32'])
+  add('--precision', default='float32', choices=['float32', 'tf32'])
+  add('--huge_pages', action='store_true', help='give the peers those too')
   add('--json', metavar='FILE', help='append JSON lines here')
   args = parser.parse_args(argv)
   checkouts = {
@@ -176,7 +190,7 @@ def main(argv=None) -> int:
         peer: [args.python, peer, *what, checkout]
         for peer, checkout in checkouts.items()
     }
-    for row in compare(name, commands, args.pairs):
+    for row in compare(name, commands, args.pairs, args.huge_pages):
       rows += 1
       if args.json:
         with open(args.json, 'a') as f:

@@ -32,7 +32,7 @@ export MAML_JAX_CACHE=${MAML_JAX_CACHE:-$STATE/xla}
 
 MARGIN=20 # seconds kept for what ends a call
 GROUPS_OF_BENCH='iteration compile memory sampling flops scaling'
-PRECISIONS='tensorfloat32 bfloat16 default'
+PRECISIONS='tf32 bfloat16'
 CONFIG=configs/mini_5w1s.py
 WORKDIR=$STATE/mini_5w1s
 EVAL_TASKS=600
@@ -156,7 +156,7 @@ part_compare() {
     say "compare: skipped, $TORCH_PYTHON has no PyTorch that sees the GPU"
     return
   fi
-  for precision in float32 tensorfloat32; do
+  for precision in float32 tf32; do
     step "compare_$precision" "$PYTHON" -m benchmarks.compare "${peers[@]}" \
       --python "$TORCH_PYTHON" --precision "$precision" \
       --json "$OUT/rows.jsonl" "${COMPARE[@]}"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 
 from maml_jax.errors import UserError
+from maml_jax.experiment import PRECISIONS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A sample lasts at least so long: it takes as many calls as that needs.
@@ -104,7 +105,7 @@ def child(module: str, *args: str, precision: str, **env: str) -> dict:
     UserError: it failed; with the last line that it wrote.
   """
   shared = {
-      'JAX_DEFAULT_MATMUL_PRECISION': precision,
+      'JAX_DEFAULT_MATMUL_PRECISION': PRECISIONS[precision][1],
       # The accelerator's memory may be held by this process.
       'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
   }

@@ -29,6 +29,8 @@ from benchmarks.table import Table
 from benchmarks.workload import Workload
 from maml_jax.config import CHOICES
 from maml_jax.errors import UserError, check_choice
+from maml_jax.experiment import PRECISIONS
+from maml_jax.hugepages import restart_with_huge_pages
 from maml_jax.parallel import use_cores
 
 GROUPS = {
@@ -108,7 +110,7 @@ def main(argv=None) -> int:
   use_cores(Workload().tasks)
   settings = Settings(args.repeats, args.seconds, args.precision, args.tiny)
   try:
-    with jax.default_matmul_precision(args.precision):
+    with jax.default_matmul_precision(PRECISIONS[args.precision][1]):
       groups = chosen(args.only, settings)
       return min(1, measure_all(groups, settings, args.json))
   except UserError as error:
@@ -116,6 +118,7 @@ def main(argv=None) -> int:
 
 
 if __name__ == '__main__':
+  restart_with_huge_pages()
   try:
     sys.exit(main())
   except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks.workload import Workload, arrays
 from maml_jax import ops
 from maml_jax.data.episodes import sample_episode
+from maml_jax.experiment import PRECISIONS
 from maml_jax.learner import (
     Batch,
     Episode,
@@ -53,6 +54,9 @@ def learner_of(work: Workload):
         work.ways,
         (work.side, work.side, 3),
         norm='episodic' if work.inductive else 'batch',
+        dtype=dict(map(reversed, PRECISIONS.values()))[
+            jax.config.jax_default_matmul_precision or 'float32'
+        ],
     )
   return make_learner(model, inner_config(work))
 
@@ -128,7 +132,7 @@ def compiled(work: Workload, mesh=None):
 def iteration(work: Workload, precision: str = 'float32'):
   """A function that runs one iteration as `main.py` does, and waits for it."""
   use_cores(work.tasks)
-  with jax.default_matmul_precision(precision):
+  with jax.default_matmul_precision(PRECISIONS[precision][1]):
     run, args = compiled(work, fitting_mesh(work.tasks))
   return lambda: jax.block_until_ready(run(*args))
 

@@ -17,8 +17,8 @@ def wait() -> None:
 
 
 def set_precision(precision: str) -> None:
-  """Of convolutions and matrix products: 'float32' or 'tensorfloat32'."""
-  allowed = precision == 'tensorfloat32'
+  """Of convolutions and matrix products: 'float32' or 'tf32'."""
+  allowed = precision == 'tf32'
   torch.backends.cuda.matmul.allow_tf32 = allowed
   torch.backends.cudnn.allow_tf32 = allowed
 

@@ -24,7 +24,8 @@ def get_config() -> ConfigDict:
   # glyphs, omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, folder,
   # cub, inat2017; or sinusoid: regression, which needs no data
   data.name = 'glyphs'
-  data.root = ''  # prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax
+  # Prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax. Of folder: images.
+  data.root = ''
   # Where images lie: device, host (gathered ahead of time; the same tasks), or
   # auto: on the devices if they take at most a third of the memory there.
   data.placement = 'auto'

@@ -169,6 +169,29 @@ def test_yaml_files_are_the_preset_field_by_field(
   assert 'def get_config():' in capsys.readouterr().out
 
 
+def test_preset_of_any_config_brings_it_back(tmp_path):
+  norm = (*((f'conv{i}', 'episodic') for i in range(1, 4)), ('*', 'global'))
+  frozen = tuple(f'encoder/conv{i}/conv/kernel' for i in range(1, 5))
+  made = config(
+    seed=3,
+    precision='bfloat16',
+    data__root="/'a'\\b",
+    task__shots=5,
+    model__norm=norm,
+    inner__frozen=frozen,
+    inner__num_steps=7,
+    outer__clip=float('inf'),
+    val__num_steps=9,
+    eval__norm='support',
+    eval__shots=1,
+  )
+  source = 'x\"\"\"\nraise SystemExit\nx'
+  path = tmp_path / 'x.py'
+  path.write_text(configs.preset(made, source, source))
+  written = config_lib.load(str(path))
+  assert config_lib.config_differences(made, written) == []
+
+
 @pytest.mark.skipif(not CHECKOUT, reason='PYTORCH_MAML names no checkout')
 def test_every_yaml_file_of_a_checkout_converts_and_loads(tmp_path, capsys):
   files = sorted(pathlib.Path(CHECKOUT, 'configs').rglob('*.yaml'))
@@ -357,6 +380,8 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
   assert 'No such file' in capsys.readouterr().err
   assert main(['checkpoint', str(tmp_path / 'x.pth')]) == 2
   assert 'no file' in capsys.readouterr().err
+  assert main(['checkpoint', str(tmp_path)]) == 2
+  assert 'is a directory: --to FILE.pth' in capsys.readouterr().err
 
 
 # Weights
@@ -631,8 +656,13 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path):
     {'optimizer_state_dict': {'state': {}, 'param_groups': [{'params': [0]}]}},
     {'optimizer_state_dict': [1, 2]},
     {'optimizer_state_dict': None, 'epoch': None, 'max_va': 'high'},
+    {'optimizer_state_dict': {'param_groups': [{'params': range(19)}],
+                              'state': {0: {'step': float('inf')}}}},
+    {'optimizer_state_dict': {'param_groups': [{'params': range(19)}],
+                              'state': {0: {'step': 1, 'exp_avg': 'x'}}}},
+    {'epoch': float('inf'), 'max_va': float('nan')},
   ],
-)
+)  # fmt: skip
 def test_an_optimiser_that_begins_anew_is_said_to(training):
   case = GOLDEN['convnet4_learned_temperature']['case']
   run = runs.from_checkpoint(pth_content(case, **training))

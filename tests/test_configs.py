@@ -117,7 +117,7 @@ def test_preset_builds_and_traces(path):
   ],
 )  # fmt: skip
 def test_variants_in_the_readme_trace(preset, override, frozen):
-  assert f'`--config.{override}`' in (REPOSITORY / 'README.md').read_text()
+  assert f'--config.{override}' in (REPOSITORY / 'README.md').read_text()
   path = DEFAULT.parent / f'{preset}.py'
   config = config_lib.load(str(path), [f'--config.{override}'])
   labels = param_labels(InnerConfig(**config.inner), trace(config))

@@ -564,6 +564,10 @@ def test_command_line(tmp_path):
   done = run(*command, 'prepare', 'omnigloth', '--from', tmp_path, **env)
   assert (done.returncode, done.stdout) == (2, '')
   assert "did you mean omniglot" in done.stderr
+  done = run(*command, 'prepare', 'glyphs', '--from', tmp_path, **env)
+  assert (done.returncode, done.stdout) == (2, '')
+  complaint = f'glyphs is made from no files: leave out --from {tmp_path}\n'
+  assert done.stderr == complaint
   assert 'Traceback' not in done.stderr
   loads = (
     'import sys; from maml_jax import data;'
@@ -585,8 +589,63 @@ def test_a_kill_leaves_nothing_that_looks_finished(tmp_path):
   assert run('-c', killed, tmp_path, prepared).returncode == -signal.SIGKILL
   with pytest.raises(UserError, match='omniglot is not prepared'):
     data.load_dataset('omniglot', 'train', prepared)
+  (stale,) = (prepared / 'omniglot').glob('.*')
   data.prepare('omniglot', tmp_path, prepared)
+  assert not stale.exists()
   assert len(data.load_dataset('omniglot', 'train', prepared).size) == 8
+
+
+def test_what_is_being_prepared_is_left_alone(tmp_path):
+  target, other = tmp_path / '1.0.0', tmp_path / '1.0.1'
+  stale, foreign = tmp_path / '.1.0.0-stale', tmp_path / '.1.0.1-x'
+  for folder in (stale / 'new', foreign):
+    folder.mkdir(parents=True)
+  with store._staged(target) as one:
+    (one / 'file').write_text('one')
+    assert not stale.exists() and foreign.exists()
+    with store._staged(target) as two:
+      (two / 'file').write_text('two')
+      assert one.is_dir()
+    assert (target / 'file').read_text() == 'two'
+  assert (target / 'file').read_text() == 'one'
+  with store._staged(other):
+    assert not foreign.exists()
+  assert sorted(tmp_path.iterdir()) == [target, other]
+
+
+# How an image is to be turned, by the number in its EXIF data, as seen from
+# what it should look like.
+TURNS = {
+  1: lambda x: x,
+  2: lambda x: x[:, ::-1],
+  3: lambda x: x[::-1, ::-1],
+  4: lambda x: x[::-1],
+  5: lambda x: x.swapaxes(0, 1),
+  6: lambda x: np.rot90(x, -1),
+  7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+  8: lambda x: np.rot90(x),
+}
+
+
+@pytest.mark.parametrize('number', TURNS)
+@pytest.mark.parametrize('suffix, off', [('png', 0), ('jpeg', 40)])
+def test_images_are_turned_as_their_exif_data_say(number, suffix, off):
+  blocks = np.random.default_rng(0).integers(0, 2, (6, 6, 1)) * 200
+  image = blocks.repeat(14, 0).repeat(14, 1).repeat(3, 2).astype(np.uint8)
+  exif = Image.Exif()
+  exif[0x0112] = number
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, suffix, exif=exif, quality=95)
+  pixels = store.decode(buffer.getvalue(), mini_imagenet.SPEC)
+  assert np.abs(pixels - TURNS[number](image).astype(int)).max() <= off
+
+
+def test_broken_exif_data_are_passed_over():
+  image = np.full((84, 84, 3), 7, np.uint8)
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, 'png', exif=b'Exif\0\0MM\0*\0\0\xff')
+  pixels = store.decode(buffer.getvalue(), mini_imagenet.SPEC)
+  np.testing.assert_array_equal(pixels, image)
 
 
 # Real files

@@ -20,6 +20,7 @@ from maml_jax.data import (
   source,
   store,
 )
+from maml_jax.data.__main__ import main as data_command
 from maml_jax.errors import UserError
 
 MADE_FROM_FILES = sorted(
@@ -468,6 +469,64 @@ def test_folder_in_disorder(tmp_path, paths, complaint):
   write_images(tmp_path / 'given', paths)
   with pytest.raises(UserError, match=complaint):
     data.prepare('folder', tmp_path / 'given', tmp_path)
+
+
+PATHS = ['train/cat/1.png', 'val/ant/1.png', 'test/cow/1.png']
+
+
+def listing(folder):
+  return sorted(folder.rglob('*'))
+
+
+def test_folder_is_prepared_on_first_use_and_left_as_it_is(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'kept'))
+  given, same_name = tmp_path / 'mine', tmp_path / 'other' / 'mine'
+  write_images(given, PATHS)
+  write_images(same_name, [path.replace('cat', 'dog') for path in PATHS])
+  before = listing(given)
+  assert len(data.load_dataset('folder', 'test', given).size) == 1
+  said = capsys.readouterr().out
+  assert said.startswith(f'folder: preparing the images of {given}, once, in ')
+  assert said.count('\n') == 1
+  assert data.class_names('folder', 'train', str(given)) == ['cat']
+  assert capsys.readouterr().out == ''
+  assert listing(given) == before
+  assert data.class_names('folder', 'train', same_name) == ['dog']
+  one, two = data.places('folder')
+  assert one.name.startswith('mine-') and two.name.startswith('mine-')
+  assert data.class_names('folder', 'train', one) in (['cat'], ['dog'])
+
+
+def test_folder_that_is_prepared_beforehand_is_found(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'kept'))
+  write_images(tmp_path / 'mine', PATHS)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr('sys.argv', ['x', 'prepare', 'folder', '--from', 'mine'])
+  assert data_command() == 0
+  said = capsys.readouterr().out
+  assert said.startswith('folder: train 1, val 1, test 1 classes, in ')
+  assert len(data.load_dataset('folder', 'train', tmp_path / 'mine').size) == 1
+  assert capsys.readouterr().out == ''
+  monkeypatch.setattr('sys.argv', ['x', 'list'])
+  assert data_command() == 0
+  assert 'folder          train 1, val 1' in capsys.readouterr().out
+  write_images(tmp_path / 'mine', ['train/dog/1.png'])
+  data.prepare('folder', 'mine')
+  assert data.class_names('folder', 'train', 'mine') == ['cat', 'dog']
+
+
+def test_folder_that_is_not_there_or_empty(tmp_path, monkeypatch):
+  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'kept'))
+  with pytest.raises(UserError, match='no such directory: .*nowhere'):
+    data.load_dataset('folder', 'train', tmp_path / 'nowhere')
+  with pytest.raises(UserError, match='found none of its images'):
+    data.load_dataset('folder', 'train', tmp_path)
+  with pytest.raises(UserError, match='or name DIR by --config.data.root=DIR'):
+    data.load_dataset('folder', 'train')
 
 
 # CUB-200 and iNaturalist: folders and tables

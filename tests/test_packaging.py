@@ -11,6 +11,8 @@ import jax
 import pytest
 
 import maml_jax
+from maml_jax import data
+from maml_jax.data.augment import AUGMENTATIONS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']
@@ -121,6 +123,14 @@ def test_example_in_the_readme_learns():
     exec(example.replace('range(5000)', 'range(500)'), later)
   assert later['loss'] < first['loss'] / 3
   assert later['y'].shape == later['episode'].query.label.shape
+
+
+def test_readme_names_every_data_set_and_augmentation():
+  text = (REPOSITORY / 'README.md').read_text()
+  for name in data.SPECS:
+    assert f'| `{name}` |' in text
+  for name in AUGMENTATIONS:
+    assert f'`{name}`' in text
 
 
 def test_readme_names_every_config_and_no_missing_file():

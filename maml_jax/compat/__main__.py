@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    return 130
   return 0
 
 
@@ -82,6 +84,8 @@ def _checkpoint(args: argparse.Namespace) -> None:
     _to_pth(args)
     return
   path = args.source
+  if path.is_dir():
+    raise UserError(f'{path} is a directory: --to FILE.pth makes a file of it')
   config = config_lib.load(args.config) if args.config else None
   run = runs.from_checkpoint(pth.load(path), config, str(path))
   _say(run.notes)

@@ -8,6 +8,7 @@ note if it does not.
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,9 +96,9 @@ def preset(config: ConfigDict, path: str | os.PathLike, source: str) -> str:
       fields[field] = wanted[field]
       _set(default, {field: wanted[field]})
   lines = [
-      f'"""python main.py --config={path}',
+      f'"""python main.py --config={_plain(path)}',
       '',
-      f'Converted from {source} of PyTorch-MAML.',
+      f'Converted from {_plain(source)} of PyTorch-MAML.',
       'Expected: as there. Hardware: one GPU. Time: not measured."""',
       '',
       'from configs import default',
@@ -119,38 +120,37 @@ def _order(field: str) -> tuple[int, str]:
 
 def _assignments(fields: Fields) -> list[str]:
   """Lines that set the fields; the short ones of a section are set together."""
-  lines, pending, last = [], [], ''
+  lines, pending, last = [], {}, ''
 
-  def update(items):
-    return f'  config.{last}.update({", ".join(items)})'
+  def update(values):
+    arguments = ', '.join(f'{name}={text}' for name, text in values.items())
+    return f'  {last}.update({arguments})'
 
   def flush():
     if len(pending) == 1:
-      name, _, value = pending[0].partition('=')
-      lines.append(f'  config.{last}.{name} = {value}')
+      lines.extend(f'  {last}.{name} = {x}' for name, x in pending.items())
     elif pending:
       lines.append(update(pending))
     pending.clear()
 
   for field, value in fields.items():
-    section, _, name = field.rpartition('.')
-    value = "float('inf')" if value == math.inf else repr(value)
-    item = f'{name}={value}'
-    if section != last or len(update([*pending, item])) > 80:
+    section, _, name = f'config.{field}'.rpartition('.')
+    text = "float('inf')" if value == math.inf else repr(value)
+    if section != last or len(update({**pending, name: text})) > 80:
       flush()
     last = section
-    pending.append(item)
+    if isinstance(value, tuple) and len(f'  {section}.{name} = {text}') > 80:
+      items = (f'    {item!r},' for item in value)
+      lines += [f'  {section}.{name} = (', *items, '  )']
+    else:
+      pending[name] = text
   flush()
-  return [part for line in lines for part in _wrapped(line)]
+  return lines
 
 
-def _wrapped(line: str) -> list[str]:
-  """A line too long, a tuple, as several."""
-  start, bracket, rest = line.partition(' = (')
-  if len(line) <= 80 or not bracket:
-    return [line]
-  items = rest.removesuffix(')').rstrip(',').split(', ')
-  return [f'{start} = (', *(f'    {item},' for item in items), '  )']
+def _plain(text: str | os.PathLike) -> str:
+  """Text that a docstring can hold."""
+  return re.sub(r'[^\w./ -]', '?', str(text))
 
 
 def _set(config: ConfigDict, fields: Fields) -> None:

@@ -98,4 +98,6 @@ def _to_torch(torch, tree: Any) -> Any:
     return {key: _to_torch(torch, value) for key, value in tree.items()}
   if isinstance(tree, np.ndarray):
     return torch.from_numpy(np.array(tree))
+  if isinstance(tree, np.generic):
+    return tree.item()
   return tree

@@ -21,6 +21,9 @@ from maml_jax.workdir import write_text
 PARTS = ('encoder', 'classifier')
 MODEL = ('encoder', 'encoder_args', 'classifier', 'classifier_args')
 OURS = 'maml_jax'  # key of what only files written here hold
+LAST_STEP = 2**31 - 1
+# What the state of another optimiser may raise.
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # Optimiser there -> names of its moments there and in optax.
 MOMENTS = {
     'adam': {'exp_avg': 'mu', 'exp_avg_sq': 'nu'},
@@ -86,10 +89,11 @@ def from_checkpoint(
   step = _number(training, 'epoch') * config.train.steps_per_epoch
   if OURS in content:
     step = _own(content, file)[1]
+  step = int(min(step, LAST_STEP))
   opt_state = _begin_at(experiment.outer_optimizer(config).init(params), step)
   try:
     opt_state = _restore(opt_state, training, list(state_dict), config)
-  except (KeyError, TypeError, ValueError, AttributeError):
+  except UNFIT:
     notes = [*notes, 'the outer optimiser begins anew: there is no state of '
              f'{config.outer.optimizer} that fits']  # fmt: skip
   state = MetaState(jnp.int32(step), params, stats, opt_state)
@@ -181,11 +185,11 @@ def _own(content: Mapping, file: str) -> tuple[ConfigDict, int]:
   """The config and the step in a file that was written here."""
   try:
     own = content[OURS]
-    config, step = config_lib.from_json(own['config']), own['step']
+    config, step = config_lib.from_json(own['config']), int(own['step'])
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f'{file}: its {OURS} is damaged') from error
   config_lib.validate(config)
-  return config, int(step)
+  return config, max(step, 0)
 
 
 def _number(training: Mapping, key: str) -> float:
@@ -217,7 +221,7 @@ def _restore(opt_state: Any, training: Mapping, names: list[str], config):
     config: the config here.
 
   Raises:
-    KeyError, TypeError, ValueError, AttributeError: it does not fit.
+    One of `UNFIT`: it does not fit.
   """
   kind = config.outer.optimizer
   if training.get('optimizer') != kind:
@@ -233,9 +237,10 @@ def _restore(opt_state: Any, training: Mapping, names: list[str], config):
         name: state.get(i, {}).get(theirs)
         for i, name in zip(group['params'], order, strict=True)
     }
-    fields[ours] = weights.like_params(named, params)
+    moments = weights.like_params(named, params)
+    fields[ours] = jax.tree.map(jnp.float32, moments)
   if kind == 'adam':
-    steps = [int(moments['step']) for moments in state.values()]
+    steps = [int(entry['step']) for entry in state.values()]
     fields['count'] = jnp.int32(max(steps, default=0))
   return optax.tree_utils.tree_set(
       opt_state, lambda *entry: not _of_schedule(*entry), **fields

@@ -6,6 +6,7 @@
     train = data.load_dataset('mini_imagenet', 'train')
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -33,6 +34,7 @@ __all__ = [
   'Spec',
   'class_names',
   'load_dataset',
+  'places',
   'prepare',
   'root',
   'spec',
@@ -73,8 +75,17 @@ def root(name: str, data_dir: PathLike | None = None) -> Path:
     data_dir: where prepared data are kept; by default the environment variable
       MAML_JAX_DATA, else ~/.cache/maml_jax.
   """
-  base = data_dir or os.environ.get('MAML_JAX_DATA') or '~/.cache/maml_jax'
-  return Path(base).expanduser() / name / spec(name).version
+  return _base(data_dir) / name / spec(name).version
+
+
+def places(name: str, data_dir: PathLike | None = None) -> list[Path]:
+  """The places to give as `data_dir` where a data set is prepared.
+
+  There is one at most, but of a personal data set one for each directory.
+  """
+  base, facts = _base(data_dir), spec(name)
+  found = [base, *sorted(base.glob(f'{name}/*'))] if facts.personal else [base]
+  return [place for place in found if root(name, place).exists()]
 
 
 def load_dataset(
@@ -88,7 +99,8 @@ def load_dataset(
   Args:
     name: one of `SPECS`.
     split: 'train', 'val' or 'test'; they share no class.
-    data_dir: where prepared data are kept, see `root`.
+    data_dir: where prepared data are kept, see `root`; or the directory of the
+      images of a personal data set, which is then prepared if it is not.
 
   Returns:
     A `Dataset` of NumPy arrays: `image` uint8 [M, H, W, C], memory-mapped,
@@ -99,6 +111,7 @@ def load_dataset(
   """
   facts = spec(name)
   check_choice('split', split, SPLITS)
+  data_dir = _resolve(facts, data_dir)
   folder = root(name, data_dir)
   dataset = store.read_arrays(folder, facts, split)
   if dataset is None:
@@ -112,6 +125,7 @@ def class_names(
 ) -> list[str]:
   """Names of the classes, in the order of `Dataset.index`."""
   load_dataset(name, split, data_dir)
+  data_dir = _resolve(spec(name), data_dir)
   return list(store.read_classes(root(name, data_dir), split))
 
 
@@ -126,7 +140,8 @@ def prepare(
     name: one of `SPECS`.
     source: a directory that holds one of the layouts in `spec(name).layout`;
       not needed by a data set that is made from nothing.
-    data_dir: where prepared data are kept, see `root`.
+    data_dir: where prepared data are kept, see `root`; by default a place of
+      its own for each directory of a personal data set.
 
   Returns:
     The directory of the prepared data set.
@@ -135,6 +150,10 @@ def prepare(
     UserError: `source` does not hold what is expected.
   """
   facts = spec(name)
+  if facts.automatic and source is not None:
+    raise UserError(f'{name} is made from no files: leave out --from {source}')
+  if facts.personal and source is not None and data_dir is None:
+    data_dir = _own_place(name, source)
   splits = _find(facts, source, data_dir)
   verify(facts, splits)
   folder = root(name, data_dir)
@@ -143,6 +162,35 @@ def prepare(
   except OSError as error:
     raise UserError(f'{name}: cannot write {folder}: {error}') from error
   return folder
+
+
+def _base(data_dir: PathLike | None) -> Path:
+  base = data_dir or os.environ.get('MAML_JAX_DATA') or '~/.cache/maml_jax'
+  return Path(base).expanduser()
+
+
+def _own_place(name: str, source: PathLike) -> Path:
+  """The place of what is prepared from one directory: .../NAME-HASH."""
+  path = Path(source).expanduser().resolve()
+  digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+  return _base(None) / name / f'{path.name}-{digest}'
+
+
+def _resolve(facts: Spec, data_dir: PathLike | None) -> PathLike | None:
+  """Where a data set is prepared, if `data_dir` may be the one of its images.
+
+  Prepares it first, if it is not yet.
+  """
+  if not facts.personal or not data_dir or root(facts.name, data_dir).exists():
+    return data_dir
+  images = Path(data_dir).expanduser()
+  if not images.is_dir():
+    raise UserError(f'{facts.name}: no such directory: {images}')
+  place = _own_place(facts.name, images)
+  if not root(facts.name, place).exists():
+    print(f'{facts.name}: preparing the images of {images}, once, in {place}')
+    prepare(facts.name, images)
+  return place
 
 
 def _find(
@@ -181,9 +229,11 @@ def _restore(
 
 def _advice(facts: Spec, data_dir: PathLike | None) -> str:
   place = f' --data_dir {data_dir}' if data_dir else ''
+  naming = '\nor name DIR by --config.data.root=DIR' if facts.personal else ''
   layouts = ''.join(f'\n  - {line}' for line in facts.layout.splitlines())
   return (
     'prepare it with'
     f'\n  python -m maml_jax.data prepare {facts.name} --from DIR{place}'
+    f'{naming}'
     f'\nwhere DIR holds one of:{layouts}'
   )

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from maml_jax import data
 from maml_jax.errors import UserError
@@ -54,22 +55,25 @@ def _add_data_dir(command: argparse.ArgumentParser) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
   folder = data.prepare(args.name, args.source, args.data_dir)
-  print(f'{args.name}: {_summary(args.name, args.data_dir)}, in {folder}')
+  place = folder.parent.parent
+  print(f'{args.name}: {_summary(args.name, place)}, in {folder}')
 
 
 def _list(args: argparse.Namespace) -> None:
   for name, facts in data.SPECS.items():
-    folder = data.root(name, args.data_dir)
-    if folder.exists():
-      state = f'{_summary(name, args.data_dir)}, in {folder}'
-    elif facts.automatic:
-      state = f'made on first use, in {folder}'
+    states = [
+      f'{_summary(name, place)}, in {data.root(name, place)}'
+      for place in data.places(name, args.data_dir)
+    ]
+    if facts.automatic:
+      missing = f'made on first use, in {data.root(name, args.data_dir)}'
     else:
-      state = 'not prepared; see prepare --help'
-    print(f'{name:15s} {state}')
+      missing = 'not prepared; see prepare --help'
+    for state in states or [missing]:
+      print(f'{name:15s} {state}')
 
 
-def _summary(name: str, data_dir: str | None) -> str:
+def _summary(name: str, data_dir: Path) -> str:
   counts = (
     f'{split} {len(data.class_names(name, split, data_dir))}'
     for split in data.SPLITS

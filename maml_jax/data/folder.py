@@ -5,9 +5,13 @@ folder for each of the three; or you give class folders only, and they are
 dealt out by a hash of their names: about 64, 16 and 20 % of the classes,
 always the same.
 
-There is one such data set in a place for prepared data. Others need a place
-of their own, `prepare --data_dir PLACE`, and then `--config.data.root=PLACE`.
-Normalisation, if asked for, is by the statistics of ImageNet.
+    python main.py --config=configs/folder.py --config.data.root=DIR
+
+Here `data.root` is the directory of the images. They are prepared on first use,
+or beforehand by `python -m maml_jax.data prepare folder --from DIR`, which is
+also to be called again when they have changed. Nothing is written to DIR: what
+is prepared is kept among the other data sets, by a name that follows from the
+path. Normalisation, if asked for, is by the statistics of ImageNet.
 """
 
 import hashlib
@@ -83,4 +87,6 @@ SPEC = source.Spec(
   source=_source,
   mean=source.IMAGENET_MEAN,
   std=source.IMAGENET_STD,
+  personal=True,
+  version='1.1.0',  # images are turned as their EXIF data say
 )

@@ -57,6 +57,8 @@ class Spec:
     num_classes: classes per split, verified; None if it depends on the files.
     images_per_class: verified likewise.
     automatic: made on first use, from no files at all.
+    personal: every directory that it is prepared from gives another data set,
+      kept apart from the others and made on first use.
     invert: images are drawn dark on light; they are kept light on dark.
     rotations: 4 to add each class turned by 90, 180 and 270 degrees as new
       classes, else 1.
@@ -72,6 +74,7 @@ class Spec:
   num_classes: Mapping[str, int] | None = None
   images_per_class: int | None = None
   automatic: bool = False
+  personal: bool = False
   invert: bool = False
   rotations: int = 1
   version: str = '1.0.0'

@@ -6,13 +6,16 @@
 The TFDS files keep the images as they came; they are written once. The arrays
 are what a run memory-maps: it needs neither TFDS nor an image decoder. Both
 appear under their names only when complete; until then they are in a hidden
-directory beside, which a process that is killed leaves behind.
+directory beside. What a process that was killed has left of one is removed by
+the next that begins another there; the kernel tells which are in use.
 """
 
 import contextlib
+import fcntl
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -93,11 +96,16 @@ def write_arrays(root: Path, spec: source.Spec, split: str) -> None:
 
 
 def decode(encoded: bytes, spec: source.Spec) -> np.ndarray:
-  """Decodes an image to uint8 [H, W, C], resized if it is of another size."""
-  from PIL import Image
+  """Decodes an image to uint8 [H, W, C], resized if it is of another size.
+
+  It is turned as its EXIF data say, if they can be read.
+  """
+  from PIL import Image, ImageOps
 
   height, width, channels = spec.image_shape
   with Image.open(io.BytesIO(encoded)) as image:
+    with contextlib.suppress(Exception):  # EXIF data can be broken in any way
+      image = ImageOps.exif_transpose(image)
     image = image.convert('L' if channels == 1 else 'RGB')
     if image.size != (width, height):
       image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -176,9 +184,16 @@ def _arrays(root: Path, split: str) -> Path:
 def _staged(target: Path) -> Iterator[Path]:
   """Yields a new directory that takes the place of `target` on success."""
   target.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    prefix=f'.{target.name}-', dir=target.parent
-  ) as temporary:
+  prefix = f'.{target.name}-'
+  with contextlib.ExitStack() as stack:
+    with _lock(target.parent):
+      _remove_stale(target.parent, prefix)
+      temporary = stack.enter_context(
+        tempfile.TemporaryDirectory(
+          prefix=prefix, dir=target.parent, ignore_cleanup_errors=True
+        )
+      )
+      stack.enter_context(_lock(Path(temporary)))
     stage = Path(temporary, 'new')
     stage.mkdir()
     yield stage
@@ -189,3 +204,29 @@ def _staged(target: Path) -> Iterator[Path]:
     except OSError:  # Another process has put the same there just now.
       if not target.exists():
         raise
+
+
+def _remove_stale(parent: Path, prefix: str) -> None:
+  """Removes the hidden directories of processes that are no more."""
+  for folder in parent.glob(f'{prefix}*'):
+    with contextlib.suppress(OSError), _lock(folder, wait=False):
+      shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, wait: bool = True) -> Iterator[None]:
+  """Holds a directory; the kernel lets go of it however the process ends.
+
+  Raises:
+    OSError: without `wait`, if another holds it or one cannot tell.
+  """
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+      if not wait:
+        raise
+    yield
+  finally:
+    os.close(handle)
