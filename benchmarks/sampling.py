@@ -30,6 +30,7 @@ from maml_jax.data.augment import augmented
 from maml_jax.data.episodes import make_transform
 from maml_jax.metrics import Log, Screen
 from maml_jax.parallel import mean_over_tasks
+from maml_jax.tasks import Ahead
 
 COLUMNS = {
     'ms': '.2f',
@@ -159,7 +160,8 @@ def _loop(bench: Bench) -> dict:
       screen = stack.enter_context(Screen(config, 0))
     session = train.Session(
         train=config.train,
-        dataset=bench.dataset,
+        shared=bench.dataset,
+        ahead=Ahead(None, None, n),
         run=steps.step,
         validate=None,
         pace=train.Pace(),

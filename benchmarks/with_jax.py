@@ -54,11 +54,15 @@ def learner_of(work: Workload):
         work.ways,
         (work.side, work.side, 3),
         norm='episodic' if work.inductive else 'batch',
-        dtype=dict(map(reversed, PRECISIONS.values()))[
-            jax.config.jax_default_matmul_precision or 'float32'
-        ],
+        dtype=activations(),
     )
   return make_learner(model, inner_config(work))
+
+
+def activations() -> str | None:
+  """The type that goes with the precision of products in force."""
+  types = {word: dtype for dtype, word in PRECISIONS.values()}
+  return types[jax.config.jax_default_matmul_precision or 'float32']
 
 
 def tiny_model(num_ways: int) -> Model:
