@@ -50,12 +50,10 @@ def accuracies(config, workdir: pathlib.Path) -> np.ndarray:
     sys.exit(status)
   saved = checkpoint.load(workdir, config.eval.checkpoint)
   phase, machine = experiment.eval_phase(config), experiment.machine(config)
-  learner = experiment.phase_learner(config, phase)
   num_tasks = config.eval.num_tasks
   with experiment.product_precision(config):
     evaluator = evaluate.phase_evaluator(config, phase, num_tasks, machine)
-    state = machine.put(evaluate.fit(learner, saved))
-    return evaluator(*state)['accuracy']
+    return evaluator(saved.params, saved.stats)['accuracy']
 
 
 def record(precision: str, seed, accuracy, difference=None, **kw) -> dict:

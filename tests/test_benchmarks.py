@@ -339,7 +339,7 @@ def fakes(monkeypatch):
   monkeypatch.setattr(
       compare,
       'Worker',
-      lambda python, name, *rest, huge_pages: Fake(seconds[name], log, name),
+      lambda python, name, *_, **__: Fake(seconds[name], log, name),
   )
   return log
 
