@@ -3,20 +3,15 @@ import pathlib
 import re
 import subprocess
 import sys
-from functools import partial
 
-import jax
 import pytest
 
 from configs import default
 from maml_jax import config as config_lib
-from maml_jax import data, experiment, models, optim, train
+from maml_jax import data, experiment, models, optim
 from maml_jax.data.augment import AUGMENTATIONS
-from maml_jax.data.episodes import sample_episode
 from maml_jax.errors import UserError
-from maml_jax.inner import InnerConfig, param_labels
 from maml_jax.models import norm
-from maml_jax.types import Dataset
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 DEFAULT = REPOSITORY / 'configs' / 'default.py'
@@ -48,85 +43,6 @@ def test_preset_is_short_valid_and_says_what_to_expect(path):
   if path.stem not in ('folder', 'sinusoid'):
     assert f'{config.task.ways}w{config.task.shots}s' in path.stem
   assert path.stem.startswith(config.data.name.split('_')[0])
-
-
-def trace(config):
-  """Traces a meta-iteration and a task of an evaluation, computing nothing."""
-  phase = experiment.train_phase(config)
-  learner = experiment.phase_learner(config, phase)
-  tx = experiment.outer_optimizer(config)
-  key = jax.random.key(0)
-  image_shape = data.spec(config.data.name).image_shape
-  dataset = Dataset(
-    jax.ShapeDtypeStruct((900, *image_shape), 'uint8'),
-    jax.ShapeDtypeStruct((30, 30), 'int32'),
-    jax.ShapeDtypeStruct((30,), 'int32'),
-  )
-
-  def draw(phase, key, dataset):
-    transform = experiment.phase_transform(config, phase)
-    return sample_episode(key, dataset, **phase.shape, transform=transform)
-
-  def step(key, dataset):
-    state = train.init_state(learner, tx, key)
-    run = train.make_train_step(
-      learner,
-      tx,
-      partial(draw, phase),
-      key=key,
-      num_tasks=config.train.num_tasks,
-      max_steps=1,
-      chunk=config.train.chunk or 1,
-    )
-    return state, *run(state, dataset, 1)
-
-  before, after, metrics = jax.eval_shape(step, key, dataset)
-  assert after == before
-  assert metrics['accuracy'].shape == (1,)
-
-  eval_phase = experiment.eval_phase(config)
-  judge = experiment.phase_learner(config, eval_phase)
-
-  def one_task(key, dataset):
-    params, stats = judge.init(key)
-    return judge.loss(params, stats, draw(eval_phase, key, dataset))
-
-  loss, (_, metrics) = jax.eval_shape(one_task, key, dataset)
-  assert loss.shape == metrics['accuracy'].shape == ()
-  return before.params
-
-
-@pytest.mark.parametrize(
-  'path',
-  [path for path in PRESETS if path.stem != 'sinusoid'],  # test_sinusoid.py
-  ids=lambda path: path.stem,
-)
-def test_preset_builds_and_traces(path):
-  params = trace(config_lib.load(str(path)))
-  assert params.keys() == {'encoder', 'classifier'}
-
-
-@pytest.mark.parametrize(
-  'preset, override, frozen',
-  [
-    ('mini_5w1s', 'inner.first_order', {'bn'}),
-    ('mini_5w1s', 'inner.frozen=encoder', {'bn', 'conv'}),
-    ('mini_5w1s', 'inner.frozen=', set()),
-    ('mini_resnet12_5w1s', 'inner.frozen=bn*',
-     {'bn', 'bn1', 'bn2', 'bn3'}),
-  ],
-)  # fmt: skip
-def test_variants_in_the_readme_trace(preset, override, frozen):
-  assert f'--config.{override}' in (REPOSITORY / 'README.md').read_text()
-  path = DEFAULT.parent / f'{preset}.py'
-  config = config_lib.load(str(path), [f'--config.{override}'])
-  labels = param_labels(InnerConfig(**config.inner), trace(config))
-  found = {
-    path[-2].key
-    for path, label in jax.tree_util.tree_leaves_with_path(labels)
-    if label == 'frozen'
-  }
-  assert found == frozen
 
 
 def test_every_field_is_explained():

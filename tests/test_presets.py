@@ -1,0 +1,113 @@
+"""Every preset is traced whole: shapes and names fit, though nothing is run."""
+
+import functools
+import pathlib
+from functools import partial
+
+import jax
+import pytest
+
+from maml_jax import config as config_lib
+from maml_jax import data, experiment, train
+from maml_jax.data.episodes import sample_episode
+from maml_jax.inner import InnerConfig, param_labels
+from maml_jax.types import Dataset
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = REPOSITORY / 'configs'
+PRESETS = sorted(
+  path
+  for path in CONFIGS.glob('[!_]*.py')
+  if path.stem not in ('default', 'sinusoid')  # for which see test_sinusoid.py
+)
+
+
+def trace(config):
+  """Traces a meta-iteration and a task of an evaluation, computing nothing."""
+  phase = experiment.train_phase(config)
+  learner = experiment.phase_learner(config, phase)
+  tx = experiment.outer_optimizer(config)
+  key = jax.random.key(0)
+  image_shape = data.spec(config.data.name).image_shape
+  dataset = Dataset(
+    jax.ShapeDtypeStruct((900, *image_shape), 'uint8'),
+    jax.ShapeDtypeStruct((30, 30), 'int32'),
+    jax.ShapeDtypeStruct((30,), 'int32'),
+  )
+
+  def draw(phase, key, dataset):
+    transform = experiment.phase_transform(config, phase)
+    return sample_episode(key, dataset, **phase.shape, transform=transform)
+
+  def step(key, dataset):
+    state = train.init_state(learner, tx, key)
+    run = train.make_train_step(
+      learner,
+      tx,
+      partial(draw, phase),
+      key=key,
+      num_tasks=config.train.num_tasks,
+      max_steps=1,
+      chunk=config.train.chunk or 1,
+    )
+    return state, *run(state, dataset, 1)
+
+  before, after, metrics = jax.eval_shape(step, key, dataset)
+  assert after == before
+  assert metrics['accuracy'].shape == (1,)
+
+  eval_phase = experiment.eval_phase(config)
+  judge = experiment.phase_learner(config, eval_phase)
+
+  def one_task(key, dataset):
+    params, stats = judge.init(key)
+    return judge.loss(params, stats, draw(eval_phase, key, dataset))
+
+  loss, (_, metrics) = jax.eval_shape(one_task, key, dataset)
+  assert loss.shape == metrics['accuracy'].shape == ()
+  return before.params
+
+
+@pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
+def test_preset_builds_and_traces(path):
+  config = config_lib.load(str(path))
+  config.data.name = first_alike(config.data.name)
+  params = trace_once(config_lib.to_json(config))
+  assert params.keys() == {'encoder', 'classifier'}
+
+
+@functools.cache
+def trace_once(text):
+  return trace(config_lib.from_json(text))
+
+
+def first_alike(name):
+  """The first data set of the same image shape: programs do not differ."""
+
+  def kind(spec):
+    return spec.image_shape, spec.mean is None
+
+  specs = data.SPECS
+  return next(n for n in specs if kind(specs[n]) == kind(specs[name]))
+
+
+@pytest.mark.parametrize(
+  'override, frozen',
+  [
+    ('inner.first_order', {'bn'}),
+    ('inner.frozen=encoder', {'bn', 'conv'}),
+    ('inner.frozen=bn*', {'bn'}),
+    ('inner.frozen=', set()),
+  ],
+)
+def test_variants_in_the_readme_trace(override, frozen):
+  assert f'--config.{override}' in (REPOSITORY / 'README.md').read_text()
+  path = CONFIGS / 'mini_5w1s.py'
+  config = config_lib.load(str(path), [f'--config.{override}'])
+  labels = param_labels(InnerConfig(**config.inner), trace(config))
+  found = {
+    path[-2].key
+    for path, label in jax.tree_util.tree_leaves_with_path(labels)
+    if label == 'frozen'
+  }
+  assert found == frozen
