@@ -7,7 +7,8 @@ Every precision trains on the same tasks from the same parameters, seed by seed,
 and is evaluated on the same test tasks. The difference from float32 is taken
 task by task; its interval says how sure it is for these two networks. Over
 seeds, the interval says how sure it is for the precision: trainings part ways
-by chance after the first rounding. A run that is there is not trained again.
+by chance after the first rounding. On a CPU tf32 is float32. A run that is
+there is not trained again.
 """
 
 import argparse
