@@ -22,6 +22,7 @@ from benchmarks import (
     rate,
     sampling,
     scaling,
+    variants,
 )
 from benchmarks.machine import machine
 from benchmarks.measure import Settings
@@ -40,6 +41,7 @@ GROUPS = {
     'sampling': sampling,
     'flops': rate,
     'scaling': scaling,
+    'variants': variants,
 }
 
 
