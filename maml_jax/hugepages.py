@@ -2,9 +2,8 @@
 
 A meta-iteration on a CPU takes hundreds of megabytes from the system and gives
 them back. In pages of 4 kB those are 70,000 a task, each to be handed out and
-cleared; half of the time can go there. The C library (glibc 2.35 or newer) asks
-for pages of 2 MB if told to when a program starts; docs/performance.md has what
-that gains.
+cleared. The C library (glibc 2.35 or newer) asks for pages of 2 MB, and keeps
+them, if told to when a program starts; docs/performance.md has what that gains.
 """
 
 import os
