@@ -19,6 +19,7 @@ from benchmarks import (
     compilation,
     iteration,
     memory,
+    profile,
     rate,
     sampling,
     scaling,
@@ -41,6 +42,7 @@ GROUPS = {
     'sampling': sampling,
     'flops': rate,
     'scaling': scaling,
+    'profile': profile,
     'variants': variants,
 }
 

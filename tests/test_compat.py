@@ -585,7 +585,8 @@ def check_golden(name, workdir):
   is_test = not case['meta_train']
   phase = (experiment.val_phase if is_test else experiment.train_phase)(made)
   learner = experiment.phase_learner(made, phase)
-  params, stats = evaluate.fit(learner, checkpoint.load(workdir))
+  saved = checkpoint.load(workdir)
+  params, stats = evaluate.fit(learner, saved.params, saved.stats)
   with jax.enable_x64(True):
     params, stats = jax.tree.map(jnp.float64, (params, stats))
 
@@ -905,7 +906,8 @@ def test_logits_are_those_of_a_checkout_there_and_back(tmp_path, texts):
   learner = experiment.phase_learner(
       made_here, experiment.val_phase(made_here)
   )
-  params, stats = evaluate.fit(learner, checkpoint.load(workdir))
+  saved = checkpoint.load(workdir)
+  params, stats = evaluate.fit(learner, saved.params, saved.stats)
 
   @jax.jit
   def predict(params, stats, support, query):

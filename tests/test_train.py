@@ -156,7 +156,7 @@ def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
   assert saved.config == config
   assert list((tmp_path / 'tensorboard').iterdir())
   first, *epochs = capsys.readouterr().out.splitlines()
-  assert '8 tasks a step on 8 x cpu; from step 0 of 10' in first
+  assert '8 tasks a step on 8 x cpu, images on the device; from step 0' in first
   assert [line.split(',')[0] for line in epochs] == ['epoch 1/2', 'epoch 2/2']
 
 
