@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,11 +76,20 @@ def test_shares_of_a_profile_are_of_one_whole(rows):
   assert rows['profile/gradients of kernels']['calls'] > 0
 
 
-@pytest.mark.parametrize('name', variants.variants())
+@pytest.mark.parametrize(
+    'name',
+    [
+        'maxima after scaling',
+        'bias at every pixel',
+        'patches',
+        'kernel gradient by patches',
+    ],
+)
 def test_variants_do_the_same_and_leave_no_trace(name):
   block = ConvBlock(8, BatchNorm, 'torch')
   image = jax.random.normal(jax.random.key(1), (4, 7, 7, 3))
-  params = block.init(jax.random.key(0), image, train=True)
+  init = nn.init(ConvBlock.__call__, block)
+  params = init(jax.random.key(0), image, train=True)
 
   def gradient():
     jax.clear_caches()
