@@ -24,8 +24,8 @@ COLUMNS = {'ms': '.1f', 'share': '.1%', 'calls': 'd', 'repeats': 'd'}
 
 # The first pattern that is found in an operation's definition decides.
 KINDS = {
-    'gradients of kernels': r'/conv/while/body/',
-    'convolutions': r'/conv/conv_general_dilated',
+    'gradients of kernels': r'conv/while/body/|body/\w+/conv_general',
+    'convolutions': r'conv_general_dilated',
     'reductions': r'reduce|dot_general',
     'pixel by pixel': r'',
 }
