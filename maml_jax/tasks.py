@@ -17,7 +17,8 @@ import numpy as np
 from maml_jax import data, experiment
 from maml_jax.data.episodes import (
     distinct_tasks,
-    draw_positions,
+    draw_task,
+    finish_task,
     sample_episode,
     split_episode,
     task_keys,
@@ -78,8 +79,7 @@ def training_tasks(config, machine: Machine) -> Stream:
 
   def sample(key, shared, image):
     del shared
-    _, transform_key = jax.random.split(key)  # as in `sample_episode`
-    return transform(transform_key, split_episode(image, shots=phase.shots))
+    return finish_task(key, image, shots=phase.shots, transform=transform)
 
   key = experiment.stream(config.seed, experiment.TRAINING)
   return Stream((), sample, _gatherer(config, phase, dataset, key), place)
@@ -204,15 +204,14 @@ def _function(config, phase: Phase) -> Callable:
 def _gatherer(config, phase: Phase, dataset: Dataset, key) -> Callable:
   """`given` of a `Stream`: the images of the tasks that `sample` would draw."""
   cpu = jax.local_devices(backend='cpu')[0]
-  index, size, key = jax.device_put((dataset.index, dataset.size, key), cpu)
+  key, index, size = jax.device_put((key, dataset.index, dataset.size), cpu)
+  without_images = Dataset((), index, size)
 
   @jax.jit
   def positions_of(step):
-    def draw(key):
-      draw_key, _ = jax.random.split(key)  # as in `sample_episode`
-      return draw_positions(draw_key, index, size, **phase.shape)
-
-    return jax.vmap(draw)(task_keys(key, step, config.train.num_tasks))
+    keys = task_keys(key, step, config.train.num_tasks)
+    draw = partial(draw_task, dataset=without_images, **phase.shape)
+    return jax.vmap(draw)(keys)
 
   def given(step):
     with jax.default_device(cpu):

@@ -88,7 +88,7 @@ def test_keeps_the_checkpoint_of_the_lowest_loss(run):
   assert saved.metrics['interval'] == best['interval'] > 0
 
 
-def test_a_worse_loss_is_not_kept(run):
+def test_a_worse_loss_is_not_kept():
   assert metrics.is_better({'loss': 0.5}, {'loss': 0.6})
   assert not metrics.is_better({'loss': 0.7}, {'loss': 0.6})
   assert metrics.is_better({'loss': 9, 'accuracy': 0.1}, {})

@@ -59,6 +59,25 @@ def split_episode(image, *, shots):
   return Episode(batch(image[:, :shots]), batch(image[:, shots:]))
 
 
+def draw_task(key, dataset, *, ways, shots, queries):
+  """The positions [W, S + Q] of the task that `sample_episode` draws."""
+  draw_key, _ = jax.random.split(key)
+  return draw_positions(
+      draw_key,
+      dataset.index,
+      dataset.size,
+      ways=ways,
+      shots=shots,
+      queries=queries,
+  )
+
+
+def finish_task(key, image, *, shots, transform):
+  """The `Episode` of the images [W, S + Q, H, W, C] of `draw_task`."""
+  _, transform_key = jax.random.split(key)
+  return transform(transform_key, split_episode(image, shots=shots))
+
+
 def sample_episode(key, dataset, *, ways, shots, queries, transform):
   """Draws one task: a pure function of `key` and the data set.
 
@@ -74,17 +93,11 @@ def sample_episode(key, dataset, *, ways, shots, queries, transform):
   Returns:
     An `Episode`: support of W*S, query of W*Q images, disjoint.
   """
-  draw_key, transform_key = jax.random.split(key)
-  positions = draw_positions(
-      draw_key,
-      dataset.index,
-      dataset.size,
-      ways=ways,
-      shots=shots,
-      queries=queries,
+  positions = draw_task(
+      key, dataset, ways=ways, shots=shots, queries=queries
   )
   image = jnp.take(dataset.image, positions, axis=0)
-  return transform(transform_key, split_episode(image, shots=shots))
+  return finish_task(key, image, shots=shots, transform=transform)
 
 
 def make_transform(mean=None, std=None):
