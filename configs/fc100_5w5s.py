@@ -3,12 +3,10 @@
 mini_5w5s on FC100, 32 pixels wide. Expected: no published number of this
 setting. Hardware: one GPU. Time: not measured."""
 
-from configs import mini_5w1s
+from configs import mini_5w5s
 
 
 def get_config():
-  config = mini_5w1s.get_config()
+  config = mini_5w5s.get_config()
   config.data.name = 'fc100'
-  config.task.shots = 5
-  config.eval.queries = 5
   return config

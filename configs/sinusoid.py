@@ -2,7 +2,7 @@
 
 Regression of sine waves from 10 points, the MAML paper's section 5.1: two
 hidden layers of 40, one inner step. Expected: see RESULTS.md. Hardware: one CPU
-core. Time: minutes."""
+core. Time: a minute."""
 
 from configs import default
 

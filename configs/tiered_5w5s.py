@@ -3,13 +3,11 @@
 PyTorch-MAML's `reproduce`. Expected: 70.30 % (MAML in Liu et al. 2019, TPN;
 recalled; transductive). Hardware: one GPU. Time: not measured."""
 
-from configs import mini_5w1s
+from configs import mini_5w5s
 
 
 def get_config():
-  config = mini_5w1s.get_config()
+  config = mini_5w5s.get_config()
   config.data.name = 'tiered_imagenet'
   config.model.encoder = 'wide_convnet4'
-  config.task.shots = 5
-  config.eval.queries = 5
   return config

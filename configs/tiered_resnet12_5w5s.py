@@ -4,11 +4,10 @@ As MAML of the ALFA paper. Expected: 71.24 +-0.43 % (Baik et al. 2020,
 recalled; transductive, 600 tasks). Hardware: one GPU (theirs: above 27 GB).
 Time: not measured."""
 
-from configs import mini_resnet12_5w1s
+from configs import mini_resnet12_5w5s
 
 
 def get_config():
-  config = mini_resnet12_5w1s.get_config()
+  config = mini_resnet12_5w5s.get_config()
   config.data.name = 'tiered_imagenet'
-  config.task.shots = 5
   return config

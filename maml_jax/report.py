@@ -142,14 +142,9 @@ def plot_regression(
   figure = Figure(figsize=(11, 6.4), dpi=150, layout='constrained')
   panels = np.ravel(figure.subplots(-(-num_tasks // 2), 2, sharex=True))
   for axes, episode in zip(panels, episodes, strict=False):
-    order = np.argsort(episode.query.image[:, 0])
-    axes.plot(episode.query.image[order, 0], episode.query.label[order, 0],
-              color=GREY, linewidth=5, alpha=0.35, label='truth')  # fmt: skip
-    axes.plot(*(np.ravel(x) for x in episode.support), 'k^', markersize=7,
-              label=f'{phase.shots} support points', zorder=3)  # fmt: skip
-    axes.grid(color='0.92')
-    axes.spines[['top', 'right']].set_visible(False)
-  x = np.linspace(-5, 5, 201, dtype=np.float32)[:, None]
+    _plot_points(axes, episode)
+  low, high = data.FUNCTIONS[config.data.name].RANGE
+  x = np.linspace(low, high, 201, dtype=np.float32)[:, None]
   styles = (GREY, ':'), (VERMILION, '--'), (BLUE, '-')
   steps = sorted({0, 1, max(phase.num_steps, 1)})
   for num_steps, (color, style) in zip(steps, styles, strict=False):
@@ -166,6 +161,19 @@ def plot_regression(
                 loc='outside upper center', ncols=5)  # fmt: skip
   figure.savefig(path)
   return pathlib.Path(path)
+
+
+def _plot_points(axes, episode: Episode) -> None:
+  """The query points joined, which are many, and the support points."""
+  x, y = (np.ravel(values) for values in episode.query)
+  order = np.argsort(x)
+  axes.plot(x[order], y[order], color=GREY, linewidth=5, alpha=0.35,
+            label='truth')  # fmt: skip
+  x, y = (np.ravel(values) for values in episode.support)
+  axes.plot(x, y, 'k^', markersize=7, label=f'{len(x)} support points',
+            zorder=3)  # fmt: skip
+  axes.grid(color='0.92')
+  axes.spines[['top', 'right']].set_visible(False)
 
 
 def plot_episode(

@@ -200,13 +200,7 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   validate = phase_evaluator(config, val, config.val.num_tasks, machine)
   learner = experiment.phase_learner(config, phase)
   tx = experiment.outer_optimizer(config)
-  initial = experiment.stream(config.seed, experiment.INITIAL)
-  begin = partial(init_state, learner, tx, initial)
-  saved = checkpoint.find(workdir, 'latest')
-  if saved:
-    state = resume_state(jax.eval_shape(begin), saved)
-  else:
-    state = jax.jit(begin)()
+  saved, state = _first_state(config, learner, tx, workdir)
   run = make_train_step(
       learner,
       tx,
@@ -236,6 +230,16 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
       stop,
   )
   return session, machine.put(state)
+
+
+def _first_state(config, learner, tx, workdir):
+  """The latest checkpoint, or None, and the state to begin with."""
+  initial = experiment.stream(config.seed, experiment.INITIAL)
+  begin = partial(init_state, learner, tx, initial)
+  saved = checkpoint.find(workdir, 'latest')
+  if saved:
+    return saved, resume_state(jax.eval_shape(begin), saved)
+  return None, jax.jit(begin)()
 
 
 def _loop(s: Session, state: MetaState) -> int:

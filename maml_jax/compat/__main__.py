@@ -11,6 +11,18 @@ from maml_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
+  args = _parser().parse_args(argv)
+  try:
+    args.run(args)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    return 130
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
       prog='python -m maml_jax.compat',
       description='Converts what PyTorch-MAML reads and writes.',
@@ -48,15 +60,7 @@ def main(argv: list[str] | None = None) -> int:
       '--to', metavar='FILE.pth', type=pathlib.Path, help='the file to write'
   )
   command.set_defaults(run=_checkpoint)
-  args = parser.parse_args(argv)
-  try:
-    args.run(args)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    return 130
-  return 0
+  return parser
 
 
 def _config(args: argparse.Namespace) -> None:
