@@ -1,6 +1,7 @@
 """Group `memory`: temporary memory of compiled programs, on one device.
 
-With and without `inner.remat`; at K=5 also the time of both, measured in turn.
+With and without `inner.remat`, and with `inner.mixed_mode` instead; at K=5 also
+the time of all three, measured in turn.
 """
 
 from functools import partial
@@ -14,10 +15,11 @@ from benchmarks.workload import Workload
 COLUMNS = {
     'mb': '.1f',
     'mb_remat': '.1f',
+    'mb_mixed': '.1f',
     'saved': '.1%',
     'ms': '.2f',
-    'ms_remat': '.2f',
-    'extra_time': Ranged('.1%'),
+    'extra_remat': Ranged('.1%'),
+    'extra_mixed': Ranged('.1%'),
     'repeats': 'd',
 }
 STEPS = (1, 5, 10, 20)
@@ -27,6 +29,7 @@ TIMED = 5
 def cases(settings: Settings):
   """5-way 1-shot over K, then ResNet-12, which is compiled only."""
   works = {f'5w1s K={k}': Workload(num_steps=k) for k in STEPS}
+  works['first order K=5'] = Workload(first_order=True)
   works['resnet12 K=5'] = Workload(encoder='resnet12')
   for name, work in works.items():
     work = workload.tiny(work) if settings.tiny else work
@@ -36,7 +39,11 @@ def cases(settings: Settings):
 
 def measure(work: Workload, settings: Settings, timed: bool) -> dict:
   """Memory in megabytes, and if wanted milliseconds, without remat and with."""
-  works = {'': work, '_remat': work._replace(remat=True)}
+  works = {
+      '': work,
+      '_remat': work._replace(remat=True),
+      '_mixed': work._replace(mixed_mode=True),
+  }
   row = {f'mb{name}': megabytes(work) for name, work in works.items()}
   row['saved'] = 1 - row['mb_remat'] / row['mb']
   if timed:
@@ -56,10 +63,11 @@ def _times(works: dict[str, Workload], settings: Settings) -> dict:
     run, args = compiled(work, fitting_mesh(work.tasks))
     calls[f'ms{name}'] = partial(run, *args)
   times = in_turn(calls, settings)
-  pairs = zip(times['ms'], times['ms_remat'], strict=True)
-  return {
-      **milliseconds('ms', times['ms']),
-      **milliseconds('ms_remat', times['ms_remat']),
-      **spread('extra_time', [remat / plain - 1 for plain, remat in pairs]),
-      'repeats': len(times['ms']),
-  }
+  row = {'repeats': len(times['ms'])}
+  for name, seconds in times.items():
+    row |= milliseconds(name, seconds)
+  for name in ('remat', 'mixed'):
+    pairs = zip(times['ms'], times[f'ms_{name}'], strict=True)
+    extra = [other / plain - 1 for plain, other in pairs]
+    row |= spread(f'extra_{name}', extra)
+  return row

@@ -40,6 +40,7 @@ def inner_config(work: Workload) -> InnerConfig:
       num_steps=work.num_steps,
       first_order=work.first_order,
       remat=work.remat,
+      mixed_mode=work.mixed_mode,
       **args,
   )
 

@@ -20,6 +20,7 @@ class Workload(NamedTuple):
   evaluation: bool = False
   inductive: bool = False
   remat: bool = False
+  mixed_mode: bool = False
   tasks: int = 4
   ways: int = 5
   queries: int = 15
