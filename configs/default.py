@@ -105,6 +105,8 @@ def get_config() -> ConfigDict:
   train.num_tasks = 4  # tasks per meta-iteration, over all devices
   train.chunk = 0  # tasks at once on a device; 0 = what suits the hardware
   train.steps_per_call = 10  # most meta-iterations per jitted call
+  # A checkpoint whose parameters to begin with; '' = random ones.
+  train.start = ''
 
   # Validation on the val split chooses the best checkpoint.
   config.val = val = ConfigDict()
@@ -119,12 +121,24 @@ def get_config() -> ConfigDict:
   config.eval = evaluation = ConfigDict()
   evaluation.split = 'test'  # train, val, test
   evaluation.checkpoint = 'best'  # best (on validation), latest
-  evaluation.num_tasks = 600  # distinct, the same every time
+  # Distinct, the same every time; 0 = 10,000, or 600 on CPUs.
+  evaluation.num_tasks = 0
   evaluation.ways = task.get_oneway_ref('ways')  # as in training unless set
   evaluation.shots = task.get_oneway_ref('shots')  # likewise
   evaluation.queries = 15  # query images per class; under batch they matter
   evaluation.num_steps = inner.get_oneway_ref('num_steps')  # likewise
   evaluation.augment_support = 'none'  # as data.augment_support
   evaluation.norm = model.get_oneway_ref('norm')  # likewise
+  # The first tasks, on which accuracy and loss are measured after every step.
+  evaluation.curve_tasks = 100
+  # Beside it, on the same tasks: no adaptation at all, the nearest class mean
+  # and a linear head, both on the encoder's features.
+  evaluation.baselines = False
+  # In its place: each norm mode x queries per class x inner steps, on the same
+  # tasks.
+  evaluation.grid = False
+  evaluation.grid_norms = ()  # () = all whose statistics the checkpoint has
+  evaluation.grid_queries = (1, 5, 15)  # per class
+  evaluation.grid_steps = (0, 1, 5, 10)  # inner steps
 
   return config.lock()

@@ -12,5 +12,5 @@ def get_config():
   config.inner.frozen = ('bn',)
   config.train.update(num_epochs=300, steps_per_epoch=200)
   config.val.num_tasks = 800
-  config.eval.update(num_steps=10, queries=1)
+  config.eval.update(num_tasks=600, num_steps=10, queries=1)
   return config

@@ -1,8 +1,10 @@
-"""Checkpoints of a run.
+"""Checkpoints of a run, and of none.
 
-  WORKDIR/checkpoints/latest/STEP/   where to go on from
-  WORKDIR/checkpoints/best/STEP/     best on validation, saved when it was met
-  WORKDIR/checkpoints/aside/         what a run that went back has overtaken
+    python -m maml_jax.checkpoint WORKDIR DIR    # without optimiser state
+
+    WORKDIR/checkpoints/latest/STEP/   where to go on from
+    WORKDIR/checkpoints/best/STEP/     best on validation, saved when it was met
+    WORKDIR/checkpoints/aside/         what a run that went back has overtaken
 
 Of `latest` and `best` the newest two are kept. A checkpoint holds arrays, in
 `state`, and facts, in `meta`: the config and the metrics on validation. Both
@@ -12,29 +14,43 @@ Reading a checkpoint reads data, never code.
 Orbax is used here and nowhere else.
 """
 
+import argparse
+import contextlib
 import hashlib
 import json
+import logging
+import math
 import os
 import pathlib
+import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from maml_jax import config as config_lib
-from maml_jax.errors import UserError
+from maml_jax import hosts
+from maml_jax.disk import check_room, sync, why, writing
+from maml_jax.errors import NotFinite, UserError, shown
 from maml_jax.metrics import is_better
 from maml_jax.types import MetaState, PyTree
 
 KEPT = 2
 DIGESTS = 'digests.json'
+# The second is added when all else is written; nobody reads it.
+WITHOUT_DIGEST = (DIGESTS, 'commit_success.txt')
 SECONDS_BETWEEN_SAVES = 120.0
+SIZE_OF_FACTS = 2**18  # bytes beside the arrays, with room to spare
+# Arrays larger than their files by more than the factor, and than these bytes
+# besides, are not what training writes.
+LARGEST_RATIO, SMALLEST_BOMB = 100, 2**26
 
 
 class Checkpoint(NamedTuple):
@@ -49,14 +65,11 @@ class Checkpoint(NamedTuple):
   metrics: dict[str, float]  # on validation; {} unless saved as best
 
 
-class NotFinite(ArithmeticError):
-  """A loss, a gradient or a state holds an infinity or a NaN."""
-
-
 class Saver:
   """Writes the checkpoints of one run, in the background.
 
-  A context manager: leaving it waits until all is written.
+  A context manager: leaving it waits until all is written. Meanwhile Orbax
+  does not log: what goes wrong is raised.
 
   Attributes:
     saved: the step of the last one written as `latest`, or gone on from.
@@ -67,25 +80,36 @@ class Saver:
   ):
     self._folder = workdir.absolute() / 'checkpoints'
     self._config = config_lib.to_json(config)
-    self._latest = _manager(self._folder / 'latest')
-    self._best = _manager(self._folder / 'best')
-    best = find(workdir, 'best')
-    self._best_metrics = best.metrics if best else {}
-    self._time = time.monotonic()
+    with writing(self._folder):
+      self._latest = _manager(self._folder / 'latest')
+      self._best = _manager(self._folder / 'best')
+    best = hosts.first(lambda: _step_and_metrics(find(workdir, 'best')))
+    self._best_metrics = best[1] if best else {}
+    # Newer ones are damaged: they must not push out one that is sound.
+    if saved is not None:
+      self._set_aside(self._latest, saved + 1)
+    if best:
+      self._set_aside(self._best, best[0] + 1)
+    self._time, self._longest = time.monotonic(), hosts.Largest(0.0)
+    self._failed = False
+    self._log_filter = lambda record: 'orbax' not in record.pathname
     self.saved = saved
 
   def due(self) -> bool:
     """Whether much would be lost if the process were killed now."""
-    return time.monotonic() - self._time > SECONDS_BETWEEN_SAVES
+    since = self._longest(time.monotonic() - self._time)
+    return since > SECONDS_BETWEEN_SAVES
 
   def save(self, state: MetaState) -> None:
     """Starts to save `state` as the latest, unless it is that already.
 
     Raises:
       NotFinite: there is an infinity or a NaN in `state`.
+      UserError: it cannot be written, or the one before could not.
     """
     if int(state.step) != self.saved:
-      self._write(self._latest, state, {})
+      with self._writing():
+        self._write(self._latest, state, {})
       self._time, self.saved = time.monotonic(), int(state.step)
 
   def save_if_best(
@@ -95,28 +119,51 @@ class Saver:
 
     Returns:
       Whether it is.
+
+    Raises:
+      NotFinite: see `save`.
+      UserError: see `save`.
     """
     better = is_better(metrics, self._best_metrics)
     if better:
-      self._write(self._best, state, metrics)
-      self._best.wait_until_finished()
+      with self._writing():
+        self._write(self._best, state, metrics)
+        self._best.wait_until_finished()
       self._best_metrics = metrics
     return better
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Turns what goes wrong in writing into one line.
+
+    TensorStore and the threads of Orbax raise nearly anything.
+    """
+    try:
+      yield
+    except NotFinite:
+      raise
+    except Exception as error:
+      if hosts.is_of_others(error):
+        raise
+      self._failed = True
+      raise UserError(
+          f'cannot write a checkpoint in {self._folder}: {_reason(error)}. '
+          'Those that are there are kept; make room, then the same command '
+          'goes on'
+      ) from error
 
   def _write(self, manager, state, metrics) -> None:
     arrays = _to_arrays(state)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(arrays)):
       raise NotFinite(f'the state at step {state.step} is not finite')
-    facts = {'config': self._config, 'metrics': dict(metrics)}
-    facts['digest'] = _digest(_canonical(facts))
     step = int(state.step)
+    # Orbax fails in threads, and at length.
+    size = sum(x.nbytes for x in jax.tree.leaves(arrays))
+    hosts.first(lambda: check_room(self._folder, size + SIZE_OF_FACTS))
     self._set_aside(manager, step)
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=_Save(arrays), meta=ocp.args.JsonSave(facts)
-        ),
-    )
+    if hosts.several():  # each process writes a share of what all have
+      arrays = _to_tree(jax.tree.map(jnp.copy, state))
+    manager.save(step, args=_arguments(arrays, self._config, metrics))
 
   def _set_aside(self, manager, step: int) -> None:
     """Moves checkpoints away that are not older than the one to be written.
@@ -124,20 +171,32 @@ class Saver:
     There are some if the newest was damaged, and the run went on from before.
     """
     folder = pathlib.Path(manager.directory)
-    overtaken = [path for path in _steps(folder) if int(path.name) >= step]
-    for path in overtaken:
-      aside = self._folder / 'aside' / f'{folder.name}-{path.name}'
-      aside.parent.mkdir(exist_ok=True)
-      path.rename(_unused(aside))
-    if overtaken:
+
+    def move() -> bool:
+      overtaken = [path for path in _steps(folder) if int(path.name) >= step]
+      for path in overtaken:
+        aside = self._folder / 'aside' / f'{folder.name}-{path.name}'
+        aside.parent.mkdir(exist_ok=True)
+        path.rename(_unused(aside))
+      return bool(overtaken)
+
+    if hosts.first(move):
       manager.reload()
 
   def __enter__(self):
+    logging.getLogger('absl').addFilter(self._log_filter)
     return self
 
-  def __exit__(self, *_):
-    self._latest.close()
-    self._best.close()
+  def __exit__(self, kind, error, trace):
+    with contextlib.ExitStack() as stack:
+      stack.callback(logging.getLogger('absl').removeFilter, self._log_filter)
+      if self._failed:  # which has been said
+        stack.enter_context(contextlib.suppress(UserError))
+      if error is not None and hosts.is_of_others(error):
+        return  # what is half written would wait for who is gone
+      stack.enter_context(self._writing())
+      stack.callback(self._best.close)
+      self._latest.close()
 
 
 def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
@@ -161,6 +220,47 @@ def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
   return saved
 
 
+def export(saved: Checkpoint, path: str | os.PathLike) -> pathlib.Path:
+  """Writes a checkpoint by itself, without what only more training needs.
+
+  Args:
+    saved: what to write; its optimiser state is left out.
+    path: the directory to be made.
+
+  Returns:
+    The path.
+
+  Raises:
+    UserError: there is something at `path`, or it cannot be written.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    raise UserError(f'{path} exists; name a directory to be made')
+  arrays = {'step': np.int32(saved.step), 'params': saved.params}
+  arrays |= {'stats': saved.stats, 'opt_state': {}}
+  config = config_lib.to_json(saved.config)
+  handlers = {'state': _Handler(), 'meta': ocp.JsonCheckpointHandler()}
+  try:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+      arguments = _arguments(arrays, config, saved.metrics)
+      writer.save(path.absolute(), arguments)
+    # These name places and times of this machine, and `load` reads them not.
+    for note in ('commit_success.txt', '_CHECKPOINT_METADATA'):
+      for file in path.rglob(note):
+        file.unlink()
+  except OSError as error:
+    raise UserError(f'cannot write {path}: {error.strerror}') from error
+  return path
+
+
+def fingerprint(saved: Checkpoint) -> str:
+  """Tells parameters and statistics from any others, wherever they lie."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves((saved.params, saved.stats)):
+    digest.update(leaf.tobytes())
+  return digest.hexdigest()[:16]
+
+
 def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
   """The newest sound checkpoint of a workdir; None if there is none at all.
 
@@ -177,39 +277,101 @@ def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
   steps = _steps(folder)
   for path in steps:
     try:
-      return _read(path)
+      return _read(path, int(path.name))
     except UserError as error:
       warnings.warn(f'passed over a {error}', stacklevel=2)
   if steps:
-    raise UserError(f'all checkpoints in {folder} are damaged')
+    names = ', '.join(path.name for path in steps)
+    raise UserError(
+        f'all checkpoints in {folder} are damaged: {names}. Restore one, or '
+        f'move {folder} away: then the run begins anew; --checkpoint=DIR '
+        'begins with the parameters of any other'
+    )
   return None
+
+
+def find_for_all(workdir: pathlib.Path, which: str) -> Checkpoint | None:
+  """`find`, with the same answer in all processes: that of the first.
+
+  Raises:
+    UserError: as `find` does; or other processes do not see the workdir.
+  """
+  found = []
+
+  def search():
+    found.append(find(workdir, which))
+    return found[0] and found[0].path.name
+
+  name = hosts.first(search)
+  if found or name is None:
+    return found[0] if found else None
+  path = workdir / 'checkpoints' / which / name
+  if not path.exists():
+    raise UserError(f'{path} is not on this host; all must share the workdir')
+  return _read(path)
+
+
+def _arguments(arrays: PyTree, config: str, metrics: Mapping):
+  """What Orbax is to write: arrays, and facts with their digest."""
+  facts = {'config': config, 'metrics': dict(metrics)}
+  facts['step'] = int(arrays['step'])
+  facts['digest'] = _digest(_canonical(facts))
+  return ocp.args.Composite(
+      state=_Save(arrays), meta=ocp.args.JsonSave(facts)
+  )
 
 
 def _to_arrays(state: MetaState) -> dict[str, PyTree]:
   """Plain dicts of NumPy arrays, which nothing that runs on can change."""
+  return jax.tree.map(np.array, jax.device_get(_to_tree(state)))
+
+
+def _to_tree(state: MetaState) -> dict[str, PyTree]:
+  """Plain dicts."""
   leaves = jax.tree.leaves(state.opt_state)
   named = {f'{i:04}': leaf for i, leaf in enumerate(leaves)}
-  tree = state._asdict() | {'opt_state': named}
-  return jax.tree.map(np.array, jax.device_get(tree))
+  return state._asdict() | {'opt_state': named}
+
+
+def _step_and_metrics(saved: Checkpoint | None):
+  return saved and (saved.step, saved.metrics)
 
 
 class _Handler(ocp.PyTreeCheckpointHandler):
-  """Leaves digests of the files that it has written with them."""
+  """Leaves digests of the files that it has written with them.
+
+  Then it waits until all of the checkpoint is on the disk: only after that
+  Orbax gives it its name, and removes older ones.
+  """
 
   def finalize(self, directory):
     super().finalize(directory)
     folder = pathlib.Path(directory)
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    digests = {
-        str(file.relative_to(folder)): _digest(file.read_bytes())
-        for file in files
-    }
+    digests = {name: _digest(file) for name, file in _files(folder).items()}
     (folder / DIGESTS).write_text(json.dumps(digests))
+    for path in folder.parent.rglob('*'):
+      sync(path)
 
 
 @ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
 class _Save(ocp.args.PyTreeSave):
   """The arguments of `_Handler`."""
+
+
+def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The files of a folder by their names in it, but those in WITHOUT_DIGEST.
+
+  Raises:
+    ValueError: there is something else than files and folders.
+  """
+  files = {}
+  for path in sorted(folder.rglob('*')):
+    name = path.relative_to(folder).as_posix()
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+      raise ValueError(f'{name} is not a file')
+    if path.is_file() and name not in WITHOUT_DIGEST:
+      files[name] = path
+  return files
 
 
 def _manager(folder: pathlib.Path) -> ocp.CheckpointManager:
@@ -240,46 +402,87 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
   return name
 
 
-def _read(path: pathlib.Path) -> Checkpoint:
+def _read(path: pathlib.Path, step: int | None = None) -> Checkpoint:
+  """Reads a checkpoint, which must be of `step` if that is given."""
   try:
     facts = json.loads((path / 'meta' / 'metadata').read_text())
-    _compare(facts.pop('digest'), _canonical(facts), 'meta')
+    if facts.pop('digest') != _digest(_canonical(facts)):
+      raise ValueError('meta is not as it was written')
+    config = config_lib.from_json(facts['config'])
+    config_lib.validate(config)
     arrays = _read_arrays(path.absolute() / 'state')
+    found = int(arrays['step'])
+    if {found, facts.get('step', found), step or found} != {found}:
+      raise ValueError(f'its arrays are of step {found}')
     return Checkpoint(
         path=path,
-        config=config_lib.from_json(facts['config']),
-        step=int(arrays['step']),
+        config=config,
+        step=found,
         params=arrays['params'],
         stats=arrays['stats'],
         opt_state=[leaf for _, leaf in sorted(arrays['opt_state'].items())],
-        metrics=facts['metrics'],
+        metrics={name: float(x) for name, x in facts['metrics'].items()},
     )
   except Exception as error:  # damage shows in more ways than can be listed
-    reason = str(error).partition('\n')[0][:200]
-    raise UserError(f'damaged checkpoint {path}: {reason}') from error
+    raise UserError(f'damaged checkpoint {path}: {_reason(error)}') from error
 
 
 def _read_arrays(folder: pathlib.Path) -> PyTree:
+  """Reads the arrays, if the files are as they were and not a bomb."""
   digests = json.loads((folder / DIGESTS).read_text())
-  for name, digest in digests.items():
-    _compare(digest, (folder / name).read_bytes(), name)
+  files = _files(folder)  # no other is opened, whatever the digests name
+  for name in digests.keys() ^ files.keys():
+    raise ValueError(f'{name} is {"missing" if name in digests else "new"}')
+  for name, file in files.items():
+    if digests[name] != _digest(file):
+      raise ValueError(f'{name} is not as it was written')
   handler = ocp.PyTreeCheckpointHandler()
+  tree = handler.metadata(folder).tree
+  size = sum(file.stat().st_size for file in files.values())
+  claimed = sum(
+      math.prod(x.shape) * np.dtype(x.dtype).itemsize
+      for x in jax.tree.leaves(tree)
+  )
+  if claimed > LARGEST_RATIO * size + SMALLEST_BOMB:
+    raise ValueError(f'files of {size} bytes claim arrays of {claimed}')
   as_numpy = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-      handler.metadata(folder).tree,
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
   )
   args = ocp.args.PyTreeRestore(restore_args=as_numpy)
   return handler.restore(folder, args=args)
 
 
-def _compare(digest: str, content: bytes, name: str) -> None:
-  if digest != _digest(content):
-    raise ValueError(f'{name} is not as it was written')
+def _reason(error: Exception) -> str:
+  """The first line of an error, not too long."""
+  if isinstance(error, OSError):
+    return why(error)
+  message = str(error) or type(error).__name__
+  return shown(message.partition('\n')[0])
 
 
-def _digest(content: bytes) -> str:
+def _digest(content: bytes | pathlib.Path) -> str:
+  """Of some bytes, or of the content of a file."""
+  if isinstance(content, pathlib.Path):
+    with content.open('rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
   return hashlib.sha256(content).hexdigest()
 
 
 def _canonical(facts: Mapping) -> bytes:
   return json.dumps(facts, sort_keys=True).encode()
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(description=export.__doc__.split('\n')[0])
+  parser.add_argument('source', metavar='WORKDIR', help='or one checkpoint')
+  parser.add_argument('path', metavar='DIR', help='to be made')
+  parser.add_argument('--which', choices=('best', 'latest'), default='best')
+  args = parser.parse_args(argv)
+  print(export(load(args.source, args.which), args.path))
+
+
+if __name__ == '__main__':
+  try:
+    main(sys.argv[1:])
+  except UserError as error:
+    sys.exit(f'error: {error}')

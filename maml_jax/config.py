@@ -8,15 +8,16 @@ command line, and what would do instead.
 import ast
 import json
 import math
+import os
 import pathlib
 import runpy
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
-from maml_jax.errors import UserError, check_choice, suggest
+from maml_jax.errors import UserError, check_choice, shown, suggest
 
 NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
 AUGMENTATIONS = ('none', 'flip', 'crop', 'color', 'resize', 'enlarge')
@@ -84,14 +85,80 @@ AT_LEAST = {
   'val.shots': 1,
   'val.queries': 1,
   'val.num_steps': 0,
-  'eval.num_tasks': 1,
+  'eval.num_tasks': 0,
   'eval.ways': 1,
   'eval.shots': 1,
   'eval.queries': 1,
   'eval.num_steps': 0,
+  'eval.curve_tasks': 0,
 }
 
 ABOVE_ZERO = ('model.norm_eps', 'model.temperature', 'outer.clip')
+
+# Beyond these a value is a slip, and would take memory or time without end.
+MOST = 10**6
+AT_MOST = {
+  'seed': 2**32 - 1,  # JAX drops what is above
+  'model.width': 4096,
+  'inner.num_steps': 10**4,
+  'val.num_steps': 10**4,
+  'eval.num_steps': 10**4,
+  'outer.warmup_epochs': 10**9,
+  'train.num_epochs': 10**9,
+  'train.steps_per_epoch': 10**9,
+}
+LONGEST_WORD = 4096  # characters of a path, or items of a list
+LAST_STEP = 2**31 - 1  # meta-iterations are counted in int32
+
+BOOLS = (
+  'data.normalize',
+  'model.norm_scale',
+  'model.learn_temperature',
+  'inner.first_order',
+  'inner.reset_classifier',
+  'inner.remat',
+  'inner.mixed_mode',
+  'eval.baselines',
+  'eval.grid',
+)
+FLOATS = (
+  *ABOVE_ZERO,
+  'inner.encoder_lr',
+  'inner.classifier_lr',
+  'inner.momentum',
+  'inner.weight_decay',
+  'outer.lr',
+  'outer.momentum',
+  'outer.weight_decay',
+  'outer.gamma',
+)
+TUPLES = (
+  'inner.frozen',
+  'outer.milestones',
+  'eval.grid_norms',
+  'eval.grid_queries',
+  'eval.grid_steps',
+)
+WORDS = (*CHOICES, 'data.root', 'train.start')
+NORM_FIELDS = ('model.norm', 'eval.norm')  # a word or pairs
+KINDS = (
+  dict.fromkeys(AT_LEAST, int)
+  | dict.fromkeys(BOOLS, bool)
+  | dict.fromkeys(FLOATS, float)
+  | dict.fromkeys(TUPLES, tuple)
+  | dict.fromkeys(WORDS, str)
+)
+
+# Fields that came later, with what their absence from an older config means.
+LATER = {
+  'train.start': '',
+  'eval.baselines': False,
+  'eval.curve_tasks': 0,
+  'eval.grid': False,
+  'eval.grid_norms': (),
+  'eval.grid_queries': (1, 5, 15),
+  'eval.grid_steps': (0, 1, 5, 10),
+}
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -106,38 +173,102 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   Raises:
     UserError: no such file or field, a value of the wrong type or range.
   """
-  config = _get_config(path)
-  for override in overrides:
-    if not override.startswith('--config.'):
-      raise UserError(f'unknown argument {override}; see --help')
-    field, equals, text = override.removeprefix('--config.').partition('=')
+  return override(_get_config(path), overrides)
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+  """Sets some fields of a config anew, and checks all of it.
+
+  Args:
+    config: changed in place.
+    overrides: see `load`; a field that lies in a section may do without the
+      word config, as in `'--task.ways=20'`.
+
+  Returns:
+    The config.
+
+  Raises:
+    UserError: no such field, a value of the wrong type or range.
+  """
+  for word in overrides:
+    name, equals, text = word.partition('=')
+    field = name.removeprefix('--config.').removeprefix('--')
+    section = field.split('.')[0]
+    if not name.startswith('--config.') and section not in config:
+      raise UserError(f'unknown argument {word}; see --help')
     _override(config, field, text if equals else None)
   validate(config)
   return config
 
 
+def read_saved(source: str | os.PathLike) -> ConfigDict | None:
+  """The config of a run that has a checkpoint, or of a checkpoint.
+
+  Args:
+    source: a workdir or the directory of one checkpoint.
+
+  Returns:
+    The config; None if `source` is neither, or damaged.
+  """
+  source = pathlib.Path(source)
+  meta = pathlib.Path('meta', 'metadata')
+  files = []
+  if (source / meta).is_file():
+    files = [source / meta]
+  elif any((source / 'checkpoints').glob('*/*')):
+    saved = sorted((source / 'checkpoints').glob(f'*/*/{meta}'))
+    files = [source / 'config.json', *saved]
+  for file in files:
+    try:
+      text = file.read_text()
+      if file.name == meta.name:
+        text = json.loads(text)['config']
+      config = from_json(text)
+      validate(config)
+      return config
+    except Exception:  # who reads the checkpoint says what is wrong with it
+      continue
+  return None
+
+
 def validate(config: ConfigDict) -> None:
   """Raises UserError for the first value that cannot be meant."""
   fields = flatten(config)
-  missing = {*CHOICES, *AT_LEAST, *ABOVE_ZERO} - fields.keys()
+  missing = {*KINDS, *NORM_FIELDS} - fields.keys()
   if missing:
     raise UserError(
       f'the config has no {", ".join(sorted(missing))}: begin with that of '
       'configs/default.py'
     )
+  for field, kind in KINDS.items():
+    _check_kind_of(field, fields[field], kind)
   for field, choices in CHOICES.items():
     check_choice(f'config.{field}', fields[field], choices)
   for field, least in AT_LEAST.items():
     if not least <= fields[field] < math.inf:
       raise UserError(f'config.{field}={fields[field]}: at least {least}')
+    most = AT_MOST.get(field, MOST)
+    if KINDS[field] is int and fields[field] > most:
+      raise UserError(
+        f'config.{field}={shown(fields[field])}: at most {most}'
+      )
   for field in ABOVE_ZERO:
     if not fields[field] > 0:
       raise UserError(f'config.{field}={fields[field]}: must be above 0')
-  for field in ('model.norm', 'eval.norm'):
+    if fields[field] == math.inf and field != 'outer.clip':
+      raise UserError(f'config.{field}={fields[field]}: must be finite')
+  if config.train.num_epochs * config.train.steps_per_epoch > LAST_STEP:
+    raise UserError(
+      f'config.train.num_epochs={config.train.num_epochs} of '
+      f'{config.train.steps_per_epoch} meta-iterations: at most {LAST_STEP} '
+      'meta-iterations'
+    )
+  for field in NORM_FIELDS:
     for word in _norm_words(f'config.{field}', fields[field]):
       check_choice(f'config.{field}', word, NORMS)
   _check_items('inner.frozen', fields['inner.frozen'], str)
   _check_items('outer.milestones', fields['outer.milestones'], int)
+  _check_grid(fields)
   if config.model.width and 'resnet' in config.model.encoder:
     raise UserError(
       f'config.model.width={config.model.width}: {config.model.encoder} has '
@@ -201,8 +332,18 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """Returns the locked config of a text by `to_json`."""
-  return ConfigDict(_tuples(json.loads(text))).lock()
+  """Returns the locked config of a text by `to_json`, perhaps an older one."""
+  config = ConfigDict(_tuples(json.loads(text)))
+  for field, value in LATER.items():
+    section, name = field.split('.')
+    if section in config and name not in config[section]:
+      config[section][name] = value
+  for section in ('model', 'eval'):  # a word or pairs
+    if section in config and 'norm' in config[section]:
+      norm = FieldReference(config[section].norm, field_type=object)
+      del config[section].norm
+      config[section].norm = norm
+  return config.lock()
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -265,7 +406,7 @@ def _override(config: ConfigDict, field: str, text: str | None) -> None:
       hint = suggest(field, flatten(config), config)
       if same:  # the name alone
         hint = f'; did you mean {" or ".join(same)}?'
-      raise UserError(f'no field config.{field}{hint}')
+      raise UserError(f'no field config.{shown(field)}{hint}')
     value = section[key]
   if isinstance(value, ConfigDict):
     raise UserError(f'config.{field} is a section: {", ".join(sorted(value))}')
@@ -273,9 +414,18 @@ def _override(config: ConfigDict, field: str, text: str | None) -> None:
   if text is None and kind is not bool:
     raise UserError(f'config.{field} lacks a value: --config.{field}=VALUE')
   try:
-    section[name] = True if text is None else _PARSERS[kind](text)
+    value = True if text is None else _PARSERS[kind](text)
+    if kind is object:
+      _norm_words(f'config.{field}', _tuples(value))
+    section[name] = value
+  except UserError:
+    raise
   except (KeyError, ValueError):
-    raise UserError(f'config.{field}={text}: not {_KINDS[kind]}') from None
+    value = shown(text)
+    raise UserError(f'config.{field}={value}: not {_KINDS[kind]}') from None
+
+
+LONGEST_LITERAL = 10_000  # characters; what is longer is a word
 
 
 def _parse_bool(text: str) -> bool:
@@ -283,9 +433,11 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_literal(text: str) -> Any:
+  if len(text) > LONGEST_LITERAL:
+    return text
   try:
     return ast.literal_eval(text)
-  except (SyntaxError, ValueError):
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
     return text
 
 
@@ -310,18 +462,20 @@ _KINDS = {
   int: 'an integer',
   float: 'a number',
   str: 'a word',
+  tuple: 'a list',
 }
 
 
 def _norm_words(field: str, norm: Any) -> list[str]:
   if isinstance(norm, str):
     return [norm]
-  try:
-    return [word for _, word in norm]
-  except (TypeError, ValueError):
-    raise UserError(
-      f'{field}={norm}: neither a word nor (pattern, word) pairs'
-    ) from None
+  pairs = norm if isinstance(norm, tuple) else [None]
+  for pair in pairs:
+    if not (isinstance(pair, tuple) and list(map(type, pair)) == [str, str]):
+      raise UserError(
+        f'{field}={shown(norm)}: neither a word nor (pattern, word) pairs'
+      )
+  return [word for _, word in pairs]
 
 
 def _check_kind(fields: dict[str, Any]) -> None:
@@ -346,7 +500,30 @@ def _check_kind(fields: dict[str, Any]) -> None:
       raise UserError(f'config.{field}={value}: {kind} has no images')
 
 
+def _check_grid(fields: dict[str, Any]) -> None:
+  for word in fields['eval.grid_norms']:
+    check_choice('config.eval.grid_norms', word, NORMS)
+  for field, least in (('eval.grid_queries', 1), ('eval.grid_steps', 0)):
+    _check_items(field, fields[field], int)
+    if min(fields[field], default=-1) < least:
+      raise UserError(f'config.{field}={fields[field]}: at least {least} each')
+
+
+def _check_kind_of(field: str, value: Any, kind: type) -> None:
+  kinds = (float, int) if kind is float else (kind,)
+  if type(value) not in kinds:
+    raise UserError(f'config.{field}={shown(value)}: not {_KINDS[kind]}')
+  if kind in (str, tuple) and len(value) > LONGEST_WORD:
+    raise UserError(f'config.{field}={shown(value)}: is too long')
+  if kind is str and '\0' in value:
+    raise UserError(f'config.{field}={shown(value)}: holds a zero byte')
+
+
 def _check_items(field: str, items: tuple, kind: type) -> None:
   for item in items:
-    if not isinstance(item, kind):
-      raise UserError(f'config.{field}: {item!r} is not {_KINDS[kind]}')
+    if type(item) is not kind:
+      item = shown(repr(item))
+      raise UserError(f'config.{field}: {item} is not {_KINDS[kind]}')
+    if kind is int and not 0 <= item <= MOST:
+      item = shown(item)
+      raise UserError(f'config.{field}: {item} is not within 0 .. {MOST}')

@@ -1,11 +1,25 @@
-"""The one exception whose message is meant for the person at the terminal."""
+"""Exceptions whose messages are meant for the person at the terminal."""
 
 import difflib
 from collections.abc import Collection
 
+LONGEST = 200  # characters of a value in a message
+
 
 class UserError(ValueError):
   """Bad input: `main.py` prints the message alone, without a traceback."""
+
+
+class NotFinite(ArithmeticError):
+  """A loss, a gradient or a state holds an infinity or a NaN."""
+
+
+def shown(value: object) -> str:
+  """A value as it may stand in a message: short, printable, on one line."""
+  text = str(value)
+  if len(text) > LONGEST:
+    text = f'{text[:LONGEST]}...'
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def suggest(
@@ -18,7 +32,7 @@ def suggest(
     known: what there is.
     listed: what is listed where nothing is near; by default `known`.
   """
-  near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+  near = difflib.get_close_matches(word[:LONGEST], known, n=1, cutoff=0.5)
   if near:
     return f'; did you mean {near[0]}?'
   return f'; there are: {", ".join(listed or known)}' if known else ''
@@ -27,4 +41,5 @@ def suggest(
 def check_choice(what: str, value: object, choices: Collection[str]) -> None:
   """Raises UserError, naming the nearest, unless `value` is a choice."""
   if value not in choices:
-    raise UserError(f'{what}={value}: unknown{suggest(str(value), choices)}')
+    hint = suggest(str(value), choices)
+    raise UserError(f'{what}={shown(value)}: unknown{hint}')

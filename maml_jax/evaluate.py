@@ -3,29 +3,114 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import maml_jax
-from maml_jax import checkpoint, experiment
-from maml_jax.checkpoint import Checkpoint
+from maml_jax import (
+    baselines,
+    checkpoint,
+    console,
+    experiment,
+    hosts,
+    results,
+)
 from maml_jax.errors import UserError
 from maml_jax.experiment import Machine, Phase
-from maml_jax.learner import Learner
-from maml_jax.metrics import devices, progress, score, show, summary
-from maml_jax.parallel import mean_over_tasks
-from maml_jax.tasks import Fixed, fixed_tasks
+from maml_jax.intervals import (
+    at_chance,
+    at_chance_by_luck,
+    mean_interval,
+    paired_difference,
+)
+from maml_jax.learner import Learner, accuracy
+from maml_jax.metrics import (
+    is_transductive,
+    kind,
+    percent,
+    progress,
+    score,
+    show,
+    summary,
+)
+from maml_jax.parallel import mean_over_tasks, replicated
+from maml_jax.tasks import Fixed, distinct, fixed_tasks
 from maml_jax.types import EPISODE, SUPPORT, PyTree
-from maml_jax.workdir import MAY_DIFFER, check_same, write_text
+from maml_jax.workdir import MAY_DIFFER, check_same
 
 # Tasks per call, or a few more so that they divide over devices and chunks.
 BATCH = 32
 # What an evaluation need not have in common with the training.
-IGNORED = (*MAY_DIFFER, 'outer', 'precision', 'seed', 'train', 'val')
+IGNORED = (
+    *MAY_DIFFER,
+    'data.augment_query',
+    'data.augment_support',
+    'outer',
+    'precision',
+    'seed',
+    'train',
+    'val',
+)
+
+
+def make_runner(
+    measure: Callable,
+    tasks: Fixed,
+    machine: Machine,
+    *,
+    batch: int = BATCH,
+) -> Callable[..., Iterator[dict[str, np.ndarray]]]:
+  """Makes a function that measures something on each of a list of tasks.
+
+  Args:
+    measure: `measure(params, stats, episode) -> dict of arrays`, under jit.
+    tasks: from `fixed_tasks`.
+    machine: the devices.
+    batch: tasks per jitted call; the results do not depend on it.
+
+  Returns:
+    `run(params, stats, start=0)` yields what was measured of the tasks from
+    `start` on, some tasks at a time, each [n, ...].
+  """
+
+  def one_task(shared, task):
+    (params, stats, shared), (key, given) = shared, task
+    key = jax.random.wrap_key_data(key)
+    return (), measure(params, stats, tasks.recall(key, shared, *given))
+
+  over_tasks = mean_over_tasks(one_task, machine.mesh, machine.chunk)
+
+  @jax.jit
+  def jitted(shared, chosen):
+    measured = over_tasks(shared, chosen)[1]
+    return replicated(measured, machine.mesh) if machine.mesh else measured
+
+  unit = (machine.mesh.size if machine.mesh else 1) * (machine.chunk or 1)
+  size, num_tasks = -(-batch // unit) * unit, len(tasks.keys)
+  keys = np.asarray(jax.random.key_data(tasks.keys))
+
+  def fetch(measured, count):
+    return {name: x[:count] for name, x in jax.device_get(measured).items()}
+
+  def run(params, stats, start=0):
+    pending = None
+    for first in range(start, num_tasks, size):
+      # The last batch is filled up with the first tasks, whose metrics are cut.
+      rows = np.arange(first, first + size) % num_tasks
+      rows = rows[machine.rows(size)]
+      chosen = keys[rows], tasks.given(rows)
+      chosen = machine.spread(chosen, axis=0)
+      measured = jitted((params, stats, tasks.shared), chosen)
+      if pending:
+        yield fetch(*pending)  # while the next are measured
+      pending = measured, min(size, num_tasks - first)
+    if pending:
+      yield fetch(*pending)
+
+  return run
 
 
 def make_evaluator(
@@ -44,31 +129,16 @@ def make_evaluator(
     `advance(n)` is called after n more tasks; once `stop` is true, the
     evaluator returns None.
   """
-
-  def one_task(shared, task):
-    (params, stats, shared), (key, given) = shared, task
-    episode = tasks.recall(key, shared, *given)
-    _, (_, metrics) = learner.loss(params, stats, episode)
-    return (), metrics
-
-  over_tasks = mean_over_tasks(one_task, machine.mesh, machine.chunk)
-  run = jax.jit(lambda shared, chosen: over_tasks(shared, chosen)[1])
-  unit = (machine.mesh.size if machine.mesh else 1) * (machine.chunk or 1)
-  size, num_tasks = -(-batch // unit) * unit, len(tasks.keys)
+  run = make_runner(_metrics_of(learner), tasks, machine, batch=batch)
 
   def evaluator(params, stats, advance=lambda n: None, stop=False):
     done = []
-    for start in range(0, num_tasks, size):
+    for metrics in run(params, stats):
+      done.append(metrics)
+      advance(len(metrics['loss']))
       if stop:
         return None
-      # The last batch is filled up with the first tasks, whose metrics are cut.
-      rows = np.arange(start, start + size) % num_tasks
-      chosen = tasks.keys[rows], tasks.given(rows)
-      done.append(run((params, stats, tasks.shared), chosen))
-      jax.block_until_ready(done[-2:-1])  # one runs while the next is prepared
-      advance(min(size, num_tasks - start))
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(done))
-    return {name: x[:num_tasks] for name, x in joined.items()}
+    return results.join(done)
 
   return evaluator
 
@@ -88,18 +158,121 @@ def phase_evaluator(
   )
 
 
+class Evaluation:
+  """Measures one checkpoint in several ways on the fixed tasks of a phase.
+
+  Attributes:
+    config: `eval` says how; the rest is that of the checkpoint.
+    phase: whose tasks; its norm and steps are those of `learner` by default.
+    num_tasks: how many of them.
+    saved: the checkpoint.
+    workdir: where results are kept.
+    name: of the files of results.
+  """
+
+  def __init__(self, config, source, workdir, phase: Phase, name: str):
+    """Reads the checkpoint; see `evaluate`."""
+    experiment.prepare_jax(config)
+    self.config, self.phase = config, phase
+    self.saved = checkpoint.load(source, config.eval.checkpoint)
+    check_same(self.saved.config, config, self.saved.path, IGNORED)
+    self.num_tasks = experiment.num_eval_tasks(config)
+    self.workdir = pathlib.Path(workdir)
+    shape = '{split}_{ways}w{shots}s'.format(**phase._asdict())
+    self.name = f'{shape}_{name}_{self.num_tasks}_step{self.saved.step}'
+    self._machine = experiment.machine(config)
+
+  def measure(
+      self,
+      what: str,
+      learner: Learner,
+      measure: Callable,
+      num_tasks: int | None = None,
+  ) -> dict[str, np.ndarray]:
+    """Measures on each task, goes on where it was interrupted, shows a bar.
+
+    Args:
+      what: a word for the bar and for the file of what is half done.
+      learner: what the parameters are fitted to.
+      measure: see `make_runner`.
+      num_tasks: how many of the tasks; by default all.
+
+    Returns:
+      What was measured, [num_tasks, ...] each.
+    """
+    num_tasks = min(num_tasks or self.num_tasks, self.num_tasks)
+    tasks = fixed_tasks(self.config, self.phase, num_tasks, self._machine)
+    run = make_runner(measure, tasks, self._machine)
+    fitted = fit(learner, self.saved.params, self.saved.stats)
+    params, stats = self._machine.put(fitted)
+    part = self.workdir / 'eval' / f'{self.name}_{what}.part'
+    identity = {
+        'fingerprint': checkpoint.fingerprint(self.saved),
+        'num_tasks': num_tasks,
+        'phase': self.phase._asdict(),
+        'precision': self.config.precision,
+        **results.provenance(),
+    }
+    with (
+        experiment.product_precision(self.config),
+        progress(num_tasks, 'task', f'measuring {what}') as bar,
+    ):
+      return results.collect(
+          lambda start: run(params, stats, start), part, identity, bar.update
+      )
+
+  def facts(self) -> dict:
+    """What every result says of itself."""
+    return {
+        'name': self.name,
+        'data': self.config.data.name,
+        **self.phase._asdict(),
+        'num_tasks': self.num_tasks,
+        'checkpoint': str(self.saved.path),
+        'fingerprint': checkpoint.fingerprint(self.saved),
+        'step': self.saved.step,
+        'seed': self.saved.config.seed,
+        'precision': self.config.precision,
+        **results.provenance(),
+        'config': self.saved.config.to_dict(),
+    }
+
+  @property
+  def path(self) -> pathlib.Path:
+    """Where the result is kept; the metrics of each task in .npz beside it."""
+    return results.path_of(self.workdir, self.name)
+
+  def write(self, result: dict, arrays: dict, say: Callable) -> dict:
+    """Says and keeps a result; returns it as it is read back."""
+    result = json.loads(json.dumps(self.facts() | result))
+    say(result)  # first: there may be no room to keep it
+    results.write(self.workdir, self.name, result, arrays)
+    print(self.path)
+    return result
+
+  def kept(self) -> dict | None:
+    """The result that is there, if it is of the same by the same version."""
+    facts = json.loads(json.dumps(self.facts()))
+    del facts['checkpoint'], facts['commit']  # it tells its own
+    kept = results.read(self.path)
+    return kept if facts.items() <= kept.items() else None
+
+
 def evaluate(
     config: ConfigDict,
     source: str | os.PathLike,
     workdir: str | os.PathLike | None = None,
+    *,
+    again: bool = True,
 ) -> dict:
-  """Measures a checkpoint on `config.eval.num_tasks` tasks, and says so.
+  """Measures a checkpoint on many tasks, and says so.
 
   Args:
     config: `eval` says how; the rest must be that of the checkpoint, except for
       what training alone needs.
     source: a workdir, or one checkpoint.
     workdir: where results are kept; by default `source`.
+    again: measure even if there is a result of the same by the same version.
 
   Returns:
     What WORKDIR/eval/NAME.json holds. NAME.npz has the metrics of each task.
@@ -107,28 +280,30 @@ def evaluate(
   Raises:
     UserError: there is no sound checkpoint, or it is of another config.
   """
-  experiment.prepare_jax(config)
-  saved = checkpoint.load(source, config.eval.checkpoint)
-  check_same(saved.config, config, saved.path, IGNORED)
-  phase, machine = experiment.eval_phase(config), experiment.machine(config)
-  num_tasks = config.eval.num_tasks
-  with (
-      experiment.product_precision(config),
-      progress(num_tasks, 'task', 'evaluating') as bar,
-  ):
-    evaluator = phase_evaluator(config, phase, num_tasks, machine)
-    metrics = evaluator(saved.params, saved.stats, bar.update)
-  result = _summarize(config, phase, saved, metrics)
-  path = _write(pathlib.Path(workdir or source), result, metrics)
-  print(f'{describe(result)}\n{path}')
-  return result
+  phase = experiment.eval_phase(config)
+  name = f'q{phase.queries}_k{phase.num_steps}_{norm_name(phase.norm)}'
+  e = Evaluation(config, source, workdir or source, phase, name)
+  if not again and (result := hosts.first(e.kept)):
+    return result
+  answers = {'accuracy': accuracy, 'predicted': lambda x, _: x.argmax(-1)}
+  learner = experiment.phase_learner(config, phase, answers)
+  metrics = e.measure('tasks', learner, _metrics_of(learner))
+  result = {'kind': 'tasks', **_summarize(phase, metrics)}
+  if 'predicted' in metrics:
+    metrics['predicted'] = metrics['predicted'].astype(np.uint16)
+    metrics['classes'] = classes_of_tasks(config, phase, e.num_tasks)
+  result['curve'], curve = _curve(e)
+  result['baselines'], others = None, {}
+  if config.eval.baselines and 'accuracy' in metrics:
+    result['baselines'], others = _baselines(e, metrics['accuracy'])
+  return e.write(result, metrics | curve | others, say)
 
 
 def fit(learner: Learner, params: PyTree, stats: PyTree):
-  """Params and stats of a training, as the learner of another phase takes them.
+  """Params and stats of a checkpoint, as a learner takes them.
 
   That learner may have another norm mode. If it has another number of ways, it
-  resets the head in every task, and the head given is not used.
+  begins with a head of its own.
 
   Args:
     learner: of `experiment.phase_learner`.
@@ -142,82 +317,183 @@ def fit(learner: Learner, params: PyTree, stats: PyTree):
     UserError: the learner needs what they lack.
   """
 
-  def take(tree, path, fresh):
+  def take(tree, path, wanted):
     for key in path:
       tree = tree.get(key.key, {})
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
     if isinstance(tree, dict):
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
       raise UserError(
-          f'config.eval.norm needs {name}, which the checkpoint lacks: it was '
-          'trained with another config.model.norm'
+          f'norm needs {name}, which the checkpoint lacks: it was trained with '
+          'another config.model.norm, or is of another model'
       )
-    return tree if tree.shape == fresh.shape else fresh
+    if tree.shape == wanted.shape:
+      return tree
+    if not name.startswith('classifier/'):
+      raise UserError(
+          f'{name} is {tree.shape} in the checkpoint, where {wanted.shape} is '
+          'needed: it is of another model or data set'
+      )
+    return fresh_head[path[-1].key]
 
+  def own(key):  # what is not asked for of `init` is not compiled
+    params, stats = learner.init(key)
+    return params.get('classifier', {}), {
+        k: stats[k] for k in (EPISODE, SUPPORT) if k in stats
+    }
+
+  key = jax.random.key(0)
+  fresh_head, fresh_stats = jax.jit(own)(key)
+  wanted_params, wanted_stats = jax.eval_shape(learner.init, key)
+  kept = {k: x for k, x in wanted_stats.items() if k not in fresh_stats}
   with_path = jax.tree_util.tree_map_with_path
-  fresh_params, fresh_stats = jax.jit(learner.init)(jax.random.key(0))
-  keys = (EPISODE, SUPPORT)
-  own = {k: fresh_stats.pop(k) for k in keys if k in fresh_stats}
   return (
-      with_path(partial(take, params), fresh_params),
-      with_path(partial(take, stats), fresh_stats) | own,
+      with_path(partial(take, params), wanted_params),
+      with_path(partial(take, stats), kept) | fresh_stats,
   )
 
 
-def is_transductive(norm: str | tuple) -> bool:
-  """Whether an answer may depend on the other query images."""
-  modes = [norm] if isinstance(norm, str) else [mode for _, mode in norm]
-  return 'batch' in modes
-
-
-def describe(result: dict) -> str:
-  """One line for people, of what `evaluate` returns."""
-  steps, tasks = result['num_steps'], result['num_tasks']
-  if score(result) == 'loss':
-    task = f'{result["shots"]} points, {result["queries"]} queries'
-    kind, more = '', ''
-  else:
-    task = (
-        f'{result["ways"]}-way {result["shots"]}-shot, '
-        f'{result["queries"]} queries per class'
-    )
-    kind = ', transductive' if result['transductive'] else ', inductive'
-    more = f', loss {result["loss"]:.3f}'
+def describe(result: dict) -> list[str]:
+  """Lines for people, of what `evaluate` returns."""
   name = score(result)
-  return (
-      f'{result["data"]} {result["split"]}, {task}, {steps} inner steps{kind}: '
-      f'{name} {show(name, result[name], result["interval"])} '
-      f'(95 % interval over {tasks} tasks), '
-      f'median {show(name, result["median"])}{more}; '
+  means = kind(result['norm'], result['queries'])
+  task = f'{result["ways"]}-way {result["shots"]}-shot, {means}'
+  if name == 'loss':
+    means = f'{result["queries"]} queries'
+    task = f'{result["shots"]} points, {means}'
+  more = f', median {show(name, result["median"])}'
+  if name == 'accuracy':
+    more += f', {percent(result["at_chance"])} of tasks at chance'
+    more += f', loss {result["loss"]:.3f}'
+  lines = [
+      f'{result["data"]} {result["split"]}, {task}, {result["num_steps"]} '
+      f'inner steps: {name} {show(name, result[name], result["interval"])} '
+      f'(95 % interval over {result["num_tasks"]} tasks){more}; '
       f'checkpoint of step {result["step"]}'
-  )
+  ]
+  lines += [
+      f'  {row["name"]}, {means}: {percent(row["accuracy"], row["interval"])}, '
+      f'{percent(row["difference"], row["difference_interval"])} from MAML'
+      for row in result['baselines'] or ()
+  ]
+  if result['curve']:
+    values = (show(name, x) for x in result['curve']['query'][name])
+    lines.append(
+        f'  after 0, 1, ... inner steps, {means}, first '
+        f'{result["curve"]["num_tasks"]} tasks: {" ".join(values)}'
+    )
+  return lines
 
 
-def _summarize(config, phase: Phase, saved: Checkpoint, metrics) -> dict:
+def say(result: dict) -> None:
+  """Prints what `evaluate` returns."""
+  first, *others = describe(result)
+  console.result(first)
+  print(*others, sep='\n', end='\n' * bool(others))
+
+
+def norm_name(norm: str | tuple) -> str:
+  """A norm mode, or 'layers' where layers have modes of their own."""
+  return norm if isinstance(norm, str) else 'layers'
+
+
+def classes_of_tasks(
+    config: ConfigDict, phase: Phase, num_tasks: int
+) -> np.ndarray:
+  """The classes of fixed tasks: rows of `Dataset.index`, [T, W] int32."""
+  dataset = experiment.load_split(config, phase)
+  positions, _ = distinct(dataset, phase, num_tasks)
+  # Images lie in order of class.
+  ends = dataset.size.cumsum()
+  return np.searchsorted(ends, positions[..., 0], 'right').astype(np.int32)
+
+
+def _metrics_of(learner: Learner) -> Callable:
+  """`measure` of `make_runner`: what the learner reports of a task."""
+  return lambda *args: learner.loss(*args)[1][1]
+
+
+def _summarize(phase: Phase, metrics: Mapping[str, np.ndarray]) -> dict:
+  name = score(metrics)
   result = {
-      'data': config.data.name,
-      **phase._asdict(),
       'transductive': is_transductive(phase.norm),
-      'num_tasks': len(metrics['loss']),
       **summary(metrics),
-      'median': float(np.median(metrics[score(metrics)])),
-      'checkpoint': str(saved.path),
-      'step': saved.step,
-      'seed': saved.config.seed,
-      'precision': config.precision,
-      'version': maml_jax.__version__,
-      'jax': jax.__version__,
-      'devices': devices(),
-      'config': saved.config.to_dict(),
+      'median': float(np.median(metrics[name])),
   }
-  return json.loads(json.dumps(result))  # as it is read back
+  if name == 'accuracy':
+    luck = at_chance_by_luck(phase.ways * phase.queries, phase.ways)
+    result['at_chance'] = at_chance(metrics[name], phase.ways)
+    result['at_chance_by_luck'] = luck
+  return result
 
 
-def _write(workdir: pathlib.Path, result: dict, metrics) -> pathlib.Path:
-  norm = result['norm'] if isinstance(result['norm'], str) else 'layers'
-  name = '{split}_{ways}w{shots}s_q{queries}_k{num_steps}_{norm}_{num_tasks}'
-  name = name.format(**result | {'norm': norm}) + f'_step{result["step"]}'
-  path = workdir / 'eval' / f'{name}.json'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(path.with_suffix('.npz'), **metrics)
-  write_text(path, json.dumps(result, indent=2))
-  return path
+def _curve(e: Evaluation) -> tuple[dict | None, dict]:
+  """Accuracy and loss after each inner step: means, and those of each task.
+
+  The support set is judged as the query set is, by the query pass.
+  """
+  if not (e.config.eval.curve_tasks and e.phase.num_steps):
+    return None, {}
+  learner = experiment.phase_learner(e.config, e.phase)
+
+  def measure(params, stats, episode):
+    def observe(params, stats):
+      return {
+          f'curve_{name}_{key}': x
+          for name, batch in episode._asdict().items()
+          for key, x in learner.judge(params, stats, batch).items()
+      }
+
+    return learner.trace(params, stats, episode.support, observe)
+
+  arrays = e.measure('curve', learner, measure, e.config.eval.curve_tasks)
+  curve = {'num_tasks': len(arrays['curve_query_loss'])}
+  for name, x in arrays.items():
+    _, batch, key = name.split('_')
+    curve.setdefault(batch, {})[key] = x.mean(0, dtype=np.float64).tolist()
+  counts = arrays[f'curve_query_{score(curve["query"])}']
+  intervals = [mean_interval(column)[1] for column in counts.T]
+  curve['query']['interval'] = intervals
+  return curve, arrays
+
+
+def _baselines(e: Evaluation, maml: np.ndarray) -> tuple[list[dict], dict]:
+  """Simpler ways to use the same encoder, on the same tasks: `baselines`."""
+  # Its inner loop gathers the statistics that a norm mode needs, no more.
+  still = experiment.phase_learner(
+      e.config, e.phase, encoder_lr=0.0, classifier_lr=0.0
+  )
+  features_of = experiment.phase_model(e.config, e.phase, head=False).apply
+
+  def measure(params, stats, episode):
+    params, stats, _ = still.adapt(params, stats, episode.support)
+    encoder = {'encoder': params['encoder']}
+    support, query = (
+        features_of(encoder, stats, batch.image, train=False)[0]
+        for batch in episode
+    )
+    logits = still.predict(params, stats, episode.query.image)
+    answers = {'no_adaptation': logits}
+    for name, (fn, _) in baselines.ON_FEATURES.items():
+      answers[name] = fn(support, episode.support.label, query, e.phase.ways)
+    return {
+        f'baseline_{name}': accuracy(logits, episode.query.label)
+        for name, logits in answers.items()
+    }
+
+  arrays = e.measure('baselines', still, measure)
+  about = {name: text for name, (_, text) in baselines.ON_FEATURES.items()}
+  about['no_adaptation'] = 'the meta-initialisation as it is'
+  rows = []
+  for key, values in arrays.items():
+    name = key.removeprefix('baseline_')
+    mean, interval = mean_interval(values)
+    difference, half = paired_difference(values, maml)
+    rows.append({
+        'name': name,
+        'about': about[name],
+        'accuracy': mean,
+        'interval': interval,
+        'difference': difference,
+        'difference_interval': half,
+    })
+  return rows, arrays

@@ -5,30 +5,47 @@ are learned: training, validation and evaluation. A `Phase` says so; the
 functions here turn it into data, a learner and a transform.
 """
 
+import contextlib
 import math
 import os
 import pathlib
+import time
+import zlib
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from maml_jax import data
+from maml_jax import data, hosts
 from maml_jax.config import check_task
 from maml_jax.data.augment import augmented
 from maml_jax.data.episodes import make_transform
 from maml_jax.inner import InnerConfig
-from maml_jax.learner import Learner, make_learner, squared_error
+from maml_jax.learner import (
+    Learner,
+    cross_entropy,
+    make_learner,
+    squared_error,
+)
 from maml_jax.models import make_model
 from maml_jax.optim import make_optimizer, make_schedule
-from maml_jax.parallel import AXIS, make_mesh, use_cores
-from maml_jax.types import Dataset
+from maml_jax.parallel import (
+    AXIS,
+    best_layout,
+    first_devices,
+    make_mesh,
+    use_cores,
+)
+from maml_jax.types import Dataset, Model
 
 # What the images of a split may take of a device's memory.
 SHARE_FOR_IMAGES = 1 / 3
 
 # The random streams of a seed; FIXED is that of the first split, and so on.
 INITIAL, TRAINING, FIXED = range(3)
+
+ZSTANDARD = b'\x28\xb5\x2f\xfd'  # how files begin that zlib did not make
 
 # config.precision -> the type of images and activations in the network (None:
 # that of the parameters), and JAX's word for products of float32 numbers.
@@ -101,6 +118,12 @@ def eval_phase(config) -> Phase:
   )
 
 
+def num_eval_tasks(config) -> int:
+  """How many tasks an evaluation has, as many as the hardware suggests."""
+  on_cpu = jax.default_backend() == 'cpu'
+  return config.eval.num_tasks or (600 if on_cpu else 10_000)
+
+
 def load_split(config, phase: Phase) -> Dataset:
   """The images of a phase, on the host, checked to be enough for its tasks.
 
@@ -114,25 +137,43 @@ def load_split(config, phase: Phase) -> Dataset:
   return dataset
 
 
-def phase_learner(config, phase: Phase) -> Learner:
-  """The model of a phase with its inner loop."""
+def phase_model(config, phase: Phase, *, head: bool = True) -> Model:
+  """The model of a phase; without its head, one that gives features [N, D]."""
   args = dict(config.model)
   args['norm'] = phase.norm
   if not args['width']:
     del args['width']
   regression = config.data.name in data.FUNCTIONS
   shape = (1,) if regression else data.spec(config.data.name).image_shape
-  model = make_model(
+  return make_model(
       args.pop('encoder'),
-      phase.ways,
+      phase.ways if head else None,
       shape,
       meta_test=phase.meta_test,
       dtype=PRECISIONS[config.precision][0],
       **args,
   )
-  inner = dict(config.inner) | {'num_steps': phase.num_steps}
-  loss = {'loss_fn': squared_error, 'metric_fns': {}} if regression else {}
-  return make_learner(model, InnerConfig(**inner), **loss)
+
+
+def phase_learner(config, phase: Phase, metric_fns=None, **inner) -> Learner:
+  """The model of a phase with its inner loop.
+
+  Args:
+    config: see `configs/default.py`.
+    phase: one of it.
+    metric_fns: see `make_learner`; by default accuracy, or none in regression.
+    **inner: fields of `InnerConfig` to be other than in the config.
+  """
+  inner = {**config.inner, 'num_steps': phase.num_steps, **inner}
+  loss_fn = cross_entropy
+  if config.data.name in data.FUNCTIONS:
+    loss_fn, metric_fns = squared_error, {}
+  return make_learner(
+      phase_model(config, phase),
+      InnerConfig(**inner),
+      loss_fn=loss_fn,
+      metric_fns=metric_fns,
+  )
 
 
 def phase_transform(config, phase: Phase):
@@ -172,19 +213,52 @@ def product_precision(config):
 
 
 class Machine(NamedTuple):
-  """The devices, and how tasks are laid over them."""
+  """The devices, and how tasks are laid over them.
+
+  With several processes, each places on its own devices what they are to hold.
+  """
 
   mesh: jax.sharding.Mesh | None
   chunk: int | None  # tasks at once on a device; None: all
+  parts: int = 1  # of a task's query set, each on a device of its own
 
   def put(self, tree):
-    """Places arrays on every device, whole."""
-    return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+    """Places arrays on every device, whole; all processes have the same."""
+    sharding = NamedSharding(self.mesh, PartitionSpec())
+    if not hosts.several():
+      return jax.device_put(tree, sharding)
+
+    def place(x):
+      x = np.asarray(x)
+      return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+    return jax.tree.map(place, tree)
+
+  def rows(self, num_tasks: int) -> np.ndarray:
+    """Which of so many tasks the devices of this process take: [n] int."""
+    every = np.arange(num_tasks)
+    if self.mesh is None:
+      return every
+    sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+    own = sharding.addressable_devices_indices_map(every.shape).values()
+    return np.unique(np.concatenate([every[at] for at in own]))
 
   def spread(self, tree, axis: int):
-    """Places arrays whose axis `axis` is that of the tasks."""
-    spec = PartitionSpec(*[None] * axis, AXIS)
-    return jax.device_put(tree, NamedSharding(self.mesh, spec))
+    """Places arrays whose axis `axis` is that of tasks: this process's `rows`.
+
+    Returns:
+      The arrays of all processes, each on its devices.
+    """
+    if self.mesh is None:
+      return tree
+    sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    def place(x):
+      shape = list(x.shape)
+      shape[axis] *= jax.process_count()
+      return jax.make_array_from_process_local_data(sharding, x, tuple(shape))
+
+    return jax.tree.map(place, tree)
 
   def holds(self, num_bytes: int) -> bool:
     """Whether every device has room for so much beside what it computes."""
@@ -197,20 +271,89 @@ class Machine(NamedTuple):
 
 
 def machine(config) -> Machine:
-  """All devices there are."""
+  """All devices there are, as evaluation uses them."""
+  hosts.meet(jax.devices())
+  return Machine(make_mesh(), _chunk(config))
+
+
+def training_machine(config, *, splits: bool) -> Machine:
+  """As many devices as the tasks of a meta-iteration can use.
+
+  Args:
+    config: with `train.num_tasks` and `train.chunk`.
+    splits: where there are several devices for each task, they may share its
+      query set out.
+
+  Raises:
+    UserError: the tasks do not divide over the processes or into chunks.
+  """
+  layout = best_layout(
+      config.train.num_tasks,
+      jax.device_count(),
+      config.train.chunk or None,
+      processes=jax.process_count(),
+      queries=config.task.ways * config.task.queries if splits else 0,
+  )
+  devices = first_devices(layout.devices)
+  hosts.meet(devices)
+  return Machine(make_mesh(devices), _chunk(config), layout.parts)
+
+
+def _chunk(config) -> int | None:
   default = 1 if jax.default_backend() == 'cpu' else None
-  return Machine(make_mesh(), config.train.chunk or default)
+  return config.train.chunk or default
 
 
 def prepare_jax(config) -> None:
   """What must be settled before JAX is used for the first time.
 
-  Compiled programs are kept for the next run: restarts take seconds. They lie
-  in $MAML_JAX_CACHE, by default ~/.cache/maml_jax/xla; a directory that JAX
-  itself was told of goes first. A CPU is used as one device per core.
+  Compiled programs are kept for the next run. A CPU is used as one device per
+  core. Of several processes the first alone speaks.
   """
   use_cores(config.train.num_tasks, config.train.chunk or 1)
+  keep_programs()
+  hosts.settle()
+
+
+def keep_programs(least_seconds: float | None = None) -> None:
+  """Keeps compiled programs for the next run: restarts take seconds.
+
+  They lie in $MAML_JAX_CACHE, by default ~/.cache/maml_jax/xla; a directory
+  that JAX itself was told of goes first.
+
+  Args:
+    least_seconds: leave out what is compiled faster; by default as JAX does.
+  """
+  if least_seconds is not None:
+    name = 'jax_persistent_cache_min_compile_time_secs'
+    jax.config.update(name, least_seconds)
   if jax.config.jax_compilation_cache_dir is None:
     folder = os.environ.get('MAML_JAX_CACHE') or '~/.cache/maml_jax/xla'
-    folder = str(pathlib.Path(folder).expanduser())
-    jax.config.update('jax_compilation_cache_dir', folder)
+    folder = pathlib.Path(folder).expanduser()
+    _drop_damaged(folder)
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def _drop_damaged(folder: pathlib.Path) -> None:
+  """Removes compiled programs that were cut short, or changed since.
+
+  JAX would pass over them with a warning, at every start anew. Each is looked
+  at once.
+  """
+  stamp = folder / 'checked'
+  with contextlib.suppress(OSError):  # it may be missing, or read-only
+    checked = stamp.stat().st_mtime_ns if stamp.exists() else 0
+    files = list(folder.glob('*-cache'))
+    if not files:
+      return
+    now = time.time_ns()
+    for file in files:
+      if file.stat().st_mtime_ns >= checked:
+        content = file.read_bytes()
+        try:
+          if not content.startswith(ZSTANDARD):
+            zlib.decompress(content)
+        except zlib.error:
+          file.unlink()
+    stamp.touch()
+    os.utime(stamp, ns=(now, now))

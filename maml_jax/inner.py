@@ -151,6 +151,53 @@ def adapt(loss_fn, config, params, stats, support):
   Raises:
     UserError: a pattern of `config.frozen` matches no parameter.
   """
+  step, carry, unpack = _inner_loop(loss_fn, config, params, stats, support)
+  carry, losses = lax.scan(step, carry, length=config.num_steps)
+  return *unpack(carry), losses
+
+
+def trace(loss_fn, config, params, stats, support, observe, at=None):
+  """Fits `params` to one support set, and looks at it on the way.
+
+  Args:
+    loss_fn: see `adapt`.
+    config: see `adapt`.
+    params: see `adapt`.
+    stats: see `adapt`.
+    support: see `adapt`.
+    observe: `observe(params, stats) -> pytree of arrays`.
+    at: the numbers of steps after which to observe, rising, 0..K; by default
+      all of them.
+
+  Returns:
+    What was observed, each leaf with a leading axis of the length of `at`.
+
+  Raises:
+    UserError: a pattern of `config.frozen` matches no parameter.
+  """
+  at = tuple(range(config.num_steps + 1)) if at is None else tuple(at)
+  step, carry, unpack = _inner_loop(loss_fn, config, params, stats, support)
+
+  def look(carry):
+    return observe(*unpack(carry))
+
+  def step_and_look(carry, is_observed):
+    inner, last = carry
+    inner, _ = step(inner, None)
+    seen = lax.cond(is_observed, look, lambda _: last, inner)
+    return (inner, seen), seen
+
+  seen = look(carry)
+  observed = jnp.isin(jnp.arange(1, max(at) + 1), jnp.array(at))
+  _, later = lax.scan(step_and_look, (carry, seen), observed)
+  return jax.tree.map(
+      lambda x, y: jnp.concatenate([x[None], y])[jnp.array(at)], seen, later
+  )
+
+
+def _inner_loop(loss_fn, config, params, stats, support):
+  """Returns `step`, the first carry of its `scan`, and what makes of a carry
+  params and stats."""
   labels = param_labels(config, params)
   tx = inner_optimizer(config, labels)
 
@@ -170,15 +217,16 @@ def adapt(loss_fn, config, params, stats, support):
     updates, opt_state = tx.update(grads, opt_state, adapted)
     return (optax.apply_updates(adapted, updates), stats, opt_state), loss
 
+  def unpack(carry):
+    adapted, stats, _ = carry
+    return _fill(adapted, frozen), stats
+
   if config.remat:
     step = jax.checkpoint(step, prevent_cse=False)
   if config.reset_classifier:
     params = reset_classifier(params)
   adapted, frozen = _part(_adapted(labels), params)
-  (adapted, stats, _), losses = lax.scan(
-      step, (adapted, stats, tx.init(adapted)), length=config.num_steps
-  )
-  return _fill(adapted, frozen), stats, losses
+  return step, (adapted, stats, tx.init(adapted)), unpack
 
 
 def _mixed_mode(loss_fn):

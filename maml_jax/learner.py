@@ -1,9 +1,9 @@
 """MAML as four pure functions, for any model and any loss.
 
-  learner = make_learner(model, InnerConfig(num_steps=5))
-  params, stats = learner.init(jax.random.key(0))
-  adapted, stats, losses = learner.adapt(params, stats, support)
-  logits = learner.predict(adapted, stats, image)
+    learner = make_learner(model, InnerConfig(num_steps=5))
+    params, stats = learner.init(jax.random.key(0))
+    adapted, stats, losses = learner.adapt(params, stats, support)
+    logits = learner.predict(adapted, stats, image)
 
 `learner.loss` is the outer loss of one task, and `meta_gradient` its gradient
 over a meta-batch. Nothing here knows about images, batch norm or devices.
@@ -55,6 +55,11 @@ class Learner(NamedTuple):
       on the support set, then the mean loss over the query set. `metrics` holds
       scalars; `stats` those to carry on to the next task.
     predict: `predict(params, stats, image) -> logits [N, W]`: the query pass.
+    judge: `judge(params, stats, batch) -> metrics`: the query pass on a
+      `Batch`; its mean 'loss' and what else is reported, each [].
+    trace: `trace(params, stats, support, observe, at=None)`: the inner loop
+      again; returns what `observe(params, stats)` says after `at` steps each,
+      stacked, by default after 0, 1, ..., K.
     reset: `reset(params) -> params`: what an outer step starts from; zeroes the
       head where every task does so, else the identity.
   """
@@ -63,6 +68,8 @@ class Learner(NamedTuple):
   adapt: Callable[..., tuple[PyTree, PyTree, jax.Array]]
   loss: Callable[..., tuple[jax.Array, tuple[PyTree, dict]]]
   predict: Callable[..., PyTree]
+  judge: Callable[..., dict]
+  trace: Callable[..., PyTree]
   reset: Callable[[PyTree], PyTree]
 
 
@@ -113,34 +120,48 @@ def make_learner(
     params, stats, losses = inner_loop.adapt(
         support_loss, inner, params, stats, support
     )
-    if SUPPORT in stats:
-      _, last = model.apply(params, stats, support.image, train=True)
-      stats = {**stats, SUPPORT: last[SUPPORT]}
-    return params, stats, losses
+    return params, look_back(params, stats, support), losses
+
+  def trace(params, stats, support, observe, at=None):
+    return inner_loop.trace(
+        support_loss,
+        inner,
+        params,
+        stats,
+        support,
+        lambda p, s: observe(p, look_back(p, s, support)),
+        at,
+    )
+
+  def look_back(params, stats, support):
+    """The moments of the support set under the adapted parameters."""
+    if SUPPORT not in stats:
+      return stats
+    _, last = model.apply(params, stats, support.image, train=True)
+    return {**stats, SUPPORT: last[SUPPORT]}
 
   def predict(params, stats, image):
     return model.apply(params, stats, image, train=False)[0]
 
+  def judge(params, stats, batch):
+    outputs = predict(params, stats, batch.image)
+    fns = {**metric_fns, 'loss': loss_fn}
+    return {name: fn(outputs, batch.label) for name, fn in fns.items()}
+
   def loss(params, stats, episode):
     adapted, task_stats, losses = adapt(params, stats, episode.support)
-    outputs = predict(adapted, task_stats, episode.query.image)
-    query_loss = loss_fn(outputs, episode.query.label)
-    metrics = {
-        name: fn(outputs, episode.query.label)
-        for name, fn in metric_fns.items()
-    }
-    metrics |= {'loss': query_loss}
+    metrics = judge(adapted, task_stats, episode.query)
     if inner.num_steps:
       metrics |= {'support_loss': losses[0]}
     kept = {k: stats[k] for k in (EPISODE, SUPPORT) if k in stats}
-    return query_loss, ({**task_stats, **kept}, metrics)
+    return metrics['loss'], ({**task_stats, **kept}, metrics)
 
   def reset(params):
     if not inner.reset_classifier:
       return params
     return inner_loop.reset_classifier(params)
 
-  return Learner(model.init, adapt, loss, predict, reset)
+  return Learner(model.init, adapt, loss, predict, judge, trace, reset)
 
 
 def meta_gradient(learner, params, stats, episodes, *, mesh=None, chunk=None):

@@ -9,39 +9,55 @@ Accuracies are in [0, 1]; regression has none, and the interval is that of the
 loss. WORKDIR/tensorboard/ has the same numbers.
 """
 
+import contextlib
 import json
-import math
+import os
 import pathlib
+import platform
 import time
+import warnings
 from collections.abc import Mapping
 
 import jax
 import numpy as np
-from scipy.special import stdtrit
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from maml_jax import console, hosts
+from maml_jax.disk import sync, why, writing
+from maml_jax.intervals import mean_interval
 from maml_jax.workdir import write_text
 
 FILE = 'metrics.jsonl'
+SECONDS_ON_BOARD = 30.0  # between writes of what TensorBoard reads
 
 
 class Log:
   """Appends records to the files of a workdir.
 
   Records of steps beyond the one that a run goes on from are dropped first, so
-  that none appears twice. A context manager.
+  that none appears twice. Of several processes the first alone writes. A
+  context manager.
+
+  Raises:
+    UserError: a record cannot be written, now or later. Without what
+      TensorBoard reads a run goes on, with a warning.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
-    self._path = workdir / FILE
-    kept = [r for r in read(workdir) if r['step'] <= step]
-    write_text(self._path, ''.join(json.dumps(r) + '\n' for r in kept))
-    self._validated = {r['step'] for r in kept if r['split'] == 'val'}
-    self._board = SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1
-    )
+    self._path, self._step, self._board = workdir / FILE, step, None
+    self._validated = set(hosts.first(self._begin))
     self._rows = []
+
+  def _begin(self) -> list[int]:
+    """Makes the files fit; returns the steps that have been validated."""
+    folder, step = self._path.parent, self._step
+    kept = [r for r in read(folder) if r['step'] <= step]
+    write_text(self._path, ''.join(json.dumps(r) + '\n' for r in kept))
+    self._board = _Board(folder / 'tensorboard', step + 1)
+    return [r['step'] for r in kept if r['split'] == 'val']
 
   def train(self, rows: Mapping[str, np.ndarray], seconds: float) -> None:
     """Notes the metrics [n] of n meta-iterations for the next record."""
@@ -59,13 +75,17 @@ class Log:
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
     """Writes one record."""
-    record = {'step': step, 'split': split, **values}
-    with self._path.open('a') as file:
-      file.write(json.dumps(record) + '\n')
-    for name, value in values.items():
-      self._board.add_scalar(f'{split}/{name}', value, step)
     if split == 'val':
       self._validated.add(step)
+    if self._board is None:
+      return
+    record = {'step': step, 'split': split, **values}
+    with writing(self._path), self._path.open('a') as file:
+      file.write(json.dumps(record) + '\n')
+    self._board.write(step, {f'{split}/{k}': x for k, x in values.items()})
+    if split == 'val':
+      with writing(self._path):
+        sync(self._path)
 
   def is_validated(self, step: int) -> bool:
     """Whether there is a record of split 'val' at this step."""
@@ -75,19 +95,86 @@ class Log:
     return self
 
   def __exit__(self, *_):
-    self._board.close()
+    if self._board is not None:
+      self._board.close()
+
+
+class _Board:
+  """Writes what TensorBoard reads, without a thread that may die unseen.
+
+  Args:
+    folder: made if missing.
+    step: what an earlier run has written of this step and later ones is void.
+  """
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    self._folder, self._writer, self._time = folder, None, 0.0
+    name = f'events.out.tfevents.{time.time():.0f}.{platform.node()}'
+    with self._if_it_can():
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writer = RecordWriter(str(folder / f'{name}.{os.getpid()}'))
+    start = SessionLog(status=SessionLog.START)
+    self._add(Event(file_version='brain.Event:2'))
+    self._add(Event(step=step, session_log=start))
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes scalars by name; they are on the disk some time later."""
+    for name, value in values.items():
+      self._add(Event(step=step, summary=scalar(name, value)))
+    if self._writer and time.monotonic() - self._time > SECONDS_ON_BOARD:
+      with self._if_it_can():
+        self._writer.flush()
+      self._time = time.monotonic()
+
+  def close(self) -> None:
+    """Writes the rest, if it can."""
+    if self._writer:
+      with contextlib.suppress(OSError):
+        self._writer.close()
+
+  def _add(self, event: Event) -> None:
+    if self._writer:
+      event.wall_time = time.time()
+      with self._if_it_can():
+        self._writer.write(event.SerializeToString())
+
+  @contextlib.contextmanager
+  def _if_it_can(self):
+    try:
+      yield
+    except OSError as error:
+      writer, self._writer = self._writer, None
+      warnings.warn(
+          f'cannot write {self._folder}: {why(error)}; going on without it',
+          stacklevel=4,
+      )
+      with contextlib.suppress(OSError, AttributeError):
+        writer.close()
 
 
 def read(workdir: pathlib.Path) -> list[dict]:
-  """The records of a run; lines that a crash has mutilated are left out."""
+  """The records of a run: a 'step', a 'split' and numbers.
+
+  Lines that are none, such as a crash has mutilated, are left out.
+  """
   path, records = workdir / FILE, []
   text = path.read_text(errors='replace') if path.exists() else ''
   for line in text.splitlines():
     try:
-      records.append(json.loads(line))
-    except json.JSONDecodeError:
+      record = json.loads(line)
+    except (ValueError, RecursionError):
       continue
+    if _is_record(record):
+      records.append(record)
   return records
+
+
+def _is_record(record: object) -> bool:
+  if not isinstance(record, dict) or type(record.get('step')) is not int:
+    return False
+  values = (x for name, x in record.items() if name != 'split')
+  is_number = all(type(x) in (int, float) for x in values)
+  return isinstance(record.get('split'), str) and is_number
 
 
 class Screen:
@@ -96,12 +183,20 @@ class Screen:
   A context manager.
   """
 
-  def __init__(self, config, step: int, place: str = ''):
-    """Begins at `step`, and says so, and in which `place` the images lie."""
+  def __init__(self, config, step: int, place: str = '', where: str = ''):
+    """Begins at `step`, and says so.
+
+    Args:
+      config: of the run.
+      step: meta-iterations done.
+      place: where the images lie.
+      where: the devices; by default all there are.
+    """
     self._length = config.train.steps_per_epoch
     self._epochs = config.train.num_epochs
     self._total = self._epochs * self._length
     self._num_val = config.val.num_tasks
+    self._kind = kind_of_validation(config)
     self._first, self._start = step, time.monotonic()
     self._rows = []
     self._bar = progress(self._total, 'it', 'training', start=step)
@@ -110,7 +205,7 @@ class Screen:
     task = f'{ways}-way {task}' if ways > 1 else f'{task} regression'
     self._bar.write(
         f'{config.data.name}, {task}, {config.train.num_tasks} tasks a step '
-        f'on {devices()}'
+        f'on {where or devices()}'
         + (f', images on the {place}' if place else '')
         + f'; from step {step} of {self._total}'
     )
@@ -136,7 +231,7 @@ class Screen:
     parts = [f'epoch {step // self._length}/{self._epochs}, step {step}']
     if self._rows:
       parts.append(f'train {self._train_means()}')
-    parts.append(f'val {describe(val)}{" (best)" if is_best else ""}')
+    parts.append(f'val {self._kind}: {describe(val)}{" (best)" * is_best}')
     if step > self._first:
       rate = (step - self._first) / (time.monotonic() - self._start)
       left = tqdm.format_interval((self._total - step) / rate)
@@ -162,7 +257,7 @@ def progress(total: int, unit: str, what: str, *, start: int = 0) -> tqdm:
       total=total,
       initial=start,
       unit=unit,
-      disable=None,  # unless on a terminal
+      disable=console.is_quiet() or None,  # unless on a terminal
       dynamic_ncols=True,
       smoothing=0,  # the mean rate, validation and all, tells the time left
       leave=False,
@@ -171,24 +266,9 @@ def progress(total: int, unit: str, what: str, *, start: int = 0) -> tqdm:
 
 def devices() -> str:
   """'8 x NVIDIA H200' and the like."""
-  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-
-
-def mean_interval(values) -> tuple[float, float]:
-  """The mean of independent values, and half the width of its 95 % interval.
-
-  Student's t interval, which is exact for normal values and the usual one for
-  accuracies of tasks. It is infinite for a single value.
-
-  Args:
-    values: [n], n >= 1.
-  """
-  values = np.asarray(values, np.float64)
-  n = len(values)
-  if n == 1:
-    return float(values[0]), math.inf
-  error = values.std(ddof=1) / math.sqrt(n)
-  return float(values.mean()), float(stdtrit(n - 1, 0.975) * error)
+  processes = jax.process_count()
+  more = f' in {processes} processes' if processes > 1 else ''
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}{more}'
 
 
 def score(values: Mapping) -> str:
@@ -211,6 +291,25 @@ def summary(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
   mean, interval = mean_interval(metrics[name])
   values = {'loss': float(metrics['loss'].mean()), name: mean}
   return values | {'interval': interval}
+
+
+def is_transductive(norm: str | tuple) -> bool:
+  """Whether, under a norm mode, an answer may depend on other query images."""
+  modes = [norm] if isinstance(norm, str) else [mode for _, mode in norm]
+  return 'batch' in modes
+
+
+def kind(norm: str | tuple, queries: int) -> str:
+  """'transductive, 15 queries per class', which decides what a number means."""
+  word = 'transductive' if is_transductive(norm) else 'inductive'
+  return f'{word}, {queries} {"query" if queries == 1 else "queries"} per class'
+
+
+def kind_of_validation(config) -> str:
+  """`kind` of a run's validation, in brackets."""
+  if config.task.ways == 1:
+    return f'({config.val.queries} queries)'
+  return f'({kind(config.model.norm, config.val.queries)})'
 
 
 def describe(values: Mapping[str, float]) -> str:

@@ -3,11 +3,12 @@
 import contextlib
 import os
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maml_jax.errors import UserError
@@ -22,6 +23,16 @@ def make_mesh(devices=None):
   return jax.make_mesh(
       (len(devices),), (AXIS,), (AxisType.Auto,), devices=devices
   )
+
+
+def first_devices(number: int) -> list:
+  """So many devices, as many of each process; `number` is a multiple."""
+  share = number // jax.process_count()
+  return [
+      device
+      for process in range(jax.process_count())
+      for device in jax.local_devices(process_index=process)[:share]
+  ]
 
 
 def use_cores(num_tasks, chunk=1):
@@ -105,6 +116,8 @@ def mean_over_tasks(fn, mesh=None, chunk=None):
     # params over devices, the inner gradients of unlike tasks among them.
     vary = partial(lax.pcast, axis_name=AXIS, to='varying')
     averaged, kept = local(vary(shared), tasks, vary)
+    if gathers(mesh):
+      return jax.tree.map(lambda x: x[None], averaged), kept
     return lax.pmean(averaged, AXIS), kept
 
   def run(shared, tasks):
@@ -112,23 +125,100 @@ def mean_over_tasks(fn, mesh=None, chunk=None):
     check_num_tasks(num_tasks, mesh.size if mesh else 1, chunk)
     if mesh is None:
       return local(shared, tasks)
-    return jax.shard_map(
+    averaged, kept = jax.shard_map(
         on_device,
         mesh=mesh,
         in_specs=(P(), P(AXIS)),
-        out_specs=(P(), P(AXIS)),
+        out_specs=(P(AXIS) if gathers(mesh) else P(), P(AXIS)),
     )(shared, tasks)
+    if gathers(mesh):
+      of_all = replicated(averaged, mesh)
+      averaged = jax.tree.map(lambda x: x.mean(0), of_all)
+    return averaged, kept
 
   return run
 
 
-def check_num_tasks(num_tasks, num_devices, chunk=None):
+def gathers(mesh) -> bool:
+  """Whether every device gets the sums of all devices and adds them itself.
+
+  On CPUs: there an all-reduce between processes adds in another order than one
+  between the devices of a process, and the results should be the same bits.
+  """
+  return mesh.devices.flat[0].platform == 'cpu'
+
+
+def replicated(tree, mesh):
+  """Under jit: whole on every device."""
+  return lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
+
+
+class Layout(NamedTuple):
+  """How a meta-batch lies on the devices.
+
+  Attributes:
+    devices: how many are used, the same number in every process.
+    parts: into how many parts each task's query set is split, each with a
+      device of its own; 1 unless there are so many devices.
+  """
+
+  devices: int
+  parts: int
+
+
+def best_layout(
+    num_tasks: int,
+    num_devices: int,
+    chunk: int | None = None,
+    *,
+    processes: int = 1,
+    queries: int = 0,
+) -> Layout:
+  """The layout that uses most of the devices there are.
+
+  Args:
+    num_tasks: T, tasks per meta-batch.
+    num_devices: of all processes.
+    chunk: tasks vectorised at a time on one device; None: all.
+    processes: each needs a device that is used.
+    queries: query images of a task that may be split; 0 if they may not.
+
+  Raises:
+    UserError: there is none; names numbers that would do.
+  """
+  size = chunk or 1
+  fitting = [
+      Layout(n, 1)
+      for n in range(processes, num_devices + 1, processes)
+      if num_tasks % (n * size) == 0
+  ]
+  if size == 1:
+    fitting += [
+        Layout(num_tasks * parts, parts)
+        for parts in range(2, num_devices // num_tasks + 1)
+        if queries % parts == 0 and num_tasks * parts % processes == 0
+        if queries
+    ]
+  if not fitting:
+    what = 'processes' if processes > 1 else 'device(s)'
+    check_num_tasks(num_tasks, processes, chunk, what)
+  return max(fitting)
+
+
+def near(num_tasks: int, unit: int) -> list[int]:
+  """The multiples of `unit` next to `num_tasks`, above 0."""
+  below = num_tasks // unit * unit
+  return [below, below + unit] if below else [unit]
+
+
+def check_num_tasks(num_tasks, num_devices, chunk=None, what='device(s)'):
   """Refuses a meta-batch that does not divide evenly.
 
   Args:
     num_tasks: T, tasks per meta-batch.
     num_devices: devices they are spread over.
     chunk: tasks vectorised at a time on one device; None: all.
+    what: they are, for the message.
 
   Raises:
     UserError: T is no multiple of devices times chunk; names numbers that are.
@@ -136,18 +226,16 @@ def check_num_tasks(num_tasks, num_devices, chunk=None):
   unit = num_devices * (chunk or 1)
   if num_tasks % unit == 0:
     return
-  below = num_tasks // unit * unit
-  near = f'{below} or {below + unit}' if below else f'{unit}'
   fitting = [
       str(n)
       for n in range(1, num_devices + 1)
       if num_tasks % (n * (chunk or 1)) == 0
   ]
-  advice = f'take {near} tasks'
+  advice = f'take {" or ".join(map(str, near(num_tasks, unit)))} tasks'
   if fitting:
-    advice += f', or {" or ".join(fitting)} device(s)'
+    advice += f', or {" or ".join(fitting)} {what}'
   raise UserError(
-      f'{num_tasks} tasks do not divide over {num_devices} device(s)'
+      f'{num_tasks} tasks do not divide over {num_devices} {what}'
       + (f' in chunks of {chunk}' if chunk else '')
       + f': {advice}'
   )

@@ -33,14 +33,15 @@ class Stream(NamedTuple):
   Attributes:
     shared: what every device holds of the data; () for nothing.
     sample: `sample(key, shared, *given) -> Episode`, under jit.
-    given: `given(step) -> arrays [T, ...]`: what the tasks of a meta-iteration
-      are given by the host; None if `sample` takes nothing more.
+    given: `given(step, rows) -> arrays [n, ...]`: what these tasks of a
+      meta-iteration, by default all, are given by the host; None if `sample`
+      takes nothing more.
     place: 'device', 'host' or, without images, ''.
   """
 
   shared: PyTree
   sample: Callable
-  given: Callable[[int], tuple] | None
+  given: Callable[..., tuple] | None
   place: str
 
 
@@ -156,10 +157,11 @@ def placement(config, machine: Machine, dataset: Dataset) -> str:
 class Ahead:
   """Makes what meta-iterations are given, in a thread, ahead of time.
 
-  A context manager.
+  A context manager. Of several processes each makes what its devices take.
 
   Args:
-    given: of a `Stream`.
+    given: `given(step) -> arrays [n, ...]` of the tasks of this process; None
+      for nothing.
     machine: the devices that the tasks are spread over.
     length: most meta-iterations that are taken at once.
   """
@@ -213,8 +215,8 @@ def _gatherer(config, phase: Phase, dataset: Dataset, key) -> Callable:
     draw = partial(draw_task, dataset=without_images, **phase.shape)
     return jax.vmap(draw)(keys)
 
-  def given(step):
+  def given(step, rows=slice(None)):
     with jax.default_device(cpu):
-      return (dataset.image[np.asarray(positions_of(step))],)
+      return (dataset.image[np.asarray(positions_of(step))[rows]],)
 
   return given

@@ -1,6 +1,7 @@
 """Meta-training: the outer loop, from a config to a trained run on disk."""
 
 import contextlib
+import math
 import os
 import pathlib
 import sys
@@ -15,16 +16,26 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
-from maml_jax import checkpoint, experiment
-from maml_jax.checkpoint import Checkpoint, NotFinite, Saver
+from maml_jax import checkpoint, console, experiment, hosts
+from maml_jax.checkpoint import Checkpoint, Saver
 from maml_jax.data.episodes import task_keys
-from maml_jax.evaluate import phase_evaluator
+from maml_jax.errors import NotFinite
+from maml_jax.evaluate import fit, phase_evaluator
 from maml_jax.learner import Learner, meta_gradient
-from maml_jax.metrics import Log, Screen, summary
-from maml_jax.parallel import check_num_tasks
+from maml_jax.metrics import (
+    FILE,
+    Log,
+    Screen,
+    describe,
+    devices,
+    is_transductive,
+    kind_of_validation,
+    summary,
+)
+from maml_jax.parallel import near, replicated
 from maml_jax.tasks import Ahead, training_tasks
-from maml_jax.types import MetaState, PyTree
-from maml_jax.workdir import Stop, claim
+from maml_jax.types import Episode, MetaState, PyTree
+from maml_jax.workdir import MAY_DIFFER, Stop, check_same, claim
 
 # Calls are kept about this long, so that the bar moves and a stop is prompt.
 SECONDS_PER_CALL = 2.0
@@ -40,6 +51,7 @@ def make_train_step(
     max_steps: int,
     mesh=None,
     chunk: int | None = None,
+    parts: int = 1,
 ):
   """Makes the jitted function that runs meta-iterations.
 
@@ -53,12 +65,15 @@ def make_train_step(
     max_steps: most meta-iterations per call.
     mesh: see `meta_gradient`.
     chunk: see `meta_gradient`.
+    parts: into how many parts each task's query set is split; each adapts by
+      itself and takes a place of a task on the devices. The results are the
+      same, if query images are normalised each by itself.
 
   Returns:
-    `step(state, shared, num_steps, given=()) -> (state, metrics)`: runs
-    `num_steps` <= `max_steps` meta-iterations, with `given` [max_steps, T, ...]
-    for `sample`. `state` is donated. `metrics` are [max_steps], the first
-    `num_steps` of which are meant; beside the mean over tasks of what the
+    `step(state, shared, num_steps, given=()) -> (state, metrics)`, which runs
+    `num_steps` <= `max_steps` meta-iterations, with `given` [max_steps, T *
+    parts, ...] for `sample`. `state` is donated. `metrics` are [max_steps], the
+    first `num_steps` of which are meant; beside the mean over tasks of what the
     learner reports there are 'grad_norm', and 'finite': whether loss and
     gradient are. The number of steps per call does not change their results.
   """
@@ -66,20 +81,28 @@ def make_train_step(
   @jax.jit  # traced once, for `like` and for the loop
   def one_step(state, shared, given):
     def loss_of_drawn(params, shared, task):
-      (stats, shared), (key, given) = shared, task
-      return learner.loss(params, stats, sample(key, shared, *given))
+      (stats, shared), (key, part, given) = shared, task
+      support, query = sample(key, shared, *given)
+      query = jax.tree.map(lambda x: _part(x, part, parts), query)
+      return learner.loss(params, stats, Episode(support, query))
 
     params = learner.reset(state.params)
     grads, stats, metrics = meta_gradient(
         learner._replace(loss=loss_of_drawn),
         params,
         (state.stats, shared),
-        (task_keys(key, state.step, num_tasks), given),
+        (
+            jnp.repeat(task_keys(key, state.step, num_tasks), parts),
+            jnp.tile(jnp.arange(parts), num_tasks),
+            given,
+        ),
         mesh=mesh,
         chunk=chunk,
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
+    if mesh:
+      metrics = replicated(metrics, mesh)
     metrics = jax.tree.map(jnp.mean, metrics)
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((grads, metrics))]
     metrics |= {
@@ -103,6 +126,12 @@ def make_train_step(
     return lax.fori_loop(0, num_steps, body, (state, kept))
 
   return step
+
+
+def _part(x, part, parts: int):
+  """One part of the rows of x [N, ...], of which there are `parts`."""
+  size = len(x) // parts
+  return x if parts == 1 else lax.dynamic_slice_in_dim(x, part * size, size)
 
 
 def init_state(learner: Learner, tx, key) -> MetaState:
@@ -131,7 +160,7 @@ def train(config, workdir: str | os.PathLike) -> int:
     workdir: the directory of the run; made if missing.
 
   Returns:
-    The exit status: 0 when done; 1 if a loss, a gradient or the state is not
+    The exit status, 0 when done; 1 if a loss, a gradient or the state is not
     finite; 130 after Ctrl-C or 143 after SIGTERM, when the same call goes on.
 
   Raises:
@@ -154,7 +183,20 @@ def train(config, workdir: str | os.PathLike) -> int:
       return 1
   if stop:
     print(f'saved at step {step}; the same command goes on from there')
+  else:
+    _say_result(config, workdir, step)
   return stop.status
+
+
+def _say_result(config, workdir: pathlib.Path, step: int) -> None:
+  best = checkpoint.find(workdir, 'best')
+  if best:
+    console.result(
+        f'trained to step {step}; best on validation '
+        f'{kind_of_validation(config)}: {describe(best.metrics)}, at step '
+        f'{best.step}'
+    )
+  print(f'in {workdir}: checkpoints, {FILE}, tensorboard, config.json')
 
 
 class Session(NamedTuple):
@@ -177,6 +219,7 @@ class Pace:
 
   def __init__(self):
     self._start = time.monotonic()
+    self._longest = hosts.Largest(math.inf)
     self.length = 1
 
   def start(self) -> None:
@@ -187,14 +230,16 @@ class Pace:
     """Ends a lap of `n` meta-iterations; returns the seconds that it took."""
     now = time.monotonic()
     seconds, self._start = now - self._start, now
-    self.length = max(1, int(SECONDS_PER_CALL * n / max(seconds, 1e-6)))
+    longest = self._longest(max(seconds, 1e-6) / n)
+    self.length = max(1, int(SECONDS_PER_CALL / longest))
     return seconds
 
 
 def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   """Builds everything, and takes the state from the workdir if it has one."""
-  machine = experiment.machine(config)
-  check_num_tasks(config.train.num_tasks, machine.mesh.size, machine.chunk)
+  machine = experiment.training_machine(
+      config, splits=not is_transductive(config.model.norm)
+  )
   phase, val = experiment.train_phase(config), experiment.val_phase(config)
   tasks = training_tasks(config, machine)
   validate = phase_evaluator(config, val, config.val.num_tasks, machine)
@@ -210,13 +255,19 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
       max_steps=config.train.steps_per_call,
       mesh=machine.mesh,
       chunk=machine.chunk,
+      parts=machine.parts,
   )
   step = int(state.step)
-  ahead = Ahead(tasks.given, machine, config.train.steps_per_call)
+  given = tasks.given
+  if given:
+    rows = machine.rows(config.train.num_tasks * machine.parts)
+    given = partial(given, rows=rows // machine.parts)
+  ahead = Ahead(given, machine, config.train.steps_per_call)
   stack.enter_context(ahead)
   saver = stack.enter_context(Saver(workdir, config, saved and step))
   log = stack.enter_context(Log(workdir, step))
-  screen = stack.enter_context(Screen(config, step, tasks.place))
+  screen = Screen(config, step, tasks.place, _where(config, machine))
+  screen = stack.enter_context(screen)
   session = Session(
       config.train,
       tasks.shared,
@@ -232,14 +283,35 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   return session, machine.put(state)
 
 
+def _where(config, machine) -> str:
+  """The devices that are used, and how all of them would be."""
+  mesh, everything = machine.mesh, devices()
+  used = everything
+  if mesh.size < jax.device_count():
+    used = f'{mesh.size} of {everything}'
+  if machine.parts > 1:
+    return f'{used}, {machine.parts} for each task'
+  if used == everything:
+    return everything
+  unit = jax.device_count() * (config.train.chunk or 1)
+  numbers = ' or '.join(map(str, near(config.train.num_tasks, unit)))
+  return f'{used} (--train.num_tasks={numbers} would use all)'
+
+
 def _first_state(config, learner, tx, workdir):
   """The latest checkpoint, or None, and the state to begin with."""
   initial = experiment.stream(config.seed, experiment.INITIAL)
   begin = partial(init_state, learner, tx, initial)
-  saved = checkpoint.find(workdir, 'latest')
+  saved = checkpoint.find_for_all(workdir, 'latest')
   if saved:
+    check_same(saved.config, config, saved.path, MAY_DIFFER)
     return saved, resume_state(jax.eval_shape(begin), saved)
-  return None, jax.jit(begin)()
+  if not config.train.start:
+    return None, jax.jit(begin)()
+  start = checkpoint.load(config.train.start)
+  params, stats = fit(learner, start.params, start.stats)
+  begin = partial(init_state, learner._replace(init=lambda _: (params, stats)))
+  return None, jax.jit(partial(begin, tx, initial))()
 
 
 def _loop(s: Session, state: MetaState) -> int:

@@ -21,15 +21,23 @@ EPISODE, SUPPORT = 'episode', 'support'
 class Batch(NamedTuple):
   """Labelled images: one support set or one query set.
 
-  Any other pytree of inputs may stand in the place of `image`.
+  Attributes:
+    image: [..., N, H, W, C] float32; any other pytree of inputs may stand in
+      this place.
+    label: [..., N] int32, 0..W-1; or whatever the loss takes.
   """
 
-  image: PyTree  # [..., N, H, W, C] float32
-  label: PyTree  # [..., N] int32, 0..W-1
+  image: PyTree
+  label: PyTree
 
 
 class Episode(NamedTuple):
-  """One few-shot task: adapt on `support`, be judged on `query`."""
+  """One few-shot task.
+
+  Attributes:
+    support: what is adapted to.
+    query: what the adapted model is judged on.
+  """
 
   support: Batch
   query: Batch
@@ -38,23 +46,32 @@ class Episode(NamedTuple):
 class Dataset(NamedTuple):
   """One split of an image data set, addressed by class.
 
-  Row c of `index` lists the positions in `image` of the images of class c;
-  entries at and beyond `size[c]` are padding.
+  Attributes:
+    image: [M, H, W, C] uint8, 0..255.
+    index: [classes, max] int32; row c lists the positions in `image` of the
+      images of class c. Entries at and beyond `size[c]` are padding.
+    size: [classes] int32.
   """
 
-  image: Array  # [M, H, W, C] uint8, 0..255
-  index: Array  # [classes, max] int32
-  size: Array  # [classes] int32
+  image: Array
+  index: Array
+  size: Array
 
 
 class MetaState(NamedTuple):
   """Everything meta-training carries from one step to the next.
 
   There is no random key in it: step i draws from fold_in(key(seed), i).
+
+  Attributes:
+    step: [] int32, meta-iterations done.
+    params: the meta-parameters, such as {'encoder': ..., 'classifier': ...}.
+    stats: the statistics that every task starts from.
+    opt_state: of the outer optimiser.
   """
 
-  step: Array  # [] int32, meta-iterations done
-  params: PyTree  # {'encoder': ..., 'classifier': ...}
+  step: Array
+  params: PyTree
   stats: PyTree
   opt_state: PyTree
 
@@ -62,9 +79,10 @@ class MetaState(NamedTuple):
 class Model(NamedTuple):
   """A network as two pure functions.
 
-  `init(key) -> (params, stats)`;
-  `apply(params, stats, image, *, train) -> (logits, stats)` with `train` true
-  for the support pass and false for the query pass.
+  Attributes:
+    init: `init(key) -> (params, stats)`.
+    apply: `apply(params, stats, image, *, train) -> (logits, stats)`, with
+      `train` true for the support pass and false for the query pass.
   """
 
   init: Callable[..., tuple[PyTree, PyTree]]

@@ -9,9 +9,12 @@ import sys
 import threading
 from collections.abc import Collection
 
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
+from maml_jax import hosts
+from maml_jax.disk import sync, writing
 from maml_jax.errors import UserError
 
 # What may change when a run goes on: it does not change the run's course.
@@ -29,9 +32,10 @@ MAY_DIFFER = (
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: ConfigDict):
-  """Holds a workdir for one process and one config.
+  """Holds a workdir for one run and one config.
 
-  The kernel gives the lock back however the process ends.
+  The kernel gives the lock back however the process ends. Of several processes
+  of a run the first holds it for all.
 
   Args:
     workdir: made if missing.
@@ -41,23 +45,27 @@ def claim(workdir: pathlib.Path, config: ConfigDict):
     UserError: another process trains there, another config did and has left a
       checkpoint, or it cannot be written to.
   """
+  with contextlib.ExitStack() as stack:
+    hosts.first(lambda: _claim(workdir, config, stack))
+    yield
+
+
+def _claim(workdir, config, stack) -> None:
+  """`claim` until `stack` is closed."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = open(workdir / 'lock', 'a')
+    lock = stack.enter_context(open(workdir / 'lock', 'a'))
   except OSError as error:
     raise UserError(f'cannot write to {workdir}: {error.strerror}') from error
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f'another process is training in {workdir}') from None
-    file = workdir / 'config.json'
-    begun = any((workdir / 'checkpoints').glob('*/*'))
-    if begun and file.exists():
-      old = config_lib.from_json(file.read_text())
-      check_same(old, config, workdir, MAY_DIFFER)
-    write_text(file, config_lib.to_json(config))
-    yield
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise UserError(f'another process is training in {workdir}') from None
+  begun = any((workdir / 'checkpoints').glob('*/*'))
+  old = config_lib.read_saved(workdir) if begun else None
+  if old:  # else every checkpoint tells its own config
+    check_same(old, config, workdir, MAY_DIFFER)
+  write_text(workdir / 'config.json', config_lib.to_json(config))
 
 
 def check_same(
@@ -80,10 +88,18 @@ def check_same(
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file such that a reader finds the old or the new one, whole."""
+  """Writes a file such that a reader finds the old or the new one, whole.
+
+  That holds for a loss of power as well.
+
+  Raises:
+    UserError: it cannot be written.
+  """
   new = path.with_name(path.name + '.new')
-  new.write_text(text)
-  os.replace(new, path)
+  with writing(path):
+    new.write_text(text)
+    sync(new)
+    os.replace(new, path)
 
 
 class Stop:
@@ -92,49 +108,67 @@ class Stop:
   A second Ctrl-C ends the process at once. A thread sees to that: the main one
   may be waiting for the device, where Python handles no signals. Outside the
   main thread nothing is changed.
-  """
 
-  SIGNALS = (signal.SIGINT, signal.SIGTERM)
+  Of several processes all must ask in the same places. SIGTERM is left to
+  JAX's preemption service, which tells all to stop where they ask for the same
+  time; Ctrl-C is passed on to it.
+  """
 
   def __init__(self):
     self.signal = None
+    self._asked = 0
 
   def __bool__(self) -> bool:
+    if self.signal is None and hosts.several():
+      self._asked += 1
+      if multihost_utils.reached_preemption_sync_point(self._asked):
+        self.signal = signal.SIGTERM
     return self.signal is not None
 
   @property
   def status(self) -> int:
     """The exit status that shells give to a signal; 0 if none has come."""
-    return 128 + self.signal if self else 0
+    return 0 if self.signal is None else 128 + self.signal
 
   def __enter__(self):
     self._active = threading.current_thread() is threading.main_thread()
+    self._several = hosts.several()
+    caught = [signal.SIGINT] + ([] if self._several else [signal.SIGTERM])
     if self._active:
       reader, self._writer = os.pipe()
       os.set_blocking(self._writer, False)
       self._old_fd = signal.set_wakeup_fd(self._writer)
-      self._old = [signal.signal(s, lambda *_: None) for s in self.SIGNALS]
+      self._old = {s: signal.signal(s, lambda *_: None) for s in caught}
       threading.Thread(target=self._watch, args=[reader], daemon=True).start()
     return self
 
   def __exit__(self, *_):
     if self._active:
-      for number, handler in zip(self.SIGNALS, self._old, strict=True):
+      for number, handler in self._old.items():
         signal.signal(number, handler)
+      if self._several:  # the preemption service has nobody to tell any more
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
       signal.set_wakeup_fd(self._old_fd)
       os.close(self._writer)
 
   def _watch(self, reader: int) -> None:
     with open(reader, 'rb', buffering=0) as pipe:
+      first = True
       while received := pipe.read(1):
         number = signal.Signals(received[0])
-        if self and number == signal.SIGINT:
-          os._exit(self.status)
-        if number in self.SIGNALS and not self:
-          self.signal = number
+        if number not in self._old:
+          continue
+        if not first and number == signal.SIGINT:
+          os._exit(128 + number)
+        if first:
           print(
               f'\n{number.name}: finishing the running call, then saving; '
               'Ctrl-C once more leaves at once',
               file=sys.stderr,
               flush=True,
           )
+          if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+          else:
+            self.signal = number
+        first = False

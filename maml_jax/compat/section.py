@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from maml_jax.errors import UserError, check_choice, suggest
+from maml_jax.errors import UserError, check_choice, shown, suggest
 
 REQUIRED = object()
 
@@ -19,17 +19,28 @@ def read(path: str | pathlib.Path) -> dict:
     UserError: there is no such file, it is broken, or it asks for more.
   """
   try:
-    content = yaml.safe_load(pathlib.Path(path).read_text('utf-8'))
+    text = pathlib.Path(path).read_text('utf-8')
+    content = yaml.load(text, Loader=_Loader)
   except OSError as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
-  except (yaml.YAMLError, ValueError, RecursionError) as error:
+  except Exception as error:  # broken files can raise nearly anything
     mark = getattr(error, 'problem_mark', None)
     place = f'{path}, line {mark.line + 1}' if mark else path
     reason = str(getattr(error, 'problem', None) or error).partition('\n')[0]
-    raise UserError(f'{place}: no plain YAML: {reason}') from error
+    raise UserError(f'{place}: no plain YAML: {shown(reason)}') from error
   if not isinstance(content, dict):
     raise UserError(f'{path}: {reprlib.repr(content)} is not a mapping')
   return content
+
+
+class _Loader(yaml.SafeLoader):
+  """Takes no aliases, of which a few lines can make gigabytes."""
+
+  def compose_node(self, parent, index):
+    if self.check_event(yaml.AliasEvent):
+      mark = self.peek_event().start_mark
+      raise yaml.composer.ComposerError(None, None, 'it has aliases', mark)
+    return super().compose_node(parent, index)
 
 
 class Section:

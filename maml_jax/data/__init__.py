@@ -8,6 +8,7 @@
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
 from maml_jax.data import (
@@ -24,7 +25,8 @@ from maml_jax.data import (
   tiered_imagenet,
 )
 from maml_jax.data.source import SPLITS, Spec, Splits, verify
-from maml_jax.errors import UserError, check_choice
+from maml_jax.disk import why
+from maml_jax.errors import UserError, check_choice, shown
 from maml_jax.types import Dataset
 
 __all__ = [
@@ -103,7 +105,7 @@ def load_dataset(
       images of a personal data set, which is then prepared if it is not.
 
   Returns:
-    A `Dataset` of NumPy arrays: `image` uint8 [M, H, W, C], memory-mapped,
+    A `Dataset` of NumPy arrays, `image` uint8 [M, H, W, C], memory-mapped,
     `index` int32 [classes, max], `size` int32 [classes].
 
   Raises:
@@ -115,6 +117,8 @@ def load_dataset(
   folder = root(name, data_dir)
   dataset = store.read_arrays(folder, facts, split)
   if dataset is None:
+    if (damaged := store.arrays(folder, split)).exists():
+      warnings.warn(f'{damaged} is damaged: it is made anew', stacklevel=2)
     _restore(facts, split, folder, data_dir)
     dataset = store.read_arrays(folder, facts, split)
   return dataset
@@ -160,7 +164,10 @@ def prepare(
   try:
     store.write(folder, facts, splits)
   except OSError as error:
-    raise UserError(f'{name}: cannot write {folder}: {error}') from error
+    raise UserError(f'{name}: cannot write {folder}: {why(error)}') from error
+  except RuntimeError as error:  # of array_record
+    reason = shown(str(error).partition(';')[0])
+    raise UserError(f'{name}: cannot write {folder}: {reason}') from error
   return folder
 
 

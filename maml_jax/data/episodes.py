@@ -91,7 +91,7 @@ def sample_episode(key, dataset, *, ways, shots, queries, transform):
       normalised and augmented.
 
   Returns:
-    An `Episode`: support of W*S, query of W*Q images, disjoint.
+    An `Episode` with a support of W*S and a query of W*Q images, disjoint.
   """
   positions = draw_task(
       key, dataset, ways=ways, shots=shots, queries=queries

@@ -88,5 +88,5 @@ SPEC = source.Spec(
   mean=source.IMAGENET_MEAN,
   std=source.IMAGENET_STD,
   personal=True,
-  version='1.1.0',  # images are turned as their EXIF data say
+  version='1.2.0',  # transparent is white; 16 bits are not cut at 8
 )

@@ -183,4 +183,5 @@ SPEC = source.Spec(
   source=_source,
   images_per_class=IMAGES_PER_CLASS,
   automatic=True,
+  light_on_dark=True,
 )

@@ -68,5 +68,6 @@ SPEC = source.Spec(
   source=_source,
   images_per_class=20,
   invert=True,
+  light_on_dark=True,
   rotations=4,
 )

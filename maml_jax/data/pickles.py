@@ -1,26 +1,31 @@
 """Reading pickles that hold NumPy arrays, and nothing that could run code."""
 
+import math
+import os
 import pickle
 import pickletools
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from maml_jax.errors import UserError
+from maml_jax.errors import UserError, shown
 
 
 def load(path: Path) -> Any:
   """Loads a pickle of plain containers, numbers, strings and NumPy arrays.
 
-  Nothing else that the file names is imported or called. Pickles of Python 2
-  are read too.
+  Nothing else that the file names is imported or called, and no array is made
+  but of bytes that are there. Pickles of Python 2 are read too.
 
   Raises:
     UserError: the file is no pickle, or asks for anything else.
   """
   try:
     with open(path, 'rb') as file:
+      _check_opcodes(file)
+      file.seek(0)
       return _Unpickler(file, encoding='latin1').load()
   except UserError as error:
     raise UserError(f'refused: {path} {error}') from error
@@ -97,6 +102,16 @@ def find_blobs(path: Path, prefix: bytes) -> list[Blob]:
   return blobs
 
 
+def _check_opcodes(file) -> None:
+  """Refuses what arrays need not, and a memo beyond the size of the file."""
+  size = os.fstat(file.fileno()).st_size
+  for opcode, content, _ in pickletools.genops(file):
+    if opcode.name in _FORBIDDEN:
+      raise UserError(f'asks for {opcode.name}; only arrays are accepted')
+    if opcode.name in _MEMO and int(content) > size:
+      raise UserError(f'counts {content} parts in {size} bytes')
+
+
 class _Unpickler(pickle.Unpickler):
   """Finds no globals but those that rebuild arrays."""
 
@@ -104,22 +119,122 @@ class _Unpickler(pickle.Unpickler):
     name = f'{module}.{name}'
     known = name.replace('numpy._core.', 'numpy.core.')  # moved in NumPy 2
     if known not in _GLOBALS:
-      raise UserError(f'asks for {name}; only NumPy arrays are accepted')
+      raise UserError(
+        f'asks for {shown(name)}; only NumPy arrays are accepted'
+      )
     return _GLOBALS[known]
+
+
+class _Array(np.ndarray):
+  """An array that takes no state but plain numbers, or a list of objects.
+
+  NumPy trusts a state, and may read memory that is none if it lies.
+  """
+
+  def __setstate__(self, state):
+    *_, shape, dtype, by_column, content = state
+    dtype = _dtype_of(dtype)
+    if not all(type(n) is int and 0 <= n < 2**40 for n in shape):
+      raise UserError(f'holds an array of shape {shown(shape)}')
+    number = math.prod(shape)
+    kind = list if dtype.hasobject else bytes
+    size = number if dtype.hasobject else number * dtype.itemsize
+    if isinstance(content, str):  # bytes of Python 2
+      content = content.encode('latin1')
+    if not isinstance(content, kind) or len(content) != size:
+      raise UserError(f'holds an array {shown(shape)} of other contents')
+    super().__setstate__((1, shape, dtype, bool(by_column), content))
+
+
+class _DType:
+  """What is asked for as a dtype, until all of it is known."""
+
+  __slots__ = ('_code', '_order')
+
+  def __init__(self, code, *_):
+    self._code, self._order = str(code), '='
+    if not re.fullmatch(r'[biufSUO]\d{0,6}', self._code):
+      raise UserError(f'asks for numbers {shown(code)}; only plain ones are')
+
+  def __setstate__(self, state):
+    self._order = state[1]
+    if self._order not in ('<', '>', '|', '='):
+      raise UserError('asks for numbers in no order')
+
+  def numpy(self) -> np.dtype:
+    """The dtype."""
+    return np.dtype(self._code).newbyteorder(self._order)
+
+
+class _Maker:
+  """A function that a pickle can call, and do nothing else with."""
+
+  __slots__ = ('_function',)
+
+  def __init__(self, function):
+    self._function = function
+
+  def __call__(self, *args):
+    return self._function(*args)
+
+  def __setstate__(self, _):
+    raise UserError('changes a function')
+
+
+def _dtype_of(dtype: Any) -> np.dtype:
+  if not isinstance(dtype, _DType):
+    raise UserError('holds an array of no known numbers')
+  return dtype.numpy()
+
+
+def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray:
+  """An array that waits for its state."""
+  if kind is not _NDARRAY or shape != (0,):
+    raise UserError(f'asks for an empty array {shown(shape)}')
+  return _Array((0,), np.uint8)
+
+
+def _from_buffer(buffer, dtype, shape, order='C') -> np.ndarray:
+  if not isinstance(buffer, bytes | bytearray) or order not in ('C', 'F'):
+    raise UserError('holds an array of other contents')
+  dtype = _dtype_of(dtype)
+  return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype, content) -> np.generic:
+  if isinstance(content, str):  # bytes of Python 2
+    content = content.encode('latin1')
+  dtype = _dtype_of(dtype)
+  if not isinstance(content, bytes) or len(content) != dtype.itemsize:
+    raise UserError('holds a number of other contents')
+  return np.frombuffer(content, dtype)[0]
+
+
+def _refuse(*_):
+  raise UserError('makes an array of nothing')
 
 
 def _encode(text: str, encoding: str) -> bytes:
   """How Python 3 writes bytes in the protocols of Python 2."""
   if encoding != 'latin1':
-    raise UserError(f'asks for {encoding!r}; only latin1 bytes are accepted')
+    raise UserError(
+      f'asks for {shown(encoding)}; only latin1 bytes are accepted'
+    )
   return text.encode('latin1')
 
 
+_NDARRAY = _Maker(_refuse)
 _GLOBALS = {
-  'numpy.dtype': np.dtype,
-  'numpy.ndarray': np.ndarray,
-  'numpy.core.multiarray._reconstruct': np.zeros(0).__reduce__()[0],
-  'numpy.core.multiarray.scalar': np.uint8(0).__reduce__()[0],
-  'numpy.core.numeric._frombuffer': np.zeros(0).__reduce_ex__(5)[0],
-  '_codecs.encode': _encode,
+  'numpy.dtype': _Maker(_DType),
+  'numpy.ndarray': _NDARRAY,
+  'numpy.core.multiarray._reconstruct': _Maker(_empty),
+  'numpy.core.multiarray.scalar': _Maker(_scalar),
+  'numpy.core.numeric._frombuffer': _Maker(_from_buffer),
+  '_codecs.encode': _Maker(_encode),
 }
+# Other ways to call and to import, and to share memory.
+_FORBIDDEN = frozenset(
+  'INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID BINPERSID NEXT_BUFFER'
+  ' READONLY_BUFFER DUP'.split()
+)
+_MEMO = frozenset('PUT BINPUT LONG_BINPUT'.split())

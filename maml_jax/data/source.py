@@ -19,12 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maml_jax.errors import UserError
+from maml_jax.errors import UserError, shown
 
 SPLITS = ('train', 'val', 'test')
 IMAGE_SUFFIXES = frozenset(
   '.bmp .gif .jpeg .jpg .png .tif .tiff .webp'.split()
 )
+
+MOST_BYTES = 2**28  # of one encoded image; what is larger is none
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,6 +62,8 @@ class Spec:
     personal: every directory that it is prepared from gives another data set,
       kept apart from the others and made on first use.
     invert: images are drawn dark on light; they are kept light on dark.
+    light_on_dark: images are ink, light on black; those from elsewhere are made
+      so, see `images.to_array`.
     rotations: 4 to add each class turned by 90, 180 and 270 degrees as new
       classes, else 1.
     version: to be raised when the same files would give other arrays.
@@ -76,6 +80,7 @@ class Spec:
   automatic: bool = False
   personal: bool = False
   invert: bool = False
+  light_on_dark: bool = False
   rotations: int = 1
   version: str = '1.0.0'
 
@@ -100,7 +105,8 @@ def scan(path: Path) -> Images:
       for entry, read in _entries(file):
         found.setdefault(entry, read)
     else:
-      found.setdefault(PurePosixPath(file.relative_to(path)), file.read_bytes)
+      name = PurePosixPath(file.relative_to(path))
+      found.setdefault(name, functools.partial(_read_file, file))
   return {
     name: found[name]
     for name in sorted(found)
@@ -109,10 +115,30 @@ def scan(path: Path) -> Images:
 
 
 def _walk(path: Path) -> Iterable[Path]:
+  """The files under a folder; links are followed, but not in circles."""
   if path.is_file():
     yield path
-  for folder, _, files in os.walk(path, followlinks=True):
+  seen = set()
+  for folder, folders, files in os.walk(path, followlinks=True):
     yield from (Path(folder, file) for file in files)
+    real = {name: os.path.realpath(Path(folder, name)) for name in folders}
+    folders[:] = [name for name in folders if real[name] not in seen]
+    seen.update(real.values())
+
+
+def _read_file(path: Path) -> bytes:
+  _check_size(path.stat().st_size)
+  return path.read_bytes()
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+  _check_size(entry.file_size)  # no more is unpacked
+  return archive.read(entry)
+
+
+def _check_size(size: int) -> None:
+  if size > MOST_BYTES:
+    raise UserError(f'it is of {size} bytes; at most {MOST_BYTES} are read')
 
 
 def _entries(
@@ -120,7 +146,7 @@ def _entries(
 ) -> Iterable[tuple[PurePosixPath, Callable[[], bytes]]]:
   try:
     file = zipfile.ZipFile(archive)
-  except (OSError, zipfile.BadZipFile) as error:
+  except Exception as error:  # Broken files can raise nearly anything.
     raise UserError(f'cannot read the archive {archive}: {error}') from error
   for entry in file.infolist():
     path = PurePosixPath(entry.filename.replace('\\', '/'))
@@ -131,7 +157,7 @@ def _entries(
         f' {entry.filename!r}'
       )
     if not entry.is_dir():
-      yield path, functools.partial(file.read, entry)
+      yield path, functools.partial(_read_entry, file, entry)
 
 
 def _hidden(path: PurePosixPath) -> bool:
@@ -162,10 +188,32 @@ def tfds_records(name: str, directory: Path, tfds_name: str) -> list[Record]:
   return []
 
 
+def tfds_builder(folder: Path):
+  """The builder of prepared TFDS files, which say what it is to be made of.
+
+  Raises:
+    UserError: they ask for features that are none of TFDS, which would import
+      any module by name.
+  """
+  import tensorflow_datasets as tfds
+
+  pending = [json.loads((folder / 'features.json').read_text('utf-8'))]
+  while pending:
+    node = pending.pop()
+    pending += node.values() if isinstance(node, dict) else ()
+    pending += node if isinstance(node, list) else ()
+    for key in ('pythonClassName', 'type'):
+      name = node.get(key, '') if isinstance(node, dict) else ''
+      if isinstance(name, str) and '.' in name:
+        if not name.startswith('tensorflow_datasets.core.features.'):
+          raise UserError(f'refused: {folder} asks for {shown(name)}')
+  return tfds.builder_from_directory(folder)
+
+
 def _read_tfds(name: str, folder: Path) -> list[Record]:
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(folder)
+  builder = tfds_builder(folder)
   kind = builder.info.file_format.value
   if kind != 'array_record':
     raise UserError(

@@ -1,18 +1,21 @@
 """Prepared data sets on disk: TFDS files, and arrays decoded from them.
 
     data_dir/NAME/VERSION/                   array_record files of TFDS
-    data_dir/NAME/VERSION/arrays/SPLIT/      image.npy, classes.json
+    data_dir/NAME/VERSION/arrays/SPLIT/      image.npy, classes.json, digests
 
 The TFDS files keep the images as they came; they are written once. The arrays
 are what a run memory-maps: it needs neither TFDS nor an image decoder. Both
 appear under their names only when complete; until then they are in a hidden
 directory beside. What a process that was killed has left of one is removed by
 the next that begins another there; the kernel tells which are in use.
+
+Arrays have digests, which are compared when a file has another time than it had
+when they last were: after a copy, a repair of the disk or a slip of the hand.
 """
 
 import contextlib
 import fcntl
-import io
+import hashlib
 import json
 import os
 import shutil
@@ -23,11 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-from maml_jax.data import source
+from maml_jax import console
+from maml_jax.data import images, source
+from maml_jax.disk import reserve, sync
 from maml_jax.errors import UserError
 from maml_jax.types import Dataset
 
 IMAGES_PER_FILE = 10_000  # of TFDS
+FILES = ('image.npy', 'classes.json')
+DIGESTS = 'digests.json'
 
 
 def write(root: Path, spec: source.Spec, splits: source.Splits) -> None:
@@ -40,13 +47,16 @@ def write(root: Path, spec: source.Spec, splits: source.Splits) -> None:
 
 def read_arrays(root: Path, spec: source.Spec, split: str) -> Dataset | None:
   """Memory-maps one split; None if its arrays are missing or damaged."""
-  folder = _arrays(root, split)
+  folder = arrays(root, split)
   try:
-    image = np.load(folder / 'image.npy', mmap_mode='r')
-    size = np.array(list(read_classes(root, split).values()), np.int32)
-  except (OSError, ValueError, TypeError, AttributeError):
+    _check_digests(folder)
+    image = np.load(folder / 'image.npy', mmap_mode='r', allow_pickle=False)
+    sizes = list(read_classes(root, split).values())
+    size = np.array(sizes, np.int32)
+    shape = (sum(sizes), *spec.image_shape)
+  except Exception:  # Damaged files can raise nearly anything.
     return None
-  if image.dtype != np.uint8 or image.shape != (size.sum(), *spec.image_shape):
+  if image.dtype != np.uint8 or image.shape != shape or size.min() < 1:
     return None
   # The images are in order of class. Padding repeats the last of a class.
   column = np.minimum(np.arange(size.max()), size[:, None] - 1)
@@ -56,27 +66,29 @@ def read_arrays(root: Path, spec: source.Spec, split: str) -> Dataset | None:
 
 def read_classes(root: Path, split: str) -> dict[str, int]:
   """Number of images by class name, in the order of the classes."""
-  return json.loads((_arrays(root, split) / 'classes.json').read_text('utf-8'))
+  return json.loads((arrays(root, split) / 'classes.json').read_text('utf-8'))
 
 
 def write_arrays(root: Path, spec: source.Spec, split: str) -> None:
   """Decodes one split of the TFDS files under `root` into arrays."""
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(root)
+  builder = source.tfds_builder(root)
   records = builder.as_data_source(
     split, decoders={'image': tfds.decode.SkipDecoding()}
   )
   name = builder.info.features['label'].int2str
   turns = range(spec.rotations)
   sizes = Counter()
-  with _staged(_arrays(root, split)) as stage:
+  with _staged(arrays(root, split)) as stage:
     image = np.lib.format.open_memmap(
       stage / 'image.npy',
       mode='w+',
       dtype=np.uint8,
       shape=(len(turns) * len(records), *spec.image_shape),
     )
+    with open(stage / 'image.npy', 'rb+') as file:
+      reserve(file.fileno(), os.fstat(file.fileno()).st_size)
     bar = _progress(records, f'{spec.name}: decode {split}')
     for i, record in enumerate(bar):
       label = name(record['label'])
@@ -93,23 +105,17 @@ def write_arrays(root: Path, spec: source.Spec, split: str) -> None:
     }
     text = json.dumps(classes, indent=0, ensure_ascii=False)
     (stage / 'classes.json').write_text(text, 'utf-8')
+    _write_digests(stage, {name: _digest(stage / name) for name in FILES})
 
 
 def decode(encoded: bytes, spec: source.Spec) -> np.ndarray:
   """Decodes an image to uint8 [H, W, C], resized if it is of another size.
 
-  It is turned as its EXIF data say, if they can be read.
+  It is turned as its EXIF data say, if they can be read; what is transparent
+  becomes white. What would take gigabytes is refused before it is unpacked.
   """
-  from PIL import Image, ImageOps
-
-  height, width, channels = spec.image_shape
-  with Image.open(io.BytesIO(encoded)) as image:
-    with contextlib.suppress(Exception):  # EXIF data can be broken in any way
-      image = ImageOps.exif_transpose(image)
-    image = image.convert('L' if channels == 1 else 'RGB')
-    if image.size != (width, height):
-      image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image).reshape(spec.image_shape)
+  with images.opened(encoded) as image:
+    pixels = images.resized(image, spec)
   return 255 - pixels if spec.invert else pixels
 
 
@@ -162,7 +168,8 @@ def _progress(records: Sequence, what: str) -> Iterator:
   """Iterates with a progress bar, on a terminal only."""
   from tqdm import tqdm
 
-  return tqdm(records, what, unit=' images', disable=None, leave=False)
+  off = console.is_quiet() or None  # None: unless on a terminal
+  return tqdm(records, what, unit=' images', disable=off, leave=False)
 
 
 @contextlib.contextmanager
@@ -176,8 +183,43 @@ def _naming(spec: source.Spec, label: str, key: str) -> Iterator[None]:
     ) from error
 
 
-def _arrays(root: Path, split: str) -> Path:
+def arrays(root: Path, split: str) -> Path:
+  """The directory of the arrays of a split."""
   return root / 'arrays' / split
+
+
+def _check_digests(folder: Path) -> None:
+  """Raises ValueError if a file is not as it was written.
+
+  One that has the time that it had is not read. Arrays of an older version have
+  no digests.
+  """
+  if not (folder / DIGESTS).exists():
+    return
+  known = json.loads((folder / DIGESTS).read_text('utf-8'))
+  new = dict(known)
+  for name in FILES:
+    digest, time = known[name]
+    if (folder / name).stat().st_mtime_ns != time:
+      new[name] = _digest(folder / name)
+      if new[name][0] != digest:
+        raise ValueError(f'{name} is not as it was written')
+  if new != known:
+    with contextlib.suppress(OSError):  # It may be read-only.
+      _write_digests(folder, new)
+
+
+def _digest(path: Path) -> list:
+  """The digest of a file, and its time."""
+  with open(path, 'rb') as file:
+    time = os.fstat(file.fileno()).st_mtime_ns
+    return [hashlib.file_digest(file, 'sha256').hexdigest(), time]
+
+
+def _write_digests(folder: Path, digests: dict[str, list]) -> None:
+  new = folder / f'{DIGESTS}.{os.getpid()}'
+  new.write_text(json.dumps(digests), 'utf-8')
+  os.replace(new, folder / DIGESTS)
 
 
 @contextlib.contextmanager
@@ -197,6 +239,8 @@ def _staged(target: Path) -> Iterator[Path]:
     stage = Path(temporary, 'new')
     stage.mkdir()
     yield stage
+    for path in stage.rglob('*'):
+      sync(path)
     with contextlib.suppress(FileNotFoundError):
       os.rename(target, Path(temporary, 'old'))
     try:

@@ -36,18 +36,19 @@ Norm = str | tuple[tuple[str, str], ...]
 
 
 class Network(nn.Module):
-  """An encoder and a linear head."""
+  """An encoder and a linear head, or none."""
 
   encoder: nn.Module
-  classifier: nn.Module
+  classifier: nn.Module | None
 
   def __call__(self, image, *, train):
-    return self.classifier(self.encoder(image, train=train))
+    features = self.encoder(image, train=train)
+    return features if self.classifier is None else self.classifier(features)
 
 
 def make_model(
     encoder: str,
-    num_ways: int,
+    num_ways: int | None,
     image_shape: tuple[int, int, int],
     *,
     norm: Norm = 'batch',
@@ -65,7 +66,8 @@ def make_model(
 
   Args:
     encoder: a key of `ENCODERS`.
-    num_ways: outputs of the head, W.
+    num_ways: outputs of the head, W; None: no head, features [N, D] in the
+      place of logits, and of params the 'encoder' alone.
     image_shape: (H, W, C) of one image.
     norm: a mode of batch norm for all layers (see `models.norm`), or pairs
       (pattern, mode): a layer such as 'conv1' or 'layer2' takes the mode of the
@@ -84,7 +86,7 @@ def make_model(
     **encoder_args: passed to the encoder, such as `width`.
 
   Returns:
-    A `Model`. `params` is {'encoder': ..., 'classifier': ...}; `stats` holds
+    A `Model`. `params` has the keys 'encoder' and 'classifier'; `stats` holds
     the moments that the norm modes keep, {} for mode `batch`. Images are
     [N, H, W, C] float32, logits [N, num_ways] float32.
 
@@ -115,7 +117,8 @@ def make_model(
 
   network = Network(
       encoder=ENCODERS[encoder](norm=make_norm, init=init, **encoder_args),
-      classifier=Head(num_ways, init, temperature, learn_temperature),
+      classifier=num_ways
+      and Head(num_ways, init, temperature, learn_temperature),
   )
 
   def init_fn(key):

@@ -4,13 +4,13 @@ All modes normalise the support pass of meta-training by the moments of the
 batch at hand. They differ in what the *query* pass is normalised by, which
 decides whether a prediction may depend on the other query images:
 
-  mode        query pass normalised by                            inductive
-  batch       moments of the query set                            no
-  global      running moments carried over from task to task      yes
-  episodic    running moments kept within the task, from 0 and 1  yes
-  cumulative  plain mean of the moments over the inner steps      yes
-  support     moments of the support set under the final weights  yes
-  tasknorm    episodic ones blended with each image's own         yes
+    mode        query pass normalised by                            inductive
+    batch       moments of the query set                            no
+    global      running moments carried over from task to task      yes
+    episodic    running moments kept within the task, from 0 and 1  yes
+    cumulative  plain mean of the moments over the inner steps      yes
+    support     moments of the support set under the final weights  yes
+    tasknorm    episodic ones blended with each image's own         yes
 
 `episodic` and `global` are PyTorch-MAML's; `tasknorm` is its `alpha` option,
 after Bronskill et al. 2020, arXiv 2003.03284.

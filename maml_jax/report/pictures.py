@@ -1,7 +1,4 @@
-"""Pictures of a run; the only module that draws.
-
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; nothing
-is said by colour alone.
+"""Pictures of a run that has just been trained, as `--mode=demo` draws them.
 """
 
 import pathlib
@@ -17,10 +14,12 @@ from maml_jax import checkpoint, data, evaluate, experiment, metrics
 from maml_jax.checkpoint import Checkpoint
 from maml_jax.data.episodes import split_episode
 from maml_jax.errors import UserError
+from maml_jax.report.figures import style_axes
+from maml_jax.report.style import INK, MUTED, SERIES
 from maml_jax.tasks import distinct, fixed_tasks
 from maml_jax.types import Array, Batch, Episode
 
-BLUE, VERMILION, GREY = '#0072B2', '#D55E00', '#6B7280'
+BLUE, VERMILION, GREY = *SERIES[:2], MUTED
 MOST_IMAGES = 10  # of one class, in the support set and in the query set
 
 
@@ -136,11 +135,21 @@ def plot_regression(
   Returns:
     The path.
   """
+  draw_regression(config, saved, num_tasks).savefig(path)
+  return pathlib.Path(path)
+
+
+def draw_regression(
+  config, saved: Checkpoint, num_tasks: int, *, columns: int = 2, width=11.0
+) -> Figure:
+  """The picture of `plot_regression`, `width` inches wide."""
   phase = experiment.eval_phase(config)
   tasks = fixed_tasks(config, phase, num_tasks, experiment.machine(config))
   episodes = [tasks.recall(key, tasks.shared) for key in tasks.keys]
-  figure = Figure(figsize=(11, 6.4), dpi=150, layout='constrained')
-  panels = np.ravel(figure.subplots(-(-num_tasks // 2), 2, sharex=True))
+  rows = -(-num_tasks // columns)
+  size = width, 0.6 + 2.9 * rows * min(1, width / columns / 5.5) ** 0.5
+  figure = Figure(figsize=size, dpi=150, layout='constrained')
+  panels = np.ravel(figure.subplots(rows, columns, sharex=True))
   for axes, episode in zip(panels, episodes, strict=False):
     _plot_points(axes, episode)
   low, high = data.FUNCTIONS[config.data.name].RANGE
@@ -158,9 +167,9 @@ def plot_regression(
       y = learner.predict(adapted, stats, x)
       axes.plot(x[:, 0], y[:, 0], style, color=color, label=label)
   figure.legend(*panels[0].get_legend_handles_labels(), frameon=False,
-                loc='outside upper center', ncols=5)  # fmt: skip
-  figure.savefig(path)
-  return pathlib.Path(path)
+                loc='outside upper center', ncols=max(2, round(width / 2.2)),
+                labelcolor=INK)  # fmt: skip
+  return figure
 
 
 def _plot_points(axes, episode: Episode) -> None:
@@ -170,19 +179,15 @@ def _plot_points(axes, episode: Episode) -> None:
   axes.plot(x[order], y[order], color=GREY, linewidth=5, alpha=0.35,
             label='truth')  # fmt: skip
   x, y = (np.ravel(values) for values in episode.support)
-  axes.plot(x, y, 'k^', markersize=7, label=f'{len(x)} support points',
-            zorder=3)  # fmt: skip
-  axes.grid(color='0.92')
-  axes.spines[['top', 'right']].set_visible(False)
+  axes.plot(x, y, '^', color=INK, markersize=7, zorder=3,
+            label=f'{len(x)} support points')  # fmt: skip
+  style_axes(axes)
 
 
 def plot_episode(
   path: str, episode: Episode, logits: Array, class_names: list[str] = ()
 ) -> pathlib.Path:
-  """Draws one task: a row per class, its support images, then its queries.
-
-  Under each query stands the predicted class with its probability: after a tick
-  in a solid frame where it is right, after a cross in a dashed one where not.
+  """Draws one task with what is answered; see `draw_episode`.
 
   Args:
     path: of the picture to write.
@@ -193,11 +198,30 @@ def plot_episode(
   Returns:
     The path.
   """
-  support, query = (_by_class(batch) for batch in episode)
-  logits, label = np.asarray(logits), np.asarray(episode.query.label)
-  predicted = logits.argmax(-1)
+  logits = np.asarray(logits)
   exponentials = np.exp(logits - logits.max(-1, keepdims=True))
   probability = (exponentials / exponentials.sum(-1, keepdims=True)).max(-1)
+  predicted = logits.argmax(-1)
+  draw_episode(episode, predicted, probability, class_names).savefig(path)
+  return pathlib.Path(path)
+
+
+def draw_episode(
+  episode: Episode, predicted, probability=None, class_names: list[str] = ()
+) -> Figure:
+  """Draws one task: a row per class, its support images, then its queries.
+
+  Under each query stands the predicted class with its probability: after a tick
+  in a solid frame where it is right, after a cross in a dashed one where not.
+
+  Args:
+    episode: images [N, H, W, C], C = 1 or 3, in any range; labels 0..W-1.
+    predicted: [N], the label that each query image is given.
+    probability: [N], of that label; None if it is not known.
+    class_names: W names, to stand beside the letters A, B, ...
+  """
+  support, query = (_by_class(batch) for batch in episode)
+  label = np.asarray(episode.query.label)
   shots = min(MOST_IMAGES, max(map(len, support.values())))
   queries = min(MOST_IMAGES, max(map(len, query.values())))
 
@@ -210,29 +234,39 @@ def plot_episode(
   axes = figure.add_axes((0, 0, 1, 1))
   axes.set(xlim=(-left, width - left), ylim=(height - top, -top))
   axes.axis('off')
-  right = f'{(predicted == label).sum()} of {len(label)} query images right'
-  axes.text(edge, -0.85, right, fontsize=12, fontweight='bold')
-  legend = 'predicted class and its probability'
+  legend = 'predicted class'
+  if probability is not None:
+    legend += ' and its probability'
   if queries < max(map(len, query.values())):
     legend += f'; the first {queries} of each class are shown'
-  axes.text(edge, -0.6, legend, fontsize=9, color=GREY)
-  axes.text(0.03, -0.1, 'support', fontsize=10)
-  axes.text(start + 0.03, -0.1, 'query', fontsize=10)
-  style = {'va': 'center', 'fontweight': 'bold', 'fontsize': 16}
+  _title(axes, edge, start, f'{(predicted == label).sum()} of {len(label)} '
+         'query images right', legend)  # fmt: skip
   draw = _drawer(axes, episode)
   for row in range(len(support)):
     y = pitch * row
-    axes.text(edge, y + 0.5, _letter(row), **style)
-    if len(class_names):
-      name = textwrap.fill(class_names[row], 14, max_lines=4)
-      axes.text(-1.35, y + 0.5, name, va='center', fontsize=8, color=GREY)
+    _name_row(axes, edge, y, row, class_names)
     for column, i in enumerate(support[row][:shots]):
       draw(episode.support.image[i], column, y)
     for column, i in enumerate(query[row][:queries]):
       draw(episode.query.image[i], start + column, y)
-      _mark(axes, start + column, y, predicted[i], probability[i], label[i])
-  figure.savefig(path)
-  return pathlib.Path(path)
+      sure = None if probability is None else probability[i]
+      _mark(axes, start + column, y, predicted[i], sure, label[i])
+  return figure
+
+
+def _title(axes, edge, start, right: str, legend: str) -> None:
+  axes.text(edge, -0.85, right, fontsize=12, fontweight='bold')
+  axes.text(edge, -0.6, legend, fontsize=9, color=GREY)
+  axes.text(0.03, -0.1, 'support', fontsize=10)
+  axes.text(start + 0.03, -0.1, 'query', fontsize=10)
+
+
+def _name_row(axes, edge, y, row: int, class_names: list[str]) -> None:
+  axes.text(edge, y + 0.5, letter(row), va='center', fontweight='bold',
+            fontsize=16)  # fmt: skip
+  if len(class_names):
+    name = textwrap.fill(class_names[row], 14, max_lines=4)
+    axes.text(-1.35, y + 0.5, name, va='center', fontsize=8, color=GREY)
 
 
 def _plot_train(axes, records: list[dict], name: str) -> None:
@@ -295,10 +329,13 @@ def _mark(axes, x, y, predicted, probability, label) -> None:
   axes.add_patch(Rectangle(
     (x + 0.03, y + 0.03), 0.94, 0.94, fill=False, edgecolor=color,
     linewidth=2 if right else 3, linestyle='-' if right else (0, (2, 1))))
-  text = f'{"✓" if right else "✗"} {_letter(predicted)} {probability:.0%}'
+  text = f'{"✓" if right else "✗"} {letter(predicted)}'
+  if probability is not None:
+    text += f' {probability:.0%}'
   axes.text(x + 0.5, y + 1.12, text, ha='center', va='center', color=color,
             fontsize=9, fontweight='normal' if right else 'bold')  # fmt: skip
 
 
-def _letter(index: int) -> str:
+def letter(index: int) -> str:
+  """How a label of a task is called: A, B, ... and beyond Z by number."""
   return chr(ord('A') + index) if index < 26 else str(index)
