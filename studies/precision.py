@@ -24,7 +24,8 @@ import maml_jax
 from maml_jax import checkpoint, evaluate, experiment, train
 from maml_jax import config as config_lib
 from maml_jax.errors import UserError
-from maml_jax.metrics import devices, mean_interval, percent
+from maml_jax.intervals import mean_interval
+from maml_jax.metrics import devices, percent
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
 BASE = 'float32'

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from maml_jax import experiment
-from maml_jax.metrics import mean_interval
+from maml_jax.intervals import mean_interval
 from studies import precision
 
 FLAGS = '--seeds 3 4 --iterations 7 --num_tasks 5 --config.task.queries=2'
