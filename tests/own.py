@@ -1,0 +1,51 @@
+"""Folders of small images, and a checkpoint that has learned nothing."""
+
+import pathlib
+
+import jax
+import numpy as np
+import tiny
+from PIL import Image, ImageDraw
+
+from maml_jax import checkpoint, experiment
+
+CLASSES = ('bar', 'disc', 'frame')
+SUFFIXES = ('png', 'jpg', 'webp', 'bmp', 'gif', 'tif')
+
+
+def picture(name: str, seed: int, size=(60, 48), mode='RGB') -> Image.Image:
+  """Dark ink on light paper, moved about."""
+  rng = np.random.default_rng(seed)
+  width, height = size
+  image = Image.new(mode, size, 'white')
+  pen = ImageDraw.Draw(image)
+  x, y = (int(rng.integers(0, side // 8)) for side in size)
+  box = x + width // 8, y + height // 8, x + 5 * width // 8, y + 5 * height // 8
+  if name == 'bar':
+    pen.rectangle((box[0], height // 2 - 3, box[2], height // 2 + 3), 'black')
+  elif name == 'disc':
+    pen.ellipse(box, 'black')
+  else:
+    pen.rectangle(box, outline='black', width=3)
+  return image
+
+
+def folder(path: pathlib.Path, count: int, start: int = 0, classes=CLASSES):
+  """A folder of `count` images for each class, of several formats and sizes."""
+  for c, name in enumerate(classes):
+    place = path / name
+    place.mkdir(parents=True)
+    for i in range(start, start + count):
+      size = (60 + 7 * i % 30, 48 + 5 * i % 20)
+      image = picture(name, 100 * c + i, size, 'L' if i % 2 else 'RGB')
+      image.save(place / f'{i}.{SUFFIXES[i % len(SUFFIXES)]}')
+  return path
+
+
+def make_checkpoint(path: pathlib.Path, **overrides) -> pathlib.Path:
+  """A checkpoint of `tiny.config` at its initial parameters."""
+  config = tiny.config(**overrides)
+  learner = experiment.phase_learner(config, experiment.train_phase(config))
+  params, stats = jax.jit(learner.init)(jax.random.key(5))
+  saved = checkpoint.Checkpoint(path, config, 0, params, stats, [], {})
+  return checkpoint.export(saved, path)
