@@ -7,9 +7,11 @@
 # A call ends after LIMIT seconds; the next one goes on: parts that are done are
 # skipped, the others begin again, and the training resumes. Variables:
 #
-#   OUT             what is found: log.txt, rows.jsonl, train.jsonl, eval_RUN.json
+#   OUT             what is found: log.txt, rows.jsonl, eval_RUN/, findings/,
+#                   report.html, the checkpoint mini_5w1s/
 #   STATE           what is done, and the run itself (default: $OUT/state)
-#   PARTS           install,tests,bench,precision,compare,train,eval, or some
+#   PARTS           install,tests,bench,precision,compare,train,eval,findings,
+#                   or some
 #   LIMIT           seconds of one call (default 600)
 #   MAML_JAX_DATA   prepared data with mini_imagenet; without it no training
 #   PYTORCH_MAML    a checkout of fmu2/PyTorch-MAML, to compare with
@@ -22,7 +24,7 @@ set -uo pipefail
 OUT=$(realpath -m "${OUT:?say where the results go: OUT=DIR}")
 STATE=$(realpath -m "${STATE:-$OUT/state}")
 cd "$(dirname "$0")/.." || exit 1
-PARTS=${PARTS:-install,tests,bench,precision,compare,train,eval}
+PARTS=${PARTS:-install,tests,bench,precision,compare,train,eval,findings}
 LIMIT=${LIMIT:-600}
 TRY=${TRY:-}
 PYTHON=${PYTHON:-$PWD/.venv/bin/python}
@@ -35,16 +37,19 @@ GROUPS_OF_BENCH='iteration compile memory sampling flops scaling'
 PRECISIONS='tf32 bfloat16'
 CONFIG=configs/mini_5w1s.py
 WORKDIR=$STATE/mini_5w1s
-EVAL_TASKS=600
-BENCH=() TESTS=() COMPARE=() TRAIN=()
+PAPER_TASKS=600
+EVAL_TASKS=10000
+BENCH=() TESTS=() COMPARE=() TRAIN=() FINDINGS=()
 export JAX_PLATFORMS=cuda
 if [[ -n $TRY ]]; then
+  PAPER_TASKS=4
   EVAL_TASKS=4
   BENCH=(--tiny --repeats=2)
   TESTS=(--collect-only)
   COMPARE=(--pairs=1 --workloads evaluation)
   TRAIN=(--config.train.steps_per_epoch=2 --config.train.num_epochs=1
     --config.val.num_tasks=2)
+  FINDINGS=(--num_tasks=2 --many_tasks=3 "${TRAIN[@]}")
   unset JAX_PLATFORMS
 fi
 
@@ -138,8 +143,8 @@ part_precision() {
     step "short_$precision" "$PYTHON" main.py --config="$CONFIG" \
       --workdir="$workdir" --config.precision="$precision" \
       --config.train.num_epochs=10 "${TRAIN[@]}" &&
-      evaluate "short_eval_$precision" "$workdir" 1 \
-        --config.precision="$precision"
+      evaluate "short_eval_$precision" "$workdir" --eval.queries=1 \
+        --eval.num_tasks="$PAPER_TASKS" --config.precision="$precision"
   done
 }
 
@@ -218,31 +223,45 @@ watch_training() {
   sleep 2
 }
 
-# evaluate NAME WORKDIR QUERIES [FLAG...]: 600 tasks, K=10.
+# evaluate NAME WORKDIR [FLAG...]: with K=10; results are copied to OUT.
 evaluate() {
-  local name=$1 workdir=$2 queries=$3
-  shift 3
-  step "$name" "$PYTHON" main.py --mode=eval --config="$CONFIG" \
-    --workdir="$workdir" --config.eval.num_steps=10 \
-    --config.eval.num_tasks=$EVAL_TASKS --config.eval.queries="$queries" "$@" &&
-    cat "$workdir"/eval/*.json >"$OUT/eval_${workdir##*/}.json"
+  local name=$1 workdir=$2
+  shift 2
+  step "$name" "$PYTHON" main.py --mode=eval --workdir="$workdir" \
+    --eval.num_steps=10 "$@" && mkdir -p "$OUT/eval_${workdir##*/}" &&
+    cp "$workdir"/eval/* "$OUT/eval_${workdir##*/}"
 }
 
-# The paper's protocol (Q=1), and the harder one (Q=15).
+# The paper's protocol (600 tasks, Q=1), the harder one beside baselines, and
+# every way at once; then a page of it all, and the checkpoint by itself.
 part_eval() {
   if [[ ! -e $STATE/done/train ]]; then
     say 'eval: skipped, the training is not done'
     return
   fi
-  evaluate paper "$WORKDIR" 1
-  evaluate q15 "$WORKDIR" 15
+  evaluate paper "$WORKDIR" --eval.num_tasks="$PAPER_TASKS" --eval.queries=1
+  evaluate q15 "$WORKDIR" --eval.num_tasks="$EVAL_TASKS" --eval.queries=15 \
+    --eval.baselines
+  evaluate grid "$WORKDIR" --eval.num_tasks="$EVAL_TASKS" \
+    --eval.queries=15 --eval.grid
+  step report "$PYTHON" main.py --mode=report "$WORKDIR" \
+    --output="$OUT/report.html"
+  step export "$PYTHON" -m maml_jax.checkpoint "$WORKDIR" "$OUT/mini_5w1s"
+}
+
+# Five trainings of that kind: days of one GPU, in as many calls as it takes.
+part_findings() {
+  has_data || return
+  step findings "$PYTHON" -m studies.findings --scale=mini \
+    --workdir="$STATE/findings" "${FINDINGS[@]}" &&
+    mkdir -p "$OUT/findings" && cp "$STATE"/findings/findings.* "$OUT/findings"
 }
 
 mkdir -p "$OUT" "$STATE/done"
 failures=()
 for part in ${PARTS//,/ }; do
   case $part in
-    tests | bench | precision | compare) stop_training ;;
+    tests | bench | precision | compare | findings) stop_training ;;
   esac
   case $part in
     install) part_install ;;
@@ -252,6 +271,7 @@ for part in ${PARTS//,/ }; do
     compare) part_compare ;;
     train) part_train ;;
     eval) part_eval ;;
+    findings) part_findings ;;
     *)
       failures+=("$part")
       finish "error: no part $part"

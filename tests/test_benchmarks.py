@@ -22,6 +22,7 @@ from benchmarks import (
     measure,
     profile,
     run,
+    scaling,
     table,
     variants,
     with_jax,
@@ -145,6 +146,12 @@ def test_the_numbers_of_a_row_fit_together(rows):
   assert row['share'] < 1
   row = rows['scaling/8 tasks, 2 fake devices']
   assert row['used'] == row['devices'] == 2 and row['platform'] == 'cpu'
+  assert row['params'] == 3 * 3 * 3 * 4 + 4 + 4 * 2
+  *_, line = scaling.table([row]).splitlines()
+  cells = [cell.strip() for cell in line.strip('|').split('|')]
+  assert cells[:4] == ['8 tasks, 2 fake devices', '120', cells[2], '2']
+  per_gflop = row['ms'] / row['gflop']
+  assert cells[-1] == f'{per_gflop:.2f} ms'
 
 
 def test_compilation_is_measured_cold_and_in_parts(rows):
