@@ -17,6 +17,8 @@ if 'PYTEST_XDIST_WORKER' in os.environ and hasattr(os, 'sched_setaffinity'):
 import jax  # noqa: E402, after the platform is chosen
 import pytest  # noqa: E402
 
+from maml_jax import data  # noqa: E402
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -31,3 +33,17 @@ def shared() -> pathlib.Path:
   if not (folder / 'data').is_dir():
     pytest.skip(f'no real data: MAML_JAX_SHARED names no such folder: {folder}')
   return folder.resolve()
+
+
+@pytest.fixture(scope='session')
+def glyphs(tmp_path_factory) -> pathlib.Path:
+  """Where the data set glyphs is prepared, as `data_dir`; once for all workers.
+
+  It appears there whole, so at worst two workers make it at a time.
+  """
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+  place = folder / 'data'
+  data.load_dataset('glyphs', 'train', place)
+  return place

@@ -3,12 +3,14 @@
 import json
 import pathlib
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 import tiny
 
 from maml_jax import checkpoint
@@ -165,16 +167,53 @@ def no_facts(folder):
   (folder / 'meta' / 'metadata').write_text('{}')
 
 
-@pytest.mark.parametrize('damage', [half_written, empty, no_facts])
+def a_file_missing(folder):
+  next((folder / 'state').glob('**/d/*')).unlink()
+
+
+def a_file_too_many(folder):
+  (folder / 'state' / 'd' / 'more').write_bytes(b'')
+
+
+def a_link(folder):
+  file = next((folder / 'state').glob('**/d/*'))
+  file.rename(folder / 'elsewhere')
+  file.symlink_to(folder / 'elsewhere')
+
+
+def arrays_of_another_step(folder):
+  shutil.rmtree(folder / 'state')
+  shutil.copytree(folder.with_name('1') / 'state', folder / 'state')
+
+
+def all_of_another_step(folder):
+  shutil.rmtree(folder)
+  shutil.copytree(folder.with_name('1'), folder)
+
+
+DAMAGES = [
+    half_written,
+    empty,
+    no_facts,
+    a_file_missing,
+    a_file_too_many,
+    a_link,
+    arrays_of_another_step,
+    all_of_another_step,
+]
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
 def test_uses_the_newest_sound_one_and_names_the_others(tmp_path, damage):
   save(tmp_path, 1, 2)
   newest = tmp_path / 'checkpoints' / 'latest' / '2'
   damage(newest)
   with pytest.warns(UserWarning, match=f'passed over .* {newest}'):
     assert checkpoint.load(tmp_path, 'latest').step == 1
-  damage(newest.with_name('1'))
-  with pytest.warns(UserWarning), pytest.raises(UserError, match='are damaged'):
-    checkpoint.load(tmp_path, 'latest')
+  half_written(newest.with_name('1'))
+  with pytest.warns(UserWarning):
+    with pytest.raises(UserError, match='are damaged: 2, 1. Restore one, or'):
+      checkpoint.load(tmp_path, 'latest')
 
 
 @pytest.mark.parametrize('damage', [half_written, empty, no_facts])
@@ -192,10 +231,11 @@ def test_what_a_run_overtakes_is_set_aside(tmp_path, damage):
   assert sorted(p.name for p in aside.iterdir()) == names
 
 
-def test_an_unfinished_save_is_no_checkpoint(tmp_path):
+@pytest.mark.parametrize('suffix', ['', '-1700000000000000'])
+def test_an_unfinished_save_is_no_checkpoint(tmp_path, suffix):
   save(tmp_path, 1)
   folder = tmp_path / 'checkpoints' / 'latest'
-  shutil.copytree(folder / '1', folder / '2.orbax-checkpoint-tmp')
+  shutil.copytree(folder / '1', folder / f'2.orbax-checkpoint-tmp{suffix}')
   assert checkpoint.load(tmp_path, 'latest').step == 1
   save(tmp_path, 2)
   assert steps(tmp_path, 'latest') == [1, 2]
@@ -205,4 +245,131 @@ def test_facts_are_plain_json(tmp_path):
   save(tmp_path, 1)
   path = tmp_path / 'checkpoints' / 'latest' / '1' / 'meta' / 'metadata'
   facts = json.loads(path.read_text())
-  assert facts.keys() == {'config', 'metrics', 'digest'}
+  assert facts.keys() == {'config', 'metrics', 'digest', 'step'}
+
+
+def test_an_older_one_that_is_half_removed_is_in_nobodys_way(tmp_path):
+  """Killed while Orbax removed it."""
+  save(tmp_path, 1, 2)
+  half_written(tmp_path / 'checkpoints' / 'latest' / '1')
+  assert checkpoint.load(tmp_path, 'latest').step == 2
+  save_on(tmp_path, 2, 3)
+  assert steps(tmp_path, 'latest') == [2, 3]
+
+
+@pytest.mark.parametrize('which', ['latest', 'best'])
+def test_one_that_is_passed_over_pushes_no_sound_one_out(tmp_path, which):
+  with saver(tmp_path) as it:
+    for step in (1, 2):
+      it.save(state(step))
+      it.save_if_best(state(step), {'accuracy': step / 10})
+  folder = tmp_path / 'checkpoints' / which
+  half_written(folder / '2')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    with saver(tmp_path, checkpoint.load(tmp_path, 'latest').step) as it:
+      it.save(state(3))
+      it.save_if_best(state(3), {'accuracy': 0.3})
+  assert steps(tmp_path, which) == [1, 3]
+  half_written(folder / '3')
+  with pytest.warns(UserWarning, match='passed over'):
+    assert checkpoint.load(tmp_path, which).step == 1
+
+
+def save_on(path, saved, step):
+  with saver(path, saved=saved) as it:
+    it.save(state(step))
+
+
+# Tampered with by somebody who knows how digests are made
+
+
+def seal(folder):
+  """Makes the digests of a checkpoint those of what it holds."""
+  meta = folder / 'meta' / 'metadata'
+  facts = json.loads(meta.read_text())
+  facts.pop('digest', None)
+  facts['digest'] = checkpoint._digest(checkpoint._canonical(facts))
+  meta.write_text(json.dumps(facts))
+  files = checkpoint._files(folder / 'state')
+  digests = {name: checkpoint._digest(file) for name, file in files.items()}
+  (folder / 'state' / checkpoint.DIGESTS).write_text(json.dumps(digests))
+
+
+@pytest.fixture
+def sealed(tmp_path):
+  """Makes a checkpoint whose facts are changed, its digests with them."""
+  save(tmp_path, 1)
+  folder = tmp_path / 'checkpoints' / 'latest' / '1'
+  meta = folder / 'meta' / 'metadata'
+
+  def change(**facts):
+    facts = json.loads(meta.read_text()) | facts
+    kept = {name: x for name, x in facts.items() if x != 'absent'}
+    meta.write_text(json.dumps(kept))
+    seal(folder)
+    return folder
+
+  return change
+
+
+def test_one_of_an_older_version_tells_no_step(sealed):
+  assert checkpoint.load(sealed(step='absent')).step == 1
+
+
+def config_with(field, value):
+  config = tiny.config().to_dict()
+  *sections, name = field.split('.')
+  section = config
+  for key in sections:
+    section = section[key]
+  section[name] = value
+  return json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    'facts, message',
+    [
+        ({'config': 5}, 'JSON'),
+        ({'config': '[]'}, ''),
+        ({'config': '{}'}, 'the config has no'),
+        ({'config': config_with('task.ways', 'five')}, 'not an integer'),
+        ({'config': config_with('task.ways', 10**9)}, 'at most'),
+        ({'config': config_with('model.norm', {'a': 1})}, 'model.norm'),
+        ({'config': config_with('data.root', ['/'])}, 'not a word'),
+        ({'config': config_with('seed', True)}, 'not an integer'),
+        ({'metrics': {'accuracy': 'high'}}, 'could not convert'),
+        ({'metrics': None}, ''),
+        ({'step': 7}, 'its arrays are of step 1'),
+    ],
+)
+def test_facts_that_lie_are_refused(sealed, facts, message):
+  folder = sealed(**facts)
+  with pytest.raises(UserError, match=f'damaged checkpoint.*{message}') as it:
+    checkpoint.load(folder)
+  assert '\n' not in str(it.value)
+
+
+@pytest.mark.parametrize('name', ['../../../../secret', '/etc/passwd', '.'])
+def test_digests_cannot_name_files_elsewhere(tmp_path, sealed, name):
+  folder = sealed()
+  (tmp_path / 'secret').write_text('secret')
+  digests = folder / 'state' / checkpoint.DIGESTS
+  known = json.loads(digests.read_text())
+  digests.write_text(json.dumps(known | {name: known['_METADATA']}))
+  with pytest.raises(UserError, match='is missing'):
+    checkpoint.load(folder)
+
+
+def test_arrays_beyond_their_files_are_refused_before_they_are_made(sealed):
+  folder = sealed()
+  store = tensorstore.KvStore.open(
+      {'driver': 'ocdbt', 'base': f'file://{folder}/state/'}
+  ).result()
+  name = 'params.encoder.conv1.kernel/.zarray'
+  layout = json.loads(store[name])
+  layout['shape'][0] = 10**9
+  store[name] = json.dumps(layout).encode()
+  seal(folder)
+  with pytest.raises(UserError, match='bytes claim arrays of 9600000'):
+    checkpoint.load(folder)

@@ -5,10 +5,12 @@ import dataclasses
 import io
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import numpy as np
@@ -443,20 +445,50 @@ def truncate(path):
   os.truncate(path, path.stat().st_size - 9)
 
 
-@pytest.mark.parametrize('harm', [os.remove, truncate])
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[-9] ^= 4
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize('harm', [os.remove, truncate, flip])
 @pytest.mark.parametrize('file', ['image.npy', 'classes.json'])
 def test_damaged_arrays_are_made_anew(prepared, images, harm, file):
   data_dir, root = prepared
   harm(root / 'arrays' / 'val' / file)
-  dataset = data.load_dataset('mini_imagenet', 'val', data_dir)
+  with pytest.warns(UserWarning, match='arrays/val is damaged: it is made'):
+    dataset = data.load_dataset('mini_imagenet', 'val', data_dir)
   expected = np.concatenate(list(images['val'].values()))
   np.testing.assert_array_equal(dataset.image, expected)
+
+
+@pytest.mark.parametrize('harm', [os.remove, truncate, flip])
+def test_damaged_digests_are_made_anew(prepared, images, harm):
+  data_dir, root = prepared
+  harm(root / 'arrays' / 'val' / store.DIGESTS)
+  expected = np.concatenate(list(images['val'].values()))
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    dataset = data.load_dataset('mini_imagenet', 'val', data_dir)
+  np.testing.assert_array_equal(dataset.image, expected)
+
+
+def test_arrays_are_read_once_after_a_copy(prepared, tmp_path, monkeypatch):
+  data_dir, root = prepared
+  image = root / 'arrays' / 'val' / 'image.npy'
+  os.utime(image, (1, 1))
+  read = []
+  digest = store._digest
+  monkeypatch.setattr(store, '_digest', lambda p: read.append(p) or digest(p))
+  for _ in range(2):
+    data.load_dataset('mini_imagenet', 'val', data_dir)
+  assert read == [image]
 
 
 @pytest.mark.parametrize('pattern', ['*val.array_record*', 'dataset_info.json'])
 def test_damaged_files_are_reported(prepared, pattern):
   data_dir, root = prepared
-  (root / 'arrays' / 'val' / 'image.npy').unlink()
+  shutil.rmtree(root / 'arrays' / 'val')
   (file,) = root.glob(pattern)
   os.truncate(file, 10)
   with pytest.raises(UserError, match='cannot be read from') as caught:

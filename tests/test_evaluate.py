@@ -16,7 +16,7 @@ from maml_jax import checkpoint, data, evaluate, experiment, tasks
 from maml_jax.data.episodes import draw_positions, task_keys
 from maml_jax.errors import UserError
 from maml_jax.experiment import Machine
-from maml_jax.metrics import mean_interval
+from maml_jax.intervals import mean_interval
 from maml_jax.parallel import make_mesh
 from maml_jax.train import train
 
@@ -163,7 +163,8 @@ def test_evaluates_and_writes_what_it_says(run, capsys):
   config = tiny.config(eval__queries=3, eval__num_tasks=21)
   capsys.readouterr()
   result = evaluate.evaluate(config, run)
-  line, path = capsys.readouterr().out.splitlines()
+  line, curve, path = capsys.readouterr().out.splitlines()
+  assert '2 steps' not in curve and 'transductive, 3 queries' in curve
   for words in ('glyphs test', '3-way 1-shot', '3 queries', 'transductive',
                 '21 tasks', f'{100 * result["accuracy"]:.2f}'):  # fmt: skip
     assert words in line
@@ -177,6 +178,78 @@ def test_evaluates_and_writes_what_it_says(run, capsys):
   assert result['median'] == np.median(tasks['accuracy'])
   assert result['transductive'] and result['seed'] == 0
   assert evaluate.evaluate(config, result['checkpoint'], run) == result
+
+
+def test_says_how_many_tasks_are_at_chance_and_what_each_answer_was(run):
+  config = tiny.config(eval__queries=3, eval__num_tasks=21)
+  result = evaluate.evaluate(config, run)
+  (file,) = (run / 'eval').glob('*.npz')
+  with np.load(file) as arrays:
+    label = np.repeat(np.arange(3), 3)
+    right = (arrays['predicted'] == label).mean(1)
+    np.testing.assert_allclose(right, arrays['accuracy'], rtol=1e-6)
+    assert result['at_chance'] == np.mean(right < 0.34)
+    dataset = tiny.dataset('test')
+    phase = experiment.eval_phase(config)
+    positions, _ = tasks.distinct(dataset, phase, 21)
+    for task, classes in zip(positions, arrays['classes'], strict=True):
+      for row, c in zip(task, classes, strict=True):
+        assert set(row) <= set(dataset.index[c, : dataset.size[c]])
+
+
+def test_curve_is_an_evaluation_after_each_number_of_steps(run):
+  fields = {'eval__num_tasks': 12, 'eval__queries': 3}
+  config = tiny.config(
+      eval__num_steps=2, eval__curve_tasks=8, **fields
+  )
+  result = evaluate.evaluate(config, run)
+  curve, support = result['curve'], experiment.eval_phase(config)
+  assert curve['num_tasks'] == 8
+  for steps in range(3):
+    phase = support._replace(num_steps=steps)
+    metrics = evaluate.phase_evaluator(config, phase, 8, ALL)(
+        *checkpoint.load(run)[3:5]
+    )
+    mean, half = mean_interval(metrics['accuracy'])
+    assert curve['query']['accuracy'][steps] == pytest.approx(mean)
+    assert curve['query']['interval'][steps] == pytest.approx(half)
+    loss = metrics['loss'].mean()
+    assert curve['query']['loss'][steps] == pytest.approx(loss, rel=1e-5)
+  assert curve['support']['loss'][2] < curve['support']['loss'][0]
+
+
+def test_baselines_are_measured_on_the_same_tasks(run, capsys):
+  config = tiny.config(eval__baselines=True, eval__num_tasks=12)
+  capsys.readouterr()
+  result = evaluate.evaluate(config, run)
+  out = capsys.readouterr().out
+  (file,) = (run / 'eval').glob('*.npz')
+  with np.load(file) as arrays:
+    names = {row['name']: row for row in result['baselines']}
+    assert names.keys() == {'no_adaptation', 'nearest_mean', 'linear_head'}
+    for name, row in names.items():
+      values = arrays[f'baseline_{name}']
+      assert (row['accuracy'], row['interval']) == mean_interval(values)
+      difference = values.astype(np.float64) - arrays['accuracy']
+      assert (
+          (row['difference'], row['difference_interval'])
+          == mean_interval(difference)
+      )  # fmt: skip
+      assert f'{name}, transductive, 2 queries per class' in out
+  still = experiment.eval_phase(config)._replace(num_steps=0)
+  metrics = evaluate.phase_evaluator(config, still, 12, ALL)(
+      *checkpoint.load(run)[3:5]
+  )
+  accuracy = metrics['accuracy'].mean()
+  assert names['no_adaptation']['accuracy'] == pytest.approx(accuracy)
+
+
+def test_default_number_of_tasks_follows_the_hardware(monkeypatch):
+  config = tiny.config(eval__num_tasks=0)
+  assert experiment.num_eval_tasks(config) == 600
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert experiment.num_eval_tasks(config) == 10_000
+  assert experiment.num_eval_tasks(tiny.config(eval__num_tasks=7)) == 7
 
 
 def test_validation_is_the_evaluation_of_the_val_split(run):
@@ -197,9 +270,8 @@ def test_refuses_a_checkpoint_of_another_config(run):
 def saved_as(config, path):
   """A checkpoint of a network of the config that has learned nothing."""
   phase = experiment.train_phase(config)
-  params, stats = experiment.phase_learner(config, phase).init(
-      jax.random.key(5)
-  )
+  init = jax.jit(experiment.phase_learner(config, phase).init)
+  params, stats = init(jax.random.key(5))
   stats = jax.tree.map(lambda x: x + 0.25, stats)
   return checkpoint.Checkpoint(path, config, 0, params, stats, [], {})
 
@@ -223,7 +295,7 @@ def test_fit_takes_what_the_learner_needs(tmp_path):
 @pytest.mark.parametrize('norm', ['global', 'tasknorm'])
 def test_fit_refuses_what_the_checkpoint_lacks(tmp_path, norm):
   saved = saved_as(tiny.config(), tmp_path)
-  with pytest.raises(UserError, match='config.eval.norm needs .*conv1/bn'):
+  with pytest.raises(UserError, match='norm needs .*conv1/bn'):
     learner = eval_learner(tiny.config(eval__norm=norm))
     evaluate.fit(learner, saved.params, saved.stats)
 

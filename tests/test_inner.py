@@ -57,7 +57,7 @@ def tasks():
   return Episode(support, query)
 
 
-def after_steps(config, w, centre):
+def after_steps(config, w, centre, steps=STEPS):
   """w after K steps and its derivative by the first w, by matrix powers."""
   eye, zero = np.eye(DIM), np.zeros((DIM, DIM))
   mu, decay = config.get('momentum', 0.0), config.get('weight_decay', 0.0)
@@ -70,10 +70,10 @@ def after_steps(config, w, centre):
 
   state = np.concatenate([w, np.zeros(DIM)])
   shift = CURVATURE @ centre
-  for _ in range(STEPS):
+  for _ in range(steps):
     state = power(CURVATURE) @ state - np.concatenate([-0.1 * shift, shift])
   known = 0 * CURVATURE if config.get('first_order') else CURVATURE
-  jacobian = np.linalg.matrix_power(power(known), STEPS)
+  jacobian = np.linalg.matrix_power(power(known), steps)
   return state[:DIM], jacobian[:DIM, :DIM]
 
 
@@ -101,6 +101,25 @@ def test_meta_gradient_is_the_closed_form(
     losses.append(quadratic(adapted, np.asarray(c_query)))
   np.testing.assert_allclose(grads['encoder'], expected, atol=1e-12)
   np.testing.assert_allclose(metrics['loss'], losses, atol=1e-12)
+
+
+@pytest.mark.parametrize('setting', SETTINGS)
+def test_trace_looks_at_the_closed_form_after_each_step(setting):
+  learner, episode = make(**setting), jax.tree.map(lambda x: x[0], tasks())
+  w = jnp.array([0.5, -1.0, 2.0])
+
+  def observe(params, stats):
+    return {'w': params['encoder'], 'stats': stats}
+
+  for at in (None, (0, 2, STEPS), (3,), (0,)):
+    seen = jax.jit(learner.trace, static_argnums=(3, 4))(
+        {'encoder': w}, {}, episode.support, observe, at
+    )
+    expected = [
+        after_steps(setting, w, episode.support.label, k)[0]
+        for k in (at or range(STEPS + 1))
+    ]
+    np.testing.assert_allclose(seen['w'], np.stack(expected), rtol=1e-12)
 
 
 def test_zero_steps_change_nothing():

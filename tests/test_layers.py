@@ -14,24 +14,27 @@ FILES = [REPOSITORY / 'main.py', *sorted(PACKAGE.rglob('*.py'))]
 # From the top down; a layer imports from those below it alone.
 LAYERS = [
   {'main'},
-  {'compat', 'report', 'train'},
+  {'cli'},
+  {'adapt'},
+  {'__init__', 'compat', 'contact', 'report', 'train'},
+  {'classifier', 'grid'},
   {'evaluate'},
-  {'checkpoint', 'tasks'},
+  {'checkpoint', 'results', 'tasks'},
   {'experiment', 'metrics'},
   {'optim', 'workdir'},
   {'learner'},
-  {'inner', 'parallel'},
+  {'baselines', 'inner', 'intervals', 'parallel'},
   {'models'},
   {'ops'},
   {'data'},
-  {'config'},
-  {'errors', 'hugepages', 'types'},
+  {'config', 'disk', 'hosts'},
+  {'console', 'errors', 'hugepages', 'types'},
 ]
 RANK = {name: -i for i, layer in enumerate(LAYERS) for name in layer}
 
 # Third parties that one layer alone may import.
 OWNERS = {
-  'PIL': {'data'},
+  'PIL': {'contact', 'data'},
   'array_record': {'data'},
   'flax': {'models'},
   'matplotlib': {'report'},

@@ -7,12 +7,14 @@ task, under vmap, in chunks and on eight devices.
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from maml_jax import parallel
 from maml_jax.errors import UserError
 from maml_jax.learner import (
   Batch,
@@ -21,9 +23,16 @@ from maml_jax.learner import (
   make_learner,
   meta_gradient,
 )
-from maml_jax.models import make_model
+from maml_jax.models import ENCODERS, make_model
+from maml_jax.models.convnet import ConvBlock, ConvNet4
 from maml_jax.models.norm import MODES
-from maml_jax.parallel import check_num_tasks, make_mesh, mean_over_tasks
+from maml_jax.parallel import (
+  Layout,
+  best_layout,
+  check_num_tasks,
+  make_mesh,
+  mean_over_tasks,
+)
 
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 LAYOUTS = {
@@ -61,9 +70,9 @@ def episodes(tasks=8):
 
 
 @functools.cache
-def build(norm='batch', meta_test=False, **inner):
+def build(norm='batch', meta_test=False, encoder='convnet4', **inner):
   model = make_model(
-      'convnet4', WAYS, (SIDE, SIDE, 3), norm=norm, width=4, meta_test=meta_test
+      encoder, WAYS, (SIDE, SIDE, 3), norm=norm, width=4, meta_test=meta_test
   )
   params, stats = model.init(jax.random.key(0))
   # Away from the initial 0 and 1, where mistakes could hide.
@@ -126,6 +135,46 @@ def test_jitted_equals_op_by_op(kind, layout):
   learner, params, stats = build(**kinds(kind))
   run = jax.jit(program(kind, learner, **LAYOUTS[layout]))
   assert_close(run(params, stats, episodes()), reference(kind))
+
+
+class OneBlock(ConvNet4):
+  """The first block of ConvNet4, which is compiled soon."""
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    block = ConvBlock(self.width, self.norm('conv1'), self.init)
+    return block(x, train=train).mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    'mode, devices, inner',
+    [
+        ('batch', (1, 2, 4, 8), {}),
+        *((mode, (1, 8), {}) for mode in MODES if mode != 'batch'),
+        ('global', (1, 8), {'first_order': True}),
+        ('global', (1, 8), {'remat': True}),
+        ('global', (1, 8), {'first_order': True, 'remat': True}),
+    ],
+)
+def test_any_number_of_devices_gives_the_same(
+    monkeypatch, mode, devices, inner
+):
+  """Gradients, statistics and metrics of each task."""
+  monkeypatch.setitem(ENCODERS, 'one_block', OneBlock)
+  learner, params, stats = build(mode, encoder='one_block', **inner)
+  results = []
+  for number in devices:
+    run = jax.jit(program('gradient', learner, devices=number, chunk=1))
+    results.append(run(params, stats, episodes()))
+  for other in results[1:]:
+    assert_close(other, results[0], 1e-13)
+
+
+def test_sums_as_accelerators_take_them(monkeypatch):
+  monkeypatch.setattr(parallel, 'gathers', lambda mesh: False)
+  learner, params, stats = build()
+  run = jax.jit(program('second order', learner, devices=8))
+  assert_close(run(params, stats, episodes()), reference('second order'))
 
 
 @pytest.mark.parametrize('mode', [m for m in MODES if m != 'batch'])
@@ -261,3 +310,33 @@ def test_uneven_meta_batches_are_refused_with_numbers_that_work():
   learner, params, stats = build()
   with pytest.raises(UserError, match='in chunks of 3'):
     meta_gradient(learner, params, stats, episodes(), chunk=3)
+
+
+@pytest.mark.parametrize(
+    'tasks, devices, more, layout',
+    [
+        (8, 8, {}, (8, 1)),
+        (12, 8, {}, (6, 1)),
+        (4, 8, {}, (4, 1)),
+        (7, 8, {}, (7, 1)),
+        (8, 8, {'chunk': 2}, (4, 1)),
+        (4, 8, {'queries': 80}, (8, 2)),
+        (4, 8, {'queries': 75}, (4, 1)),  # odd
+        (4, 12, {'queries': 75}, (12, 3)),
+        (4, 8, {'queries': 80, 'chunk': 2}, (2, 1)),
+        (6, 8, {'queries': 80}, (6, 1)),
+        (12, 16, {'processes': 4}, (12, 1)),
+        (12, 16, {'processes': 2}, (12, 1)),
+        (8, 12, {'processes': 4}, (8, 1)),
+        (2, 8, {'processes': 4, 'queries': 80}, (8, 4)),
+    ],
+)
+def test_most_devices_that_can_be_used_are_used(tasks, devices, more, layout):
+  assert best_layout(tasks, devices, **more) == Layout(*layout)
+
+
+def test_every_process_needs_a_task():
+  with pytest.raises(UserError) as error:
+    best_layout(6, 8, processes=4)
+  assert '6 tasks do not divide over 4 processes' in str(error.value)
+  assert 'take 4 or 8 tasks, or 1 or 2 or 3 processes' in str(error.value)

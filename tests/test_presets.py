@@ -101,7 +101,7 @@ def first_alike(name):
   ],
 )
 def test_variants_in_the_readme_trace(override, frozen):
-  assert f'--config.{override}' in (REPOSITORY / 'README.md').read_text()
+  assert f'--{override}' in (REPOSITORY / 'README.md').read_text()
   path = CONFIGS / 'mini_5w1s.py'
   config = config_lib.load(str(path), [f'--config.{override}'])
   labels = param_labels(InnerConfig(**config.inner), trace(config))

@@ -3,58 +3,22 @@
 Each run is a process of its own, started as users start it, on `glyphs`.
 """
 
-import os
-import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 
-import jax
-import numpy as np
 import pytest
-import tiny
 
 from maml_jax import checkpoint, metrics
+from studies import soak
 
-MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
-KILLS = 12
-PATIENCE = 180  # seconds for a process to compile, or to end
-LENGTH = {'train__num_epochs': 40, 'train__steps_per_epoch': 7}
-
-
-class Runs:
-  """Starts processes that share data and compiled programs."""
-
-  def __init__(self, folder: pathlib.Path):
-    self._env = os.environ | {
-        'MAML_JAX_DATA': str(folder / 'data'),
-        'MAML_JAX_CACHE': str(folder / 'cache'),
-    }
-
-  def start(self, workdir, **overrides):
-    adam = {'outer__optimizer': 'adam', 'outer__lr': 0.003}
-    fields = adam | {'train__num_tasks': 2} | LENGTH | overrides
-    return subprocess.Popen(
-        [sys.executable, MAIN, f'--workdir={workdir}', *tiny.flags(**fields)],
-        env=self._env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-  def finish(self, workdir, **overrides) -> str:
-    """Runs to the end; returns what was printed."""
-    process = self.start(workdir, **overrides)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    return output
+INTERRUPTIONS = 20
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  return Runs(tmp_path_factory.mktemp('runs'))
+  return soak.Runs(tmp_path_factory.mktemp('runs'))
 
 
 @pytest.fixture(scope='module')
@@ -62,68 +26,21 @@ def straight(runs, tmp_path_factory):
   """The workdir of a run that nobody interrupted."""
   workdir = tmp_path_factory.mktemp('straight')
   runs.finish(workdir)
+  epochs = soak.FIELDS['train.num_epochs']
+  assert len(soak.validations(workdir)) == epochs
   return workdir
 
 
-def size_of_metrics(workdir) -> int:
-  path = workdir / metrics.FILE
-  return path.stat().st_size if path.exists() else 0
-
-
-def wait_for_progress(process, workdir) -> None:
-  """Waits until the process has written more metrics than there are."""
-  size, deadline = size_of_metrics(workdir), time.monotonic() + PATIENCE
-  while size_of_metrics(workdir) <= size:
-    assert process.poll() is None, process.communicate()[0]
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
-
-
-def assert_same_end(a, b):
-  """The same bits in checkpoints and validations, and no step twice."""
-  for which in ('latest', 'best'):
-    one, other = (checkpoint.load(path, which) for path in (a, b))
-    jax.tree.map(np.testing.assert_array_equal, one[2:], other[2:])
-  validations = []
-  for workdir in (a, b):
-    records = metrics.read(workdir)
-    assert len({(r['step'], r['split']) for r in records}) == len(records)
-    validations.append([
-        (r['step'], r['loss'], r['accuracy'], r['interval'])
-        for r in records
-        if r['split'] == 'val'
-    ])
-  assert validations[0] == validations[1]
-  assert len(validations[0]) == LENGTH['train__num_epochs']
-
-
-def truncate_newest(workdir):
-  folder = workdir / 'checkpoints' / 'latest'
-  newest = max(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
-  file = next((folder / str(newest) / 'state').glob('**/d/*'))
-  os.truncate(file, file.stat().st_size // 2)
-  return folder / str(newest)
-
-
-def test_killed_again_and_again_it_ends_in_the_same_bits(
+def test_interrupted_again_and_again_it_ends_in_the_same_bits(
     runs, straight, tmp_path
 ):
   seed = random.randrange(10**6)
   print('random moments of seed', seed)
   rng = random.Random(seed)
-  for kill in range(KILLS):
-    process = runs.start(tmp_path)
-    if kill % 4 == 3:  # as it starts
-      time.sleep(rng.uniform(0, 5))
-    else:  # as it trains, validates or saves
-      wait_for_progress(process, tmp_path)
-      time.sleep(rng.uniform(0, 0.5))
-    process.kill()
-    output, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, output
-  damaged = truncate_newest(tmp_path)
-  assert f'damaged checkpoint {damaged}' in runs.finish(tmp_path)
-  assert_same_end(straight, tmp_path)
+  done, ends = soak.soak(runs, straight, tmp_path, rng, INTERRUPTIONS)
+  print(done)
+  assert done.total() == INTERRUPTIONS
+  assert not any(ends), ends
 
 
 @pytest.mark.parametrize(
@@ -133,20 +50,19 @@ def test_told_to_stop_it_saves_and_the_same_command_goes_on(
     runs, straight, tmp_path, number, status
 ):
   process = runs.start(tmp_path)
-  wait_for_progress(process, tmp_path)
+  assert soak.wait_for_progress(process, tmp_path)
   process.send_signal(number)
-  output, _ = process.communicate(timeout=PATIENCE)
-  assert process.returncode == status, output
+  output = soak.end(process, status)
   step = checkpoint.load(tmp_path, 'latest').step
   assert f'saved at step {step}; the same command goes on' in output
   assert metrics.read(tmp_path)[-1]['step'] == step
   runs.finish(tmp_path)
-  assert_same_end(straight, tmp_path)
+  assert soak.differences(straight, tmp_path) == []
 
 
 def test_a_second_interrupt_leaves_at_once(runs, tmp_path):
   """Even while the main thread waits for the compiler."""
-  process = runs.start(tmp_path, model__width=5)
+  process = runs.start(tmp_path, '--config.model.width=5')
   while not (tmp_path / 'tensorboard').exists():
     assert process.poll() is None, process.communicate()[0]
     time.sleep(0.01)
@@ -154,8 +70,7 @@ def test_a_second_interrupt_leaves_at_once(runs, tmp_path):
   assert 'Ctrl-C once more' in ''.join(iter_until(process, 'once more'))
   process.send_signal(signal.SIGINT)
   start = time.monotonic()
-  process.communicate(timeout=PATIENCE)
-  assert process.returncode == 130
+  soak.end(process, 130)
   assert time.monotonic() - start < 2
 
 
@@ -164,3 +79,56 @@ def iter_until(process, words):
     yield line
     if words in line:
       return
+
+
+# File systems of their own, which Linux may let anybody mount
+
+FULL = """
+mount -t tmpfs -o size=600k none "$0" || exit
+"$@"; echo "status $?"
+mount -o remount,size=64m "$0" || exit
+"$@"; echo "status $?"
+cp -r "$0" "$0-kept"
+"""
+READ_ONLY = """
+mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" || exit
+"$@"; echo "status $?"
+"""
+
+
+def mounted(script, workdir, runs):
+  """Runs a script in which file systems may be mounted; returns its output."""
+  unshare = ['unshare', '--map-root-user', '--mount', 'sh', '-c']
+  try:
+    subprocess.run([*unshare, 'true'], check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('no file system can be mounted here')
+  workdir.mkdir()
+  done = subprocess.run(
+      [*unshare, script, workdir, *runs.command(workdir)],
+      env=runs.env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+  )
+  assert done.returncode == 0, done.stdout
+  return done.stdout
+
+
+def test_on_a_full_disk_it_ends_in_one_line_and_goes_on_with_room(
+    runs, straight, tmp_path
+):
+  output = mounted(FULL, tmp_path / 'run', runs)
+  first, status, rest = output.partition('status 2\n')
+  assert status and rest.endswith('status 0\n'), output
+  assert 'Traceback' not in output and 'Warning' not in output
+  (error,) = [line for line in first.splitlines() if 'error' in line]
+  assert error.startswith('error: cannot write a checkpoint in ')
+  assert ': No space left on device. ' in error
+  assert soak.differences(straight, tmp_path / 'run-kept') == []
+
+
+def test_in_a_workdir_that_is_read_only_it_ends_in_one_line(runs, tmp_path):
+  output = mounted(READ_ONLY, tmp_path / 'run', runs)
+  message = f'cannot write to {tmp_path}/run: Read-only file system'
+  assert output == f'error: {message}\nstatus 2\n'

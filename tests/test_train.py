@@ -14,7 +14,7 @@ import tiny
 from maml_jax import checkpoint, experiment, metrics, workdir
 from maml_jax.data.episodes import sample_episode, task_keys
 from maml_jax.errors import UserError
-from maml_jax.parallel import make_mesh, mean_over_tasks
+from maml_jax.parallel import Layout, make_mesh, mean_over_tasks
 from maml_jax.train import Pace, init_state, make_train_step, train
 
 
@@ -29,7 +29,7 @@ def sampler(config):
   return partial(sample_episode, **phase.shape, transform=transform)
 
 
-def step_and_state(config, *, mesh=None, chunk=None, learner=None):
+def step_and_state(config, *, mesh=None, chunk=None, learner=None, parts=1):
   """The step of a config, its first state and its data set."""
   learner = learner or experiment.phase_learner(
       config, experiment.train_phase(config)
@@ -44,6 +44,7 @@ def step_and_state(config, *, mesh=None, chunk=None, learner=None):
       max_steps=config.train.steps_per_call,
       mesh=mesh,
       chunk=chunk,
+      parts=parts,
   )
   state = init_state(learner, tx, jax.random.key(2))
   return step, state, tiny.on_device(tiny.dataset())
@@ -85,6 +86,12 @@ def test_devices_and_chunks_change_nothing():
   assert_close(run(config, [2], mesh=make_mesh(), chunk=1), expected)
   one = make_mesh(jax.devices()[:1])
   assert_close(run(config, [2], mesh=one, chunk=4), expected)
+
+
+def test_devices_that_share_a_query_set_change_nothing(small):
+  config = tiny.config(model__norm='global', train__num_tasks=4)
+  expected = run(config, [2])
+  assert_close(run(config, [2], mesh=make_mesh(), chunk=1, parts=2), expected)
 
 
 @pytest.mark.parametrize('devices, chunk', [(1, 1), (8, 1), (8, None)])
@@ -155,9 +162,53 @@ def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
   assert saved.metrics['accuracy'] == best['accuracy']
   assert saved.config == config
   assert list((tmp_path / 'tensorboard').iterdir())
-  first, *epochs = capsys.readouterr().out.splitlines()
+  first, *epochs, done, where = capsys.readouterr().out.splitlines()
   assert '8 tasks a step on 8 x cpu, images on the device; from step 0' in first
   assert [line.split(',')[0] for line in epochs] == ['epoch 1/2', 'epoch 2/2']
+  for line in (*epochs, done):
+    assert '(transductive, 2 queries per class): loss' in line
+  assert 'trained to step 10' in done and str(tmp_path) in where
+
+
+@pytest.mark.parametrize(
+    'overrides, words',
+    [
+        ({}, 'on 8 x cpu,'),
+        (
+            {'train__num_tasks': 6},
+            'on 6 of 8 x cpu (--train.num_tasks=8 would use all),',
+        ),
+        (
+            {'train__num_tasks': 12},
+            'on 6 of 8 x cpu (--train.num_tasks=8 or 16 would use all),',
+        ),
+        (
+            {'train__num_tasks': 4, 'model__norm': 'support'},
+            'on 8 x cpu, 2 for each task,',
+        ),
+    ],
+)
+def test_uses_and_names_the_devices_that_fit(
+    small, tmp_path, capsys, overrides, words
+):
+  config = tiny.config(**{'train__num_epochs': 0} | overrides)
+  assert train(config, tmp_path) == 0
+  assert words in capsys.readouterr().out
+
+
+def test_goes_on_with_other_devices(small, tmp_path, monkeypatch):
+  """From eight to one, and from one to eight."""
+  paths = [tmp_path / name for name in ('8', '8 1', '1 8')]
+  for path, order in zip(paths, ((8, 8), (8, 1), (1, 8)), strict=True):
+    for epochs, devices in enumerate(order, 1):
+      monkeypatch.setattr(
+          'maml_jax.experiment.best_layout',
+          lambda *_, n=devices, **__: Layout(n, 1),
+      )
+      assert train(tiny.config(train__num_epochs=epochs), path) == 0
+  expected, *others = (checkpoint.load(path, 'latest') for path in paths)
+  for other in others:
+    assert_close(other[2:6], expected[2:6])
 
 
 def test_goes_on_where_it_was_and_leaves_a_finished_run_alone(small, tmp_path):
@@ -208,7 +259,6 @@ def test_refuses_a_workdir_in_use_or_unusable(small, tmp_path):
         ({'task__ways': 9}, '9 ways, but glyphs train has 8 classes'),
         ({'task__queries': 5}, '1 shots and 5 queries are 6 images'),
         ({'val__queries': 9}, 'glyphs val'),
-        ({'train__num_tasks': 6}, '6 tasks do not divide over 8 device'),
         ({'train__chunk': 3}, '8 tasks do not divide .* in chunks of 3'),
     ],
 )

@@ -57,13 +57,14 @@ def dataset(split='train', num_classes=8, most=7) -> Dataset:
 def model(encoder, num_ways, image_shape, *, meta_test, **_) -> Model:
   """Stands in for `make_model`: one hidden layer, compiled in a second.
 
-  It keeps running moments, of which nothing but `stats` knows.
+  It keeps running moments, of which nothing but `stats` knows. Without ways it
+  gives the hidden layer.
   """
   del encoder
 
   def init(key):
     keys = jax.random.split(key)
-    shapes = (math.prod(image_shape), 8), (8, num_ways)
+    shapes = (math.prod(image_shape), 8), (8, num_ways or 1)
     first, last = (
         jax.random.normal(k, shape) * shape[0] ** -0.5
         for k, shape in zip(keys, shapes, strict=True)
@@ -74,7 +75,9 @@ def model(encoder, num_ways, image_shape, *, meta_test, **_) -> Model:
   def apply(params, stats, image, *, train):
     hidden = image.reshape(len(image), -1) @ params['encoder']['kernel']
     mean = stats['global']['mean']
-    logits = jnp.tanh(hidden - mean[None]) @ params['classifier']['kernel']
+    logits = jnp.tanh(hidden - mean[None])
+    if num_ways:
+      logits = logits @ params['classifier']['kernel']
     if train and not meta_test:
       mean = 0.9 * mean + 0.1 * jax.lax.stop_gradient(hidden.mean(0))
     return logits, {'global': {'mean': mean}}

@@ -1,0 +1,186 @@
+"""Writes workdirs as a training and its evaluations leave them, out of chance.
+
+Nothing is trained: records, accuracies and answers are drawn from a generator.
+"""
+
+import json
+import math
+
+import numpy as np
+
+from maml_jax import config as config_lib
+from maml_jax import experiment
+from maml_jax.intervals import at_chance_by_luck, mean_interval
+from maml_jax.metrics import summary
+from maml_jax.tasks import distinct
+
+BASELINES = {
+  'no_adaptation': ('the meta-learned initialisation as it is', -0.2),
+  'class_mean': ("nearest class mean of the encoder's features", -0.04),
+  'linear_head': ('a linear head on frozen features', 0.01),
+}
+
+
+def write_metrics(workdir, seed=0, num_epochs=5, accuracy=True) -> None:
+  """Records of training every 10 steps and of validation every 50."""
+  rng = np.random.default_rng(seed)
+  records = []
+  for step in range(10, 50 * num_epochs + 1, 10):
+    level = 0.3 + 0.5 * (1 - math.exp(-step / 100))
+    for split in ('train', 'val')[: 1 + (step % 50 == 0)]:
+      record = {'step': step, 'split': split}
+      record['loss'] = 2 * (1 - level) + rng.normal(0, 0.02)
+      if accuracy:
+        record['accuracy'] = level + rng.normal(0, 0.02)
+      if split == 'val':
+        record['interval'] = 0.02
+      records.append(record)
+  lines = ''.join(json.dumps(record) + '\n' for record in records)
+  (workdir / 'metrics.jsonl').write_text(lines)
+
+
+def write_tasks(workdir, config, dataset, num_tasks=40, seed=0, name='tasks',
+                **facts) -> None:  # fmt: skip
+  """An evaluation of kind 'tasks' with all that one can have.
+
+  Args:
+    workdir: a directory.
+    config: says which tasks.
+    dataset: the split that is measured.
+    num_tasks: T.
+    seed: of the training.
+    name: of the files in eval/.
+    **facts: fields of the JSON file to be set anew.
+  """
+  rng = np.random.default_rng(seed)
+  phase = experiment.eval_phase(config)
+  ways, queries = phase.ways, phase.queries
+  positions, _ = distinct(dataset, phase, num_tasks)
+  classes = np.searchsorted(dataset.size.cumsum(), positions[:, :, 0], 'right')
+  hard = 0.1 + 0.5 * (classes % 4 == 0) + rng.uniform(0, 0.25, classes.shape)
+  label = np.tile(np.repeat(np.arange(ways), queries), (num_tasks, 1))
+  missed = rng.uniform(size=label.shape) < hard.repeat(queries, 1)
+  other = (label + rng.integers(1, ways, label.shape)) % ways
+  predicted = np.where(missed, other, label)
+  accuracy = (predicted == label).mean(1)
+  arrays = {
+    'accuracy': accuracy,
+    'loss': 2 * (1.1 - accuracy) + rng.uniform(0, 0.1, num_tasks),
+    'support_loss': rng.uniform(0, 0.1, num_tasks),
+    'predicted': predicted.astype(np.uint16),
+    'classes': classes.astype(np.int32),
+  }
+  curve, steps = _curve(accuracy, phase.num_steps, ways, rng)
+  baselines, tables = _baselines(accuracy, rng)
+  result = facts_of(config, num_tasks, seed) | summary(
+    {key: arrays[key] for key in ('accuracy', 'loss')}
+  ) | {
+    'kind': 'tasks',
+    'median': float(np.median(accuracy)),
+    'at_chance': float((accuracy <= 1 / ways).mean()),
+    'at_chance_by_luck': at_chance_by_luck(ways * queries, ways),
+    'curve': curve,
+    'baselines': baselines,
+  }  # fmt: skip
+  write(workdir, name, result | facts, arrays | steps | tables)
+
+
+def write_grid(workdir, config, num_tasks=40, seed=0, name='grid') -> None:
+  """An evaluation of kind 'grid'."""
+  rng = np.random.default_rng(seed)
+  base = {'norm': 'batch', 'queries': 15, 'num_steps': 5}
+  tasks = rng.normal(0, 0.1, num_tasks)
+  cells, rows = [], []
+  for i, norm in enumerate(('batch', 'cumulative', 'support')):
+    for queries in (1, 5, 15):
+      for num_steps in (0, 1, 5, 10):
+        level = 0.75 - 0.5 * math.exp(-num_steps) - 0.05 * i
+        level -= 0.1 / queries * (i == 0)
+        accuracy = level + tasks + rng.normal(0, 0.02, num_tasks)
+        rows.append(np.clip(accuracy, 0, 1))
+        cells.append({'norm': norm, 'transductive': norm == 'batch',
+                      'queries': queries, 'num_steps': num_steps})  # fmt: skip
+  (place,) = (i for i, cell in enumerate(cells) if base.items() <= cell.items())
+  for cell, accuracy in zip(cells, rows, strict=True):
+    mean, half = mean_interval(accuracy)
+    apart, around = mean_interval(accuracy - rows[place])
+    cell |= {'accuracy': mean, 'interval': half, 'loss': 1 - mean,
+             'median': float(np.median(accuracy)), 'at_chance': 0.01,
+             'difference': apart, 'difference_interval': around}  # fmt: skip
+  result = facts_of(config, num_tasks, seed)
+  del result['transductive']
+  result |= {'kind': 'grid', 'base': base, 'cells': cells}
+  write(workdir, name, result, {'accuracy': np.array(rows),
+                                'loss': 1 - np.array(rows)})  # fmt: skip
+
+
+def write_regression(workdir, config, num_tasks=40) -> None:
+  """An evaluation of a regression, which has losses alone."""
+  loss = np.random.default_rng(0).exponential(0.3, num_tasks)
+  result = facts_of(config, num_tasks, 0) | summary({'loss': loss})
+  result |= {'kind': 'tasks', 'median': float(np.median(loss)), 'curve': None,
+             'baselines': None}  # fmt: skip
+  write(workdir, 'tasks', result, {'loss': loss})
+
+
+def write_run(workdir, config, dataset, num_tasks=40, seed=0) -> None:
+  """A workdir with all of it."""
+  workdir.mkdir(exist_ok=True)
+  config = config.copy_and_resolve_references()
+  config.seed = seed
+  (workdir / 'config.json').write_text(config_lib.to_json(config))
+  write_metrics(workdir, seed)
+  write_grid(workdir, config, num_tasks, seed)
+  write_tasks(workdir, config, dataset, num_tasks, seed)
+
+
+def facts_of(config, num_tasks, seed) -> dict:
+  """What every evaluation says."""
+  phase = experiment.eval_phase(config)._asdict()
+  return {'data': config.data.name, **phase,
+          'transductive': phase['norm'] == 'batch', 'num_tasks': num_tasks,
+          'checkpoint': 'runs/x/checkpoints/best/200', 'step': 200,
+          'seed': seed, 'precision': 'float32', 'version': '0.1.0',
+          'commit': '0123456789+', 'jax': '0.12.0', 'devices': '2 x cpu',
+          'config': config.to_dict() | {'seed': seed}}  # fmt: skip
+
+
+def write(workdir, name, result, arrays) -> None:
+  folder = workdir / 'eval'
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / f'{name}.json').write_text(json.dumps(result))
+  np.savez_compressed(folder / f'{name}.npz', **arrays)
+
+
+def _curve(accuracy, num_steps, ways, rng):
+  rise = 1 - np.exp(-np.arange(num_steps + 1))
+  query = 1 / ways + (accuracy[:, None] - 1 / ways) * rise / max(rise[-1], 1e-9)
+  query = np.clip(query + rng.normal(0, 0.02, query.shape), 0, 1)
+  support = np.clip(query + 0.25 * rise, 0, 1)
+  tables = {
+    'curve_query_accuracy': query,
+    'curve_query_loss': 2 * (1.1 - query),
+    'curve_support_accuracy': support,
+    'curve_support_loss': 2 * (1.1 - support),
+  }
+  curve = {
+    part: {name: tables[f'curve_{part}_{name}'].mean(0).tolist()
+           for name in ('loss', 'accuracy')}
+    for part in ('support', 'query')
+  }  # fmt: skip
+  halves = [mean_interval(column)[1] for column in query.T]
+  curve['query']['interval'] = halves
+  return {'num_tasks': len(accuracy)} | curve, tables
+
+
+def _baselines(accuracy, rng):
+  rows, tables = [], {}
+  for name, (about, shift) in BASELINES.items():
+    own = np.clip(accuracy + shift + rng.normal(0, 0.05, len(accuracy)), 0, 1)
+    mean, half = mean_interval(own)
+    apart, around = mean_interval(own - accuracy)
+    rows.append({'name': name, 'about': about, 'accuracy': mean,
+                 'interval': half, 'difference': apart,
+                 'difference_interval': around})  # fmt: skip
+    tables[f'baseline_{name}'] = own
+  return rows, tables

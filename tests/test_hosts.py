@@ -1,0 +1,258 @@
+"""Several processes of main.py are one program, whatever befalls one of them.
+
+They run on one machine, on CPU devices that are faked, as `--coordinator` and
+its like start them by hand.
+"""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from maml_jax import checkpoint, hosts, metrics
+from maml_jax.errors import UserError
+
+MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
+PATIENCE = 900  # seconds to compile and to end, on a busy machine
+EPOCHS = 5
+FIELDS = {
+    'outer__optimizer': 'adam',
+    'outer__lr': 0.003,
+    'train__num_epochs': EPOCHS,
+    'train__num_tasks': 4,
+    'train__steps_per_call': 2,
+    'data__placement': 'host',
+}
+
+
+class Run:
+  """The processes of one run, each with the same number of devices."""
+
+  def __init__(self, folder, workdir, processes, devices, *flags, **fields):
+    self._logs = []
+    port = free_port()
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': f'{devices}',
+        'MAML_JAX_CACHE': str(folder / 'cache'),
+        'MAML_JAX_DATA': str(folder / 'data'),
+    }
+    self.processes = []
+    for i in range(processes):
+      log = folder / f'{workdir.name}-{time.monotonic_ns()}-{i}.log'
+      self._logs.append(log)
+      place = [
+          f'--coordinator=localhost:{port}',
+          f'--num_processes={processes}',
+          f'--process_id={i}',
+      ]
+      command = [
+          sys.executable,
+          MAIN,
+          f'--workdir={workdir}',
+          *(place if processes > 1 else []),
+          *flags,
+          *tiny.flags(**FIELDS | fields),
+      ]
+      with log.open('w') as file:
+        self.processes.append(
+            subprocess.Popen(
+                command, env=environment, stdout=file, stderr=file
+            )
+        )
+
+  def wait(self) -> list[int]:
+    """The exit statuses of all processes."""
+    deadline = time.monotonic() + PATIENCE
+    try:
+      return [p.wait(deadline - time.monotonic()) for p in self.processes]
+    except subprocess.TimeoutExpired:
+      raise AssertionError('\n'.join(self.said)) from None
+    finally:
+      self.kill()
+
+  def finish(self) -> list[str]:
+    """What all processes said; they must have succeeded."""
+    assert not any(self.wait()), '\n'.join(self.said)
+    return self.said
+
+  @property
+  def said(self) -> list[str]:
+    return [log.read_text() for log in self._logs]
+
+  def wait_for_progress(self, workdir) -> None:
+    """Until a record of the training has been written."""
+    deadline = time.monotonic() + PATIENCE
+    while not metrics.read(workdir):
+      running = all(p.poll() is None for p in self.processes)
+      if not running or time.monotonic() > deadline:
+        self.kill()
+        raise AssertionError('\n'.join(self.said))
+      time.sleep(0.01)
+
+  def kill(self) -> None:
+    for process in self.processes:
+      if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('hosts')
+
+
+@pytest.fixture(scope='module')
+def straight(folder):
+  """The workdir of one process with four devices, never interrupted."""
+  workdir = folder / 'straight'
+  Run(folder, workdir, 1, 4).finish()
+  return workdir
+
+
+def arrays(workdir):
+  saved = checkpoint.load(workdir, 'latest')
+  assert saved.step == EPOCHS * 5
+  return saved.params, saved.stats, saved.opt_state
+
+
+def validations(workdir):
+  return [
+      (r['step'], r['loss'], r['accuracy'])
+      for r in metrics.read(workdir)
+      if r['split'] == 'val'
+  ]
+
+
+def assert_same_end(a, b):
+  """The same bits in checkpoints and validations, and no record twice."""
+  jax.tree.map(np.testing.assert_array_equal, arrays(a), arrays(b))
+  assert validations(a) == validations(b)
+  assert len(validations(a)) == EPOCHS
+
+
+def test_preempted_all_save_the_same_step_and_one_process_goes_on(
+    folder, straight
+):
+  """SIGTERM to one of two: elastic resume, from two processes to one."""
+  workdir = folder / 'preempted'
+  run = Run(folder, workdir, 2, 2)
+  run.wait_for_progress(workdir)
+  run.processes[1].send_signal(signal.SIGTERM)
+  assert run.wait() == [143, 143], run.said
+  first, other = run.said
+  step = checkpoint.load(workdir, 'latest').step
+  assert 0 < step < EPOCHS * 5
+  assert f'saved at step {step}; the same command goes on' in first
+  assert '4 x cpu in 2 processes' in first
+  assert 'epoch' not in other and 'saved' not in other
+  parts = list((workdir / 'checkpoints' / 'latest').glob('*/state/ocdbt*'))
+  assert {path.name[-1] for path in parts} == {'0', '1'}
+  said = Run(folder, workdir, 1, 4).finish()
+  assert f'from step {step} of' in said[0]
+  assert_same_end(straight, workdir)
+
+
+def test_four_processes_go_on_for_one(folder, straight):
+  """From one process to four, each with its own part of what is given."""
+  workdir = folder / 'grown'
+  shutil.copytree(straight, workdir)
+  shutil.rmtree(workdir / 'checkpoints' / 'latest' / f'{EPOCHS * 5}')
+  said = Run(folder, workdir, 4, 1).finish()
+  assert f'from step {EPOCHS * 5 - 5} of' in said[0]
+  assert_same_end(straight, workdir)
+
+
+def test_evaluates_as_one_process_does(folder, straight):
+  results = []
+  for processes, devices in ((1, 4), (2, 2)):
+    workdir = folder / f'evaluated-{processes}'
+    source = f'--checkpoint={straight}'
+    Run(folder, workdir, processes, devices, '--mode=eval', source).finish()
+    (file,) = (workdir / 'eval').glob('*.npz')
+    results.append(dict(np.load(file)))
+  assert results[0].keys() == results[1].keys() > {'accuracy'}
+  jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_one_of_two_dies_and_the_other_says_so(folder, victim):
+  workdir = folder / f'orphan-{victim}'
+  fields = {'train__num_epochs': 10_000, 'data__placement': 'device'}
+  run = Run(folder, workdir, 2, 2, **fields)
+  run.wait_for_progress(workdir)
+  run.processes[victim].kill()
+  start = time.monotonic()
+  statuses, said = run.wait(), run.said[1 - victim]
+  assert time.monotonic() - start < hosts.HEARTBEAT_SECONDS + 30
+  assert statuses[victim] == -signal.SIGKILL
+  # JAX itself ends a process without process 0, or in the midst of a save.
+  by_jax = 'This most likely indicates that another task died'
+  by_us = f'process {1 - victim} has lost another'
+  words = {hosts.LOST: by_us, -signal.SIGABRT: by_jax}
+  assert words.get(statuses[1 - victim], 'another status') in said, said
+
+
+def test_what_one_refuses_all_refuse(folder, straight):
+  run = Run(folder, straight, 2, 2, inner__num_steps=3)
+  assert run.wait() == [2, 2], run.said
+  for said in run.said:
+    assert 'error:' in said and 'inner.num_steps: 1 -> 3' in said
+
+
+@pytest.mark.parametrize(
+    'environment, several',
+    [
+        ({}, False),
+        ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, False),  # a batch script
+        ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '1'}, False),
+        ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '4'}, True),
+        ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
+        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),  # perhaps a notebook
+        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+        ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, True),
+    ],
+)
+def test_a_launcher_is_known_by_its_variables(environment, several):
+  assert hosts.started_as_one_of_several(environment) == several
+
+
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        ({'num_processes': 2}, 'go together'),
+        ({'coordinator': 'a:1', 'process_id': 0}, 'go together'),
+        (
+            {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 2},
+            'they are 0 to 1',
+        ),
+    ],
+)
+def test_refuses_half_of_the_flags(given, message):
+  with pytest.raises(UserError, match=message):
+    hosts.join(**given)
+
+
+def test_one_process_joins_and_waits_for_nobody(monkeypatch):
+  monkeypatch.setattr(hosts.os, 'environ', {})
+  hosts.join()
+  assert not hosts.several() and hosts.is_first()
+  assert hosts.first(lambda: [1]) == [1]
+  assert hosts.Largest(0.0)(3.0) == 3.0
