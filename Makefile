@@ -1,4 +1,5 @@
 # `make demo` and `make test` are all one needs: each installs what it lacks.
+# `make docs` builds docs/ into site/, to be opened at site/index.html.
 #   PYTHON=python3.12   the interpreter to build .venv with (3.11 or newer)
 #   EXTRAS=dev,cuda     the extras to install: dev, cuda, tpu
 #   ARGS='-k norm'      passed on to pytest or to main.py
@@ -7,7 +8,7 @@ EXTRAS ?= dev
 CANDIDATES = $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 SUITABLE = import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 
 demo: .venv/installed
 	.venv/bin/python main.py --config=configs/glyphs_5w1s.py --mode=demo $(ARGS)
@@ -17,6 +18,9 @@ test: .venv/installed
 
 lint: .venv/installed
 	.venv/bin/ruff check .
+
+docs: .venv/installed
+	.venv/bin/python -m mkdocs build --strict
 
 # Newest first. A candidate is run, not looked up: a name on PATH may be the
 # stub of a version manager, and Debian's python3 may lack ensurepip.
