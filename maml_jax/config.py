@@ -244,44 +244,14 @@ def validate(config: ConfigDict) -> None:
     _check_kind_of(field, fields[field], kind)
   for field, choices in CHOICES.items():
     check_choice(f'config.{field}', fields[field], choices)
-  for field, least in AT_LEAST.items():
-    if not least <= fields[field] < math.inf:
-      raise UserError(f'config.{field}={fields[field]}: at least {least}')
-    most = AT_MOST.get(field, MOST)
-    if KINDS[field] is int and fields[field] > most:
-      raise UserError(
-        f'config.{field}={shown(fields[field])}: at most {most}'
-      )
-  for field in ABOVE_ZERO:
-    if not fields[field] > 0:
-      raise UserError(f'config.{field}={fields[field]}: must be above 0')
-    if fields[field] == math.inf and field != 'outer.clip':
-      raise UserError(f'config.{field}={fields[field]}: must be finite')
-  if config.train.num_epochs * config.train.steps_per_epoch > LAST_STEP:
-    raise UserError(
-      f'config.train.num_epochs={config.train.num_epochs} of '
-      f'{config.train.steps_per_epoch} meta-iterations: at most {LAST_STEP} '
-      'meta-iterations'
-    )
+  _check_numbers(fields)
   for field in NORM_FIELDS:
     for word in _norm_words(f'config.{field}', fields[field]):
       check_choice(f'config.{field}', word, NORMS)
   _check_items('inner.frozen', fields['inner.frozen'], str)
   _check_items('outer.milestones', fields['outer.milestones'], int)
   _check_grid(fields)
-  if config.model.width and 'resnet' in config.model.encoder:
-    raise UserError(
-      f'config.model.width={config.model.width}: {config.model.encoder} has '
-      'widths of its own; leave it 0'
-    )
-  for field in ('val.ways', 'eval.ways'):
-    ways = fields[field]
-    if ways != config.task.ways and not config.inner.reset_classifier:
-      raise UserError(
-        f'config.{field}={ways}: a learned head has '
-        f'config.task.ways={config.task.ways} outputs; other numbers of ways '
-        'need config.inner.reset_classifier=true'
-      )
+  _check_network(fields)
   _check_kind(fields)
 
 
@@ -476,6 +446,43 @@ def _norm_words(field: str, norm: Any) -> list[str]:
         f'{field}={shown(norm)}: neither a word nor (pattern, word) pairs'
       )
   return [word for _, word in pairs]
+
+
+def _check_numbers(fields: dict[str, Any]) -> None:
+  """Raises UserError for the first number out of its bounds."""
+  for field, least in AT_LEAST.items():
+    if not least <= fields[field] < math.inf:
+      raise UserError(f'config.{field}={fields[field]}: at least {least}')
+    most = AT_MOST.get(field, MOST)
+    if KINDS[field] is int and fields[field] > most:
+      raise UserError(f'config.{field}={shown(fields[field])}: at most {most}')
+  for field in ABOVE_ZERO:
+    if not fields[field] > 0:
+      raise UserError(f'config.{field}={fields[field]}: must be above 0')
+    if fields[field] == math.inf and field != 'outer.clip':
+      raise UserError(f'config.{field}={fields[field]}: must be finite')
+  epochs, length = fields['train.num_epochs'], fields['train.steps_per_epoch']
+  if epochs * length > LAST_STEP:
+    raise UserError(
+      f'config.train.num_epochs={epochs} of {length} meta-iterations: at most '
+      f'{LAST_STEP} meta-iterations'
+    )
+
+
+def _check_network(fields: dict[str, Any]) -> None:
+  """Raises UserError for a width or a number of ways that it cannot have."""
+  width, encoder = fields['model.width'], fields['model.encoder']
+  if width and 'resnet' in encoder:
+    raise UserError(
+      f'config.model.width={width}: {encoder} has widths of its own; leave it 0'
+    )
+  for field in ('val.ways', 'eval.ways'):
+    ways, trained = fields[field], fields['task.ways']
+    if ways != trained and not fields['inner.reset_classifier']:
+      raise UserError(
+        f'config.{field}={ways}: a learned head has config.task.ways={trained} '
+        'outputs; other numbers of ways need config.inner.reset_classifier=true'
+      )
 
 
 def _check_kind(fields: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from maml_jax.errors import UserError
 from maml_jax.evaluate import Evaluation, fit, norm_name
 from maml_jax.intervals import at_chance, mean_interval, paired_difference
 from maml_jax.learner import Learner
-from maml_jax.metrics import is_transductive, kind, percent, score
+from maml_jax.metrics import is_transductive, kind, score, show
 from maml_jax.types import Batch
 
 
@@ -46,11 +46,7 @@ def grid(
     UserError: there is no sound checkpoint, it is of another config, or has
       not the statistics that one of `eval.grid_norms` needs.
   """
-  if config.eval.grid_norms:
-    norms = config.eval.grid_norms
-  else:
-    own = config.model.norm
-    norms = (own, *(norm for norm in NORMS if norm != own))
+  norms = config.eval.grid_norms or _all_norms(config)
   queries = tuple(sorted(set(config.eval.grid_queries)))
   steps = tuple(sorted(set(config.eval.grid_steps)))
   phase = experiment.eval_phase(config)._replace(
@@ -59,27 +55,7 @@ def grid(
   e = Evaluation(config, source, workdir or source, phase, 'grid')
   if not again and (result := hosts.first(e.kept)):
     return result
-  cells, rows = [], []
-  for norm in norms:
-    learner = experiment.phase_learner(config, phase._replace(norm=norm))
-    try:
-      fit(learner, e.saved.params, e.saved.stats)
-    except UserError:
-      if config.eval.grid_norms:
-        raise
-      continue  # such a checkpoint has not the statistics of this mode
-    measure = make_measure(learner, queries, steps, phase.ways)
-    measured = e.measure(norm_name(norm), learner, measure)
-    for i, q in enumerate(queries):
-      for j, k in enumerate(steps):
-        cells.append({
-            'norm': norm,
-            'transductive': is_transductive(norm),
-            'queries': q,
-            'num_steps': k,
-        })
-        rows.append({name: x[:, j, i] for name, x in measured.items()})
-  arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+  cells, arrays = _measure(e, norms, queries, steps)
   base = _base(config, cells)
   result = {
       'kind': 'grid',
@@ -91,31 +67,76 @@ def grid(
   )
 
 
+def _all_norms(config: ConfigDict) -> tuple:
+  """That of the training, then the others; that alone in regression."""
+  own = config.model.norm
+  if config.eval.ways == 1:  # without batch norm all would be the same
+    return (own,)
+  return (own, *(norm for norm in NORMS if norm != own))
+
+
+def _measure(e: Evaluation, norms, queries, steps) -> tuple[list[dict], dict]:
+  """The cells, and what was measured of the tasks in each, [cells, T]."""
+  cells, rows = [], []
+  for norm in norms:
+    learner = experiment.phase_learner(e.config, e.phase._replace(norm=norm))
+    try:
+      fit(learner, e.saved.params, e.saved.stats)
+    except UserError:
+      if e.config.eval.grid_norms:
+        raise
+      continue  # such a checkpoint has not the statistics of this mode
+    measure = make_measure(learner, queries, steps, e.phase.ways)
+    measured = e.measure(norm_name(norm), learner, measure)
+    for i, q in enumerate(queries):
+      for j, k in enumerate(steps):
+        cells.append({
+            'norm': norm,
+            'transductive': is_transductive(norm),
+            'queries': q,
+            'num_steps': k,
+        })
+        rows.append({name: x[:, j, i] for name, x in measured.items()})
+  arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+  return cells, arrays
+
+
 def describe(result: dict) -> Iterator[str]:
   """Lines for people: one for each norm mode and number of query images."""
-  cells = result['cells']
+  cells, base = result['cells'], result['base']
   steps = sorted({cell['num_steps'] for cell in cells})
-  base = result['base']
+  name = score(cells[0])
+  task = f'{result["ways"]}-way {result["shots"]}-shot'
+  way = f'{norm_name(base["norm"])}, '
+  if name == 'loss':
+    task, way = f'{result["shots"]} points', ''
   yield (
-      f'{result["data"]} {result["split"]}, {result["ways"]}-way '
-      f'{result["shots"]}-shot, the same {result["num_tasks"]} tasks in every '
-      f'cell; checkpoint of step {result["step"]}. Accuracy with its 95 % '
-      f'interval, and its difference from {norm_name(base["norm"])}, '
-      f'{base["queries"]} queries, {base["num_steps"]} steps:'
+      f'{result["data"]} {result["split"]}, {task}, the same '
+      f'{result["num_tasks"]} tasks in every cell; checkpoint of step '
+      f'{result["step"]}. {name.capitalize()} with its 95 % interval, and its '
+      f'difference from {way}{base["queries"]} queries, {base["num_steps"]} '
+      'steps:'
   )
   head = ''.join(f'{f"{k} steps":^30}' for k in steps)
   yield f'{"":47}{head}'.rstrip()
   for start in range(0, len(cells), len(steps)):
     row = cells[start : start + len(steps)]
-    norm = row[0]['norm']
-    line = f'{norm_name(norm):11}{kind(norm, row[0]["queries"]):36}'
-    for cell in row:
-      name = percent(cell['accuracy'], cell['interval'])
-      more = f'{100 * cell["difference"]:+.2f}'
-      if cell['difference_interval']:
-        more += f' +-{100 * cell["difference_interval"]:.2f}'
-      line += f'{name:>16} {more:13}'
+    norm, queries = row[0]['norm'], row[0]['queries']
+    line = f'{norm_name(norm):11}{kind(norm, queries):36}'
+    if name == 'loss':
+      line = f'{f"{queries} queries":47}'
+    line += ''.join(map(_shown, row))
     yield line.rstrip()
+
+
+def _shown(cell: dict) -> str:
+  """A cell in 30 columns: its value, its difference from the base."""
+  name = score(cell)
+  unit, digits = (100, 2) if name == 'accuracy' else (1, 3)
+  more = f'{unit * cell["difference"]:+.{digits}f}'
+  if cell['difference_interval']:
+    more += f' +-{unit * cell["difference_interval"]:.{digits}f}'
+  return f'{show(name, cell[name], cell["interval"]):>16} {more:13}'
 
 
 def make_measure(learner: Learner, queries, steps, ways: int) -> Callable:

@@ -80,6 +80,39 @@ def mean_over_tasks(fn, mesh=None, chunk=None):
     UserError: when called, if T is no multiple of devices times chunk.
   """
 
+  local = _on_one_device(fn, chunk)
+
+  def on_device(shared, tasks):
+    # Unless told that they vary, jax.grad would sum the gradients of shared
+    # params over devices, the inner gradients of unlike tasks among them.
+    vary = partial(lax.pcast, axis_name=AXIS, to='varying')
+    averaged, kept = local(vary(shared), tasks, vary)
+    if gathers(mesh):
+      return jax.tree.map(lambda x: x[None], averaged), kept
+    return lax.pmean(averaged, AXIS), kept
+
+  def run(shared, tasks):
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    check_num_tasks(num_tasks, mesh.size if mesh else 1, chunk)
+    if mesh is None:
+      return local(shared, tasks)
+    averaged, kept = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(P(), P(AXIS)),
+        out_specs=(P(AXIS) if gathers(mesh) else P(), P(AXIS)),
+    )(shared, tasks)
+    if gathers(mesh):
+      of_all = replicated(averaged, mesh)
+      averaged = jax.tree.map(lambda x: x.mean(0), of_all)
+    return averaged, kept
+
+  return run
+
+
+def _on_one_device(fn, chunk):
+  """`mean_over_tasks` for the tasks of one device."""
+
   def local(shared, tasks, vary=lambda x: x):
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     size = chunk or num_tasks
@@ -111,32 +144,7 @@ def mean_over_tasks(fn, mesh=None, chunk=None):
     averaged, kept = jax.vmap(fn, (None, 0))(shared, tasks)
     return jax.tree.map(lambda x: x.mean(0), averaged), kept
 
-  def on_device(shared, tasks):
-    # Unless told that they vary, jax.grad would sum the gradients of shared
-    # params over devices, the inner gradients of unlike tasks among them.
-    vary = partial(lax.pcast, axis_name=AXIS, to='varying')
-    averaged, kept = local(vary(shared), tasks, vary)
-    if gathers(mesh):
-      return jax.tree.map(lambda x: x[None], averaged), kept
-    return lax.pmean(averaged, AXIS), kept
-
-  def run(shared, tasks):
-    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-    check_num_tasks(num_tasks, mesh.size if mesh else 1, chunk)
-    if mesh is None:
-      return local(shared, tasks)
-    averaged, kept = jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(P(), P(AXIS)),
-        out_specs=(P(AXIS) if gathers(mesh) else P(), P(AXIS)),
-    )(shared, tasks)
-    if gathers(mesh):
-      of_all = replicated(averaged, mesh)
-      averaged = jax.tree.map(lambda x: x.mean(0), of_all)
-    return averaged, kept
-
-  return run
+  return local
 
 
 def gathers(mesh) -> bool:

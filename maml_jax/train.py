@@ -111,6 +111,12 @@ def make_train_step(
     }
     return MetaState(state.step + 1, params, stats, opt_state), metrics
 
+  return _repeated(one_step, max_steps)
+
+
+def _repeated(one_step: Callable, max_steps: int) -> Callable:
+  """Makes `step` of `make_train_step` from one meta-iteration."""
+
   @partial(jax.jit, donate_argnums=0)
   def step(state, shared, num_steps, given=()):
     def body(i, carry):
@@ -258,12 +264,7 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
       parts=machine.parts,
   )
   step = int(state.step)
-  given = tasks.given
-  if given:
-    rows = machine.rows(config.train.num_tasks * machine.parts)
-    given = partial(given, rows=rows // machine.parts)
-  ahead = Ahead(given, machine, config.train.steps_per_call)
-  stack.enter_context(ahead)
+  ahead = stack.enter_context(_ahead(config, tasks, machine))
   saver = stack.enter_context(Saver(workdir, config, saved and step))
   log = stack.enter_context(Log(workdir, step))
   screen = Screen(config, step, tasks.place, _where(config, machine))
@@ -281,6 +282,15 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
       stop,
   )
   return session, machine.put(state)
+
+
+def _ahead(config, tasks, machine) -> Ahead:
+  """Gathers for coming calls what the host has to give to the tasks."""
+  given = tasks.given
+  if given:
+    rows = machine.rows(config.train.num_tasks * machine.parts)
+    given = partial(given, rows=rows // machine.parts)
+  return Ahead(given, machine, config.train.steps_per_call)
 
 
 def _where(config, machine) -> str:

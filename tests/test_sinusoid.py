@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maml_jax import checkpoint, evaluate, experiment, metrics, report, tasks
+from maml_jax import (
+    checkpoint,
+    evaluate,
+    experiment,
+    grid,
+    metrics,
+    report,
+    tasks,
+)
 from maml_jax import config as config_lib
 from maml_jax.data import sinusoid
 from maml_jax.learner import squared_error
@@ -118,6 +126,21 @@ def test_evaluation_equals_op_by_op_and_speaks_of_loss(run, capsys):
   assert (result['loss'], result['interval']) == (
       pytest.approx(mean), pytest.approx(half)
   )  # fmt: skip
+
+
+def test_a_grid_is_of_losses_and_agrees_with_evaluations(run, capsys):
+  result = grid.grid(config(**{'eval.grid_queries': '5,100'}), run)
+  out = capsys.readouterr().out
+  assert 'Loss with its 95 % interval' in out
+  assert 'accuracy' not in out and 'transductive' not in out
+  assert [(c['queries'], c['num_steps']) for c in result['cells']] == [
+      (q, k) for q in (5, 100) for k in (0, 1, 5, 10)
+  ]
+  cell = result['cells'][-1]
+  alone = evaluate.evaluate(config(), run)
+  for name in ('loss', 'interval'):
+    assert cell[name] == pytest.approx(alone[name], rel=1e-5)
+  assert f'{cell["loss"]:.3f} +-{cell["interval"]:.3f} +0.000' in out
 
 
 def test_report_draws_curves_and_fits(run, capsys):

@@ -93,28 +93,15 @@ def make_model(
   Raises:
     UserError: an unknown encoder, norm mode or init.
   """
-  pairs = ((('*', norm),) if isinstance(norm, str) else tuple(norm))
-  for _, mode in pairs:
-    check_choice('norm mode', mode, MODES)
   check_choice('encoder', encoder, ENCODERS)
   check_choice('init', init, ('torch', 'xavier'))
-
-  def make_norm(layer):
-    for pattern, mode in pairs:
-      if fnmatch.fnmatchcase(layer, pattern):
-        return partial(
-            BatchNorm,
-            mode=mode,
-            meta_test=meta_test,
-            epsilon=norm_eps,
-            momentum=norm_momentum,
-            use_scale=norm_scale,
-        )
-    raise UserError(
-        f'model.norm says nothing about layer {layer!r}: end the list with '
-        "('*', MODE)"
-    )
-
+  make_norm = _norm_maker(
+      norm,
+      meta_test=meta_test,
+      epsilon=norm_eps,
+      momentum=norm_momentum,
+      use_scale=norm_scale,
+  )
   network = Network(
       encoder=ENCODERS[encoder](norm=make_norm, init=init, **encoder_args),
       classifier=num_ways
@@ -137,6 +124,24 @@ def make_model(
     return logits, {**stats, **updates}
 
   return Model(init_fn, apply_fn)
+
+
+def _norm_maker(norm: Norm, **norm_args) -> Callable:
+  """`make_norm(layer)` gives the constructor of a layer's batch norm."""
+  pairs = (('*', norm),) if isinstance(norm, str) else tuple(norm)
+  for _, mode in pairs:
+    check_choice('norm mode', mode, MODES)
+
+  def make_norm(layer):
+    for pattern, mode in pairs:
+      if fnmatch.fnmatchcase(layer, pattern):
+        return partial(BatchNorm, mode=mode, **norm_args)
+    raise UserError(
+        f'model.norm says nothing about layer {layer!r}: end the list with '
+        "('*', MODE)"
+    )
+
+  return make_norm
 
 
 def _split(variables):
