@@ -217,6 +217,39 @@ def test_one_of_two_dies_or_hangs_and_the_other_says_so(folder, fate, victim):
   assert words.get(status, 'another status') in said, (status, said)
 
 
+MEET = """
+import sys, time
+import jax
+from maml_jax import hosts
+address, process = sys.argv[1], int(sys.argv[2])
+hosts.join(address, 2, process)
+hosts.meet(jax.devices())
+time.sleep(40 * process)  # one compiles, the other has its program already
+largest = hosts.Largest(0.0)
+print(largest(process), largest(process))
+"""
+
+
+def test_once_they_have_met_they_wait_for_each_other():
+  """Without `meet` the first one gives up after 30 seconds."""
+  address = f'localhost:{free_port()}'
+  root = str(MAIN.parent)
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': root}
+  processes = [
+      subprocess.Popen(
+          [sys.executable, '-c', MEET, address, f'{i}'],
+          env=environment,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+      )
+      for i in range(2)
+  ]
+  for process in processes:
+    out, err = process.communicate(timeout=PATIENCE)
+    assert out.endswith('0.0 1.0\n'), (out, err)
+
+
 def test_what_one_refuses_all_refuse(folder, straight):
   run = Run(folder, straight, 2, 2, inner__num_steps=3)
   assert run.wait() == [2, 2], run.said
