@@ -106,6 +106,29 @@ class Run:
         process.wait()
 
 
+def run_all(commands, **variables) -> list[str]:
+  """What processes of Python have printed, run side by side; all succeed."""
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu'} | variables
+  environment['PYTHONPATH'] = str(MAIN.parent)
+  processes = [
+      subprocess.Popen(
+          [sys.executable, *command],
+          env=environment,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          text=True,
+      )
+      for command in commands
+  ]
+  try:
+    said = [p.communicate(timeout=PATIENCE)[0] for p in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert not any(p.returncode for p in processes), said
+  return said
+
+
 def free_port() -> int:
   with socket.socket() as s:
     s.bind(('localhost', 0))
@@ -230,24 +253,31 @@ print(largest(process), largest(process))
 """
 
 
+def test_in_float64_several_give_the_bits_of_one(tmp_path):
+  """Parameters, statistics, optimiser and metrics after three outer steps."""
+  script = str(MAIN.parent / 'tests' / 'float64_process.py')
+  ends = []
+  for count in (1, 2, 4):
+    file = tmp_path / f'{count}.npz'
+    place = [f'localhost:{free_port()}', f'{count}']
+    run_all(
+        [[script, *place, f'{i}', str(file)] for i in range(count)],
+        JAX_NUM_CPU_DEVICES=f'{4 // count}',
+    )
+    with np.load(file) as arrays:
+      ends.append(dict(arrays))
+  kinds = [str(x.dtype) for name, x in ends[0].items() if 'state' in name]
+  assert kinds.count('float64') > 30 and 'float32' not in kinds
+  assert ends[0]['loss'].dtype == np.float64
+  for end in ends[1:]:
+    jax.tree.map(np.testing.assert_array_equal, ends[0], end)
+
+
 def test_once_they_have_met_they_wait_for_each_other():
   """Without `meet` the first one gives up after 30 seconds."""
   address = f'localhost:{free_port()}'
-  root = str(MAIN.parent)
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': root}
-  processes = [
-      subprocess.Popen(
-          [sys.executable, '-c', MEET, address, f'{i}'],
-          env=environment,
-          stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE,
-          text=True,
-      )
-      for i in range(2)
-  ]
-  for process in processes:
-    out, err = process.communicate(timeout=PATIENCE)
-    assert out.endswith('0.0 1.0\n'), (out, err)
+  for out in run_all([['-c', MEET, address, f'{i}'] for i in range(2)]):
+    assert '0.0 1.0\n' in out, out
 
 
 def test_what_one_refuses_all_refuse(folder, straight):
