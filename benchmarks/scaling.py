@@ -38,15 +38,19 @@ FAKE_TASKS = 8
 
 def cases(settings: Settings):
   """Tasks, steps, pixels, parameters, then fake devices."""
-  works = {f'{n} tasks': Workload(tasks=n) for n in TASKS}
+  works = {_count(n, 'task'): Workload(tasks=n) for n in TASKS}
   works |= {f'K={k}': Workload(num_steps=k) for k in STEPS}
   works |= {f'{n} pixels': Workload(side=n) for n in SIDES}
   works |= {name: Workload(encoder=name) for name in ENCODERS}
   for name, work in works.items():
     yield name, partial(measure, sized(work, settings.tiny), settings)
   for devices in FAKE_DEVICES:
-    name = f'{FAKE_TASKS} tasks, {devices} fake devices'
+    name = f'{FAKE_TASKS} tasks, {_count(devices, "fake device")}'
     yield name, partial(_on_fake_devices, devices, settings)
+
+
+def _count(number: int, what: str) -> str:
+  return f'{number} {what}' + 's' * (number > 1)
 
 
 def sized(work: Workload, tiny: bool) -> Workload:
