@@ -54,7 +54,7 @@ def lowered(prim, single, shipped):
     def impl(first, second, **kw):
       return (single if first.ndim == 4 else tasks)(first, second, **kw)
 
-    rule = mlir.lower_fun(impl, multiple_results=False)
+    rule = mlir.lower_fun(ops._widened(impl), multiple_results=False)
     mlir.register_lowering(prim, rule, platform='cpu')
 
   register(single)

@@ -92,22 +92,27 @@ def test_variants_do_the_same_and_leave_no_trace(name):
   init = nn.init(ConvBlock.__call__, block)
   params = init(jax.random.key(0), image, train=True)
 
-  def gradient():
+  @jax.grad
+  def gradient(params, image):
+    return jnp.square(block.apply(params, image, train=True) - 1.0).sum()
+
+  def run(dtype=jnp.float32):
+    """The program, and what it computes."""
     jax.clear_caches()
+    args = params, image.astype(dtype)
+    return jax.jit(gradient).lower(*args).as_text(), jax.jit(gradient)(*args)
 
-    @jax.jit
-    @jax.grad
-    def of(params):
-      return jnp.square(block.apply(params, image, train=True) - 1).sum()
-
-    return of(params)
-
-  shipped = gradient()
+  dtypes = jnp.float32, jnp.bfloat16
+  shipped = [run(dtype) for dtype in dtypes]
   with variants.variants()[name]:
-    other = gradient()
+    program, other = run()
+  assert program != shipped[0][0]
   close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
-  jax.tree.map(close, other, shipped)
-  jax.tree.map(np.testing.assert_array_equal, gradient(), shipped)
+  jax.tree.map(close, other, shipped[0][1])
+  for dtype, (program, gradients) in zip(dtypes, shipped, strict=True):
+    again, values = run(dtype)
+    assert again == program
+    jax.tree.map(np.testing.assert_array_equal, values, gradients)
 
 
 def test_every_row_says_on_what_it_was_measured(rows):
