@@ -131,10 +131,7 @@ def adapt(flags, config) -> None:
   facts = {
       'model': str(output / MODEL),
       'checkpoint': str(loaded.path),
-      'classes': dict(zip(classes, np.bincount(label).tolist(), strict=True)),
-      'head': program.head,
-      'num_steps': program.phase.num_steps,
-      'norm': program.phase.norm,
+      **_facts(classes, label, program),
       'leave_one_out': _judge(left_out, label, list(classes)),
   }
   known = {picture.digest for picture in pictures}
@@ -378,6 +375,17 @@ def _about(classes, label, program) -> str:
   )
 
 
+def _facts(classes, label, program) -> dict:
+  """`_about` for machines."""
+  sizes = np.bincount(label).tolist()
+  return {
+      'classes': dict(zip(classes, sizes, strict=True)),
+      'head': program.head,
+      'num_steps': program.phase.num_steps,
+      'norm': program.phase.norm,
+  }
+
+
 def _answer(learned, queries, skipped, known) -> list[Answer]:
   """Answers for all that can be read, some at a time."""
   spec = data.spec(learned.config.data.name)
@@ -444,16 +452,8 @@ def _finish(output, facts, answers, skipped) -> None:
   for a in answers:
     row = visible(a.file), visible(a.predicted), f'{a.probability:.6f}'
     table.writerow(row)
-  _write(output / 'predictions.csv', lines.getvalue())
-  _write(output / 'predictions.json', json.dumps(facts, indent=2))
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  try:
-    write_text(path, text)
-  except OSError as error:
-    path.with_name(path.name + '.new').unlink(missing_ok=True)
-    raise UserError(f'cannot write {path}: {error.strerror}') from error
+  write_text(output / 'predictions.csv', lines.getvalue())
+  write_text(output / 'predictions.json', json.dumps(facts, indent=2))
 
 
 def _table(answers: Sequence[Answer], most: int, say) -> None:

@@ -117,21 +117,16 @@ def make_learner(
     return loss_fn(outputs, support.label), stats
 
   def adapt(params, stats, support):
-    params, stats, losses = inner_loop.adapt(
-        support_loss, inner, params, stats, support
-    )
+    args = params, stats, support
+    params, stats, losses = inner_loop.adapt(support_loss, inner, *args)
     return params, look_back(params, stats, support), losses
 
   def trace(params, stats, support, observe, at=None):
-    return inner_loop.trace(
-        support_loss,
-        inner,
-        params,
-        stats,
-        support,
-        lambda p, s: observe(p, look_back(p, s, support)),
-        at,
-    )
+    def look(params, stats):
+      return observe(params, look_back(params, stats, support))
+
+    args = params, stats, support
+    return inner_loop.trace(support_loss, inner, *args, look, at)
 
   def look_back(params, stats, support):
     """The moments of the support set under the adapted parameters."""
@@ -156,12 +151,12 @@ def make_learner(
     kept = {k: stats[k] for k in (EPISODE, SUPPORT) if k in stats}
     return metrics['loss'], ({**task_stats, **kept}, metrics)
 
-  def reset(params):
-    if not inner.reset_classifier:
-      return params
-    return inner_loop.reset_classifier(params)
-
+  reset = inner_loop.reset_classifier if inner.reset_classifier else _same
   return Learner(model.init, adapt, loss, predict, judge, trace, reset)
+
+
+def _same(params):
+  return params
 
 
 def meta_gradient(learner, params, stats, episodes, *, mesh=None, chunk=None):

@@ -104,11 +104,8 @@ def make_train_step(
     if mesh:
       metrics = replicated(metrics, mesh)
     metrics = jax.tree.map(jnp.mean, metrics)
-    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((grads, metrics))]
-    metrics |= {
-        'grad_norm': optax.tree.norm(grads),
-        'finite': jnp.stack(finite).all(),
-    }
+    finite = _all_finite((grads, metrics))
+    metrics |= {'grad_norm': optax.tree.norm(grads), 'finite': finite}
     return MetaState(state.step + 1, params, stats, opt_state), metrics
 
   return _repeated(one_step, max_steps)
@@ -132,6 +129,12 @@ def _repeated(one_step: Callable, max_steps: int) -> Callable:
     return lax.fori_loop(0, num_steps, body, (state, kept))
 
   return step
+
+
+def _all_finite(tree):
+  """Whether no leaf holds an infinity or a NaN: []."""
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+  return jnp.stack(finite).all()
 
 
 def _part(x, part, parts: int):

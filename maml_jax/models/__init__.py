@@ -110,8 +110,7 @@ def make_model(
 
   def init_fn(key):
     image = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = network.init(key, image, train=True)
-    return _split(variables)
+    return _split(network.init(key, image, train=True))
 
   def apply_fn(params, stats, image, *, train):
     variables = {'params': params, **stats}
