@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 from maml_jax import cli
-from maml_jax.hugepages import restart_with_huge_pages
+from maml_jax.utils.huge_pages import restart_with_huge_pages
 
 PRESET = pathlib.Path(__file__).with_name('configs') / 'glyphs_5w1s.py'
 

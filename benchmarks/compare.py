@@ -19,8 +19,8 @@ import sys
 
 from benchmarks.measure import ROOT, milliseconds, spread
 from benchmarks.workload import COMPARED
-from maml_jax import hugepages
-from maml_jax.errors import UserError
+from maml_jax.utils import huge_pages
+from maml_jax.utils.errors import UserError
 
 # What a peer does otherwise on the same workload.
 PEERS = {
@@ -35,11 +35,11 @@ PEERS = {
 class Worker:
   """A process of `benchmarks.worker`."""
 
-  def __init__(self, python: str, *args: str, huge_pages: bool):
+  def __init__(self, python: str, *args: str, use_huge_pages: bool):
     # Accelerator memory is shared by all sides.
     env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'} | os.environ
-    if huge_pages:
-      env |= hugepages.environment()
+    if use_huge_pages:
+      env |= huge_pages.huge_pages_environment()
     self._process = subprocess.Popen(
         [python, '-m', 'benchmarks.worker', *args],
         stdin=subprocess.PIPE,
@@ -92,7 +92,7 @@ def start(commands: dict[str, list[str]], huge_pages: bool):
     UserError: maml_jax itself cannot run.
   """
   workers = {
-      name: Worker(*command, huge_pages=huge_pages or name == 'maml_jax')
+      name: Worker(*command, use_huge_pages=huge_pages or name == 'maml_jax')
       for name, command in commands.items()
   }
   about = {}

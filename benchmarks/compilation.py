@@ -26,7 +26,7 @@ from benchmarks.with_jax import (
 )
 from benchmarks.workload import Workload
 from maml_jax.data.episodes import make_transform
-from maml_jax.parallel import use_cores
+from maml_jax.sharding import one_device_per_core
 
 COLUMNS = {
     'cold_s': Ranged('.1f'),
@@ -97,7 +97,7 @@ def main():
   parser.add_argument('--tiny', action='store_true')
   args = parser.parse_args()
   work = workload.tiny(Workload()) if args.tiny else Workload()
-  use_cores(work.tasks)
+  one_device_per_core(work.tasks)
   print(json.dumps(stages(args.program, work)))
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import jax
 
-from maml_jax.errors import UserError
-from maml_jax.experiment import PRECISIONS
+from maml_jax.utils.errors import UserError
+from maml_jax.experiment.setup import PRECISIONS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A sample lasts at least so long: it takes as many calls as that needs.

@@ -18,7 +18,7 @@ from benchmarks import workload
 from benchmarks.measure import Settings
 from benchmarks.with_jax import compiled
 from benchmarks.workload import Workload
-from maml_jax.parallel import make_mesh
+from maml_jax.sharding import make_mesh
 
 COLUMNS = {'ms': '.1f', 'share': '.1%', 'calls': 'd', 'repeats': 'd'}
 

@@ -30,10 +30,10 @@ from benchmarks.measure import Settings
 from benchmarks.table import Table
 from benchmarks.workload import Workload
 from maml_jax.config import CHOICES
-from maml_jax.errors import UserError, check_choice
-from maml_jax.experiment import PRECISIONS
-from maml_jax.hugepages import restart_with_huge_pages
-from maml_jax.parallel import use_cores
+from maml_jax.utils.errors import UserError, check_choice
+from maml_jax.experiment.setup import PRECISIONS
+from maml_jax.utils.huge_pages import restart_with_huge_pages
+from maml_jax.sharding import one_device_per_core
 
 GROUPS = {
     'iteration': iteration,
@@ -111,7 +111,7 @@ def main(argv=None) -> int:
   args = parser.parse_args(argv)
   if args.repeats < 1:
     parser.error('--repeats must be at least 1')
-  use_cores(Workload().tasks)
+  one_device_per_core(Workload().tasks)
   settings = Settings(args.repeats, args.seconds, args.precision, args.tiny)
   try:
     with jax.default_matmul_precision(PRECISIONS[args.precision][1]):

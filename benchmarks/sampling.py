@@ -26,11 +26,12 @@ from benchmarks.workload import Workload
 from maml_jax import config as config_lib
 from maml_jax import ops, train
 from maml_jax.data import spec
-from maml_jax.data.augment import augmented
+from maml_jax.data.augment import with_augmentation
 from maml_jax.data.episodes import make_transform
-from maml_jax.metrics import Log, Screen
-from maml_jax.parallel import mean_over_tasks
-from maml_jax.tasks import Ahead
+from maml_jax.experiment.metrics_log import MetricsLog
+from maml_jax.experiment.run_display import TrainingDisplay
+from maml_jax.sharding import mean_over_tasks
+from maml_jax.experiment.task_source import Prefetcher
 
 COLUMNS = {
     'ms': '.2f',
@@ -64,7 +65,7 @@ class Bench:
   def sample(self, augmentation='none'):
     """Draws, augments and normalises one task."""
     mini = spec('mini_imagenet')
-    transform = augmented(
+    transform = with_augmentation(
         make_transform(mini.mean, mini.std),
         support=augmentation,
         query=augmentation,
@@ -155,16 +156,16 @@ def _loop(bench: Bench) -> dict:
   quiet = io.StringIO()
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    log = stack.enter_context(Log(pathlib.Path(folder), 0))
+    log = stack.enter_context(MetricsLog(pathlib.Path(folder), 0))
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-      screen = stack.enter_context(Screen(config, 0))
-    session = train.Session(
+      screen = stack.enter_context(TrainingDisplay(config, 0))
+    session = train.LoopContext(
         train=config.train,
         shared=bench.dataset,
-        ahead=Ahead(None, None, n),
+        ahead=Prefetcher(None, None, n),
         run=steps.step,
         validate=None,
-        pace=train.Pace(),
+        pace=train.CallLengthController(),
         saver=SimpleNamespace(due=lambda: False),
         log=log,
         screen=screen,

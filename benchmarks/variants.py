@@ -19,9 +19,9 @@ from benchmarks.measure import Settings, in_turn, milliseconds, spread
 from benchmarks.table import Ranged
 from benchmarks.with_jax import compiled, fitting_mesh
 from benchmarks.workload import Workload
-from maml_jax import inner, ops
+from maml_jax import inner_loop, ops
 from maml_jax.models import norm
-from maml_jax.parallel import make_mesh
+from maml_jax.sharding import make_mesh
 
 COLUMNS = {
     'ms': '.2f',
@@ -138,7 +138,7 @@ def variants():
       lowered, ops._kernel_grad_p, shipped=ops._kernel_grad_by_image
   )
   return {
-      'unrolled inner loop': replaced(inner, 'lax', Unrolled),
+      'unrolled inner loop': replaced(inner_loop, 'lax', Unrolled),
       'all tasks at once': replaced(ops, 'default_chunk', lambda: None),
       'threads, one device': contextlib.nullcontext(),
       'maxima after scaling': patched_norm(pool_after_scaling),

@@ -11,18 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks.workload import Workload, arrays
 from maml_jax import ops
 from maml_jax.data.episodes import sample_episode
-from maml_jax.experiment import PRECISIONS
-from maml_jax.learner import (
-    Batch,
-    Episode,
-    InnerConfig,
-    Model,
-    make_learner,
-    meta_gradient,
-)
+from maml_jax.experiment.setup import PRECISIONS
+from maml_jax.learner import Batch, Episode, InnerConfig, Model, make_learner, meta_gradient
 from maml_jax.models import make_model
-from maml_jax.optim import make_optimizer
-from maml_jax.parallel import make_mesh, mean_over_tasks, use_cores
+from maml_jax.experiment.optimizers import make_optimizer
+from maml_jax.sharding import make_mesh, mean_over_tasks, one_device_per_core
 from maml_jax.train import init_state, make_train_step
 from maml_jax.types import Dataset
 
@@ -136,7 +129,7 @@ def compiled(work: Workload, mesh=None):
 
 def iteration(work: Workload, precision: str = 'float32'):
   """A function that runs one iteration as `main.py` does, and waits for it."""
-  use_cores(work.tasks)
+  one_device_per_core(work.tasks)
   with jax.default_matmul_precision(PRECISIONS[precision][1]):
     run, args = compiled(work, fitting_mesh(work.tasks))
   return lambda: jax.block_until_ready(run(*args))

@@ -10,11 +10,11 @@ import jax
 import optax
 
 from maml_jax import config as config_lib
-from maml_jax import experiment
-from maml_jax.evaluate import make_evaluator
+from maml_jax.experiment import setup
+from maml_jax.evaluation.evaluate import make_evaluator
 from maml_jax.learner import InnerConfig, make_learner
-from maml_jax.metrics import summary
-from maml_jax.tasks import fixed_tasks, training_tasks
+from maml_jax.evaluation.statistics import summarize
+from maml_jax.experiment.task_source import eval_tasks, train_tasks
 from maml_jax.train import init_state, make_train_step
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
@@ -33,11 +33,11 @@ def learn(model, steps, num_tasks=200):
     on test tasks, from the random start and from the learned one.
   """
   config = config_lib.load(str(PRESET))
-  experiment.prepare_jax(config)  # a device per core
-  machine = experiment.machine(config)
+  setup.configure_jax(config)  # a device per core
+  machine = setup.eval_sharding(config)
   learner = make_learner(model, InnerConfig(num_steps=1, encoder_lr=0.1))
 
-  tx, tasks = optax.adam(1e-3), training_tasks(config, machine)
+  tx, tasks = optax.adam(1e-3), train_tasks(config, machine)
   run = make_train_step(
     learner,
     tx,
@@ -51,13 +51,13 @@ def learn(model, steps, num_tasks=200):
   random = machine.put(init_state(learner, tx, jax.random.key(0)))
   learned, _ = run(jax.tree.map(lambda x: x + 0, random), tasks.shared, steps)
 
-  phase = experiment.eval_phase(config)
+  phase = setup.eval_phase(config)
   learner = make_learner(model, InnerConfig(num_steps=3, encoder_lr=0.1))
-  tests = fixed_tasks(config, phase, num_tasks, machine)
+  tests = eval_tasks(config, phase, num_tasks, machine)
   measure = make_evaluator(learner, tests, machine)
   result = {}
   for name, state in ('random', random), ('learned', learned):
-    metrics = summary(measure(state.params, state.stats))
+    metrics = summarize(measure(state.params, state.stats))
     result[name] = metrics['accuracy'], metrics['interval']
     accuracy = '{:.1%} ± {:.1%}'.format(*result[name])
     print(f'{name:8} start: accuracy {accuracy} on scripts never seen')

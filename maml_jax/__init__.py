@@ -34,7 +34,7 @@ def load(checkpoint, *, which='best', norm=None):
     maml_jax.errors.UserError: there is no sound checkpoint, or it lacks the
       statistics that `norm` needs.
   """
-  from maml_jax import classifier  # what this needs takes seconds to import
+  from maml_jax.fewshot import classifier  # what this needs takes seconds to import
 
   return classifier.load(checkpoint, which=which, norm=norm)
 
@@ -53,6 +53,6 @@ def load_classifier(path):
   Raises:
     maml_jax.errors.UserError: there is no such file, or it is no such one.
   """
-  from maml_jax import classifier
+  from maml_jax.fewshot import classifier
 
   return classifier.load_classifier(path)

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
-from maml_jax import console
-from maml_jax.disk import why
-from maml_jax.errors import NotFinite, UserError, check_choice, suggest
+from maml_jax.utils import console
+from maml_jax.utils.files import oserror_message
+from maml_jax.utils.errors import NonFiniteError, UserError, check_choice, suggest
 
 HELP = """\
 Learns to classify from few images, and resumes what was interrupted.
@@ -40,13 +40,13 @@ Your own images, a folder for each class:
 
 modes:
 """
-EXIT = """
+EXIT_CODES = """
 exit codes:
   0  done                       2    what was asked for cannot be done
   1  failed, or not finite      130, 143  stopped by Ctrl-C, by SIGTERM
   75  of several processes one is lost; started again, all go on
 """
-FIELDS = """
+FIELDS_HELP = """
 Any field of a config is a flag: --config.task.ways, or --task.ways for short.
 configs/default.py lists them all with their meaning; the files beside it are
 the presets. Those used most:
@@ -57,7 +57,7 @@ the presets. Those used most:
 
 
 # What a system may refuse whatever a program does.
-REFUSALS = (
+OS_REFUSALS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -82,19 +82,19 @@ class Mode(NamedTuple):
   about: str
 
 
-ALWAYS = ('mode', 'quiet', 'no_color')
+COMMON_FLAGS = ('mode', 'quiet', 'no_color')
 SHORT_FIELDS = ('--seed', '--precision')
-HOSTS = ('coordinator', 'num_processes', 'process_id', 'distributed')
-RUN = ('config', 'workdir', 'tag')
+DISTRIBUTED_FLAGS = ('coordinator', 'num_processes', 'process_id', 'distributed')
+RUN_FLAGS = ('config', 'workdir', 'tag')
 MODES = {
     'train': Mode(
         'maml_jax.cli:train',
-        (*RUN, *HOSTS, 'checkpoint'),
+        (*RUN_FLAGS, *DISTRIBUTED_FLAGS, 'checkpoint'),
         'meta-train in a workdir, from where it is; --checkpoint to start from',
     ),
     'eval': Mode(
         'maml_jax.cli:evaluate',
-        (*RUN, *HOSTS, 'checkpoint'),
+        (*RUN_FLAGS, *DISTRIBUTED_FLAGS, 'checkpoint'),
         'measure the workdir, or --checkpoint, on many tasks',
     ),
     'report': Mode(
@@ -102,7 +102,7 @@ MODES = {
         ('paths', 'output'),
         'draw one page, FILE, of what lies in the workdirs PATH...',
     ),
-    'demo': Mode('maml_jax.cli:demo', RUN, 'train, measure, draw'),
+    'demo': Mode('maml_jax.cli:demo', RUN_FLAGS, 'train, measure, draw'),
     'adapt': Mode(
         'maml_jax.adapt:adapt',
         ('config', 'checkpoint', 'support', 'query', 'paths', 'output', 'head',
@@ -128,7 +128,7 @@ def make_parser() -> Parser:
   """The parser of all flags but those of config fields."""
   about = ''.join(f'  {name:8} {mode.about}\n' for name, mode in MODES.items())
   parser = Parser(
-      description=HELP + about + EXIT + FIELDS,
+      description=HELP + about + EXIT_CODES + FIELDS_HELP,
       allow_abbrev=False,
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -176,7 +176,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   overrides += [word for word in flags.paths if word.startswith('--')]
   flags.paths = [word for word in flags.paths if not word.startswith('--')]
   check_choice('--mode', flags.mode, MODES)
-  takes = {*ALWAYS, *MODES[flags.mode].takes}
+  takes = {*COMMON_FLAGS, *MODES[flags.mode].takes}
   for name, value in vars(flags).items():
     given = value not in (None, False, [], parser.get_default(name))
     if name not in takes and given:
@@ -218,7 +218,7 @@ def run(argv: Sequence[str], preset: str) -> int:
 def main(argv: Sequence[str], preset: str) -> int:
   """`run`, with complaints of one line in the place of exceptions."""
   words = set(argv)  # before they are parsed, for complaints about them
-  with console.manners(
+  with console.console_settings(
       quiet='--quiet' in words, color='--no_color' not in words
   ):
     try:
@@ -229,10 +229,10 @@ def main(argv: Sequence[str], preset: str) -> int:
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       status = 128 + signal.SIGPIPE
     except UserError as error:
-      console.error(str(error))
+      console.print_error(str(error))
       status = 2
-    except NotFinite as error:
-      console.error(str(error))
+    except NonFiniteError as error:
+      console.print_error(str(error))
       status = 1
     except Exception as error:
       status = _fail(error)
@@ -243,9 +243,9 @@ def main(argv: Sequence[str], preset: str) -> int:
 
 def _fail(error: Exception) -> int:
   """Says what went wrong, where that can be said in a line; else raises it."""
-  if isinstance(error, OSError) and error.errno in REFUSALS:
+  if isinstance(error, OSError) and error.errno in OS_REFUSALS:
     where = f'{error.filename}: ' if error.filename else ''
-    console.error(f'{where}{why(error)}')
+    console.print_error(f'{where}{oserror_message(error)}')
     return 2
   if _joined():
     return _hosts().explain(error)
@@ -264,9 +264,9 @@ def _join(flags) -> None:
 
 
 def _hosts():
-  from maml_jax import hosts
+  from maml_jax.utils import distributed
 
-  return hosts
+  return distributed
 
 
 def _joined() -> bool:
@@ -284,26 +284,27 @@ def train(flags, config) -> int:
 
 
 def evaluate(flags, config) -> None:
-  from maml_jax import evaluate, grid
+  from maml_jax.evaluation import evaluate, sweep
 
-  measure = grid.grid if config.eval.grid else evaluate.evaluate
+  measure = sweep.evaluate_grid if config.eval.grid else evaluate.evaluate
   measure(config, flags.checkpoint or flags.workdir, flags.workdir)
 
 
 def report(flags, config) -> None:
-  from maml_jax.report import write
+  from maml_jax.report import write_report
 
   del config
-  console.result(write(flags.output, flags.paths))
+  console.print_result(write_report(flags.output, flags.paths))
 
 
 def demo(flags, config) -> int:
-  from maml_jax import evaluate, report, train
+  from maml_jax.evaluation import evaluate
+  from maml_jax import report, train
 
   if status := train.train(config, flags.workdir):
     return status
   evaluate.evaluate(config, flags.workdir)
-  report.report(config, flags.workdir)
+  report.draw_demo(config, flags.workdir)
   return 0
 
 

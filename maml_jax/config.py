@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from maml_jax.errors import UserError, check_choice, shown, suggest
+from maml_jax.utils.errors import UserError, check_choice, printable, suggest
 
 NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
 AUGMENTATIONS = ('none', 'flip', 'crop', 'color', 'resize', 'enlarge')
@@ -59,7 +59,7 @@ CHOICES = {
   'eval.augment_support': AUGMENTATIONS,
 }
 
-AT_LEAST = {
+MINIMUM = {
   'seed': 0,
   'task.ways': 1,
   'task.shots': 1,
@@ -93,11 +93,11 @@ AT_LEAST = {
   'eval.curve_tasks': 0,
 }
 
-ABOVE_ZERO = ('model.norm_eps', 'model.temperature', 'outer.clip')
+POSITIVE = ('model.norm_eps', 'model.temperature', 'outer.clip')
 
 # Beyond these a value is a slip, and would take memory or time without end.
-MOST = 10**6
-AT_MOST = {
+DEFAULT_MAXIMUM = 10**6
+MAXIMUM = {
   'seed': 2**32 - 1,  # JAX drops what is above
   'model.width': 4096,
   'inner.num_steps': 10**4,
@@ -107,8 +107,8 @@ AT_MOST = {
   'train.num_epochs': 10**9,
   'train.steps_per_epoch': 10**9,
 }
-LONGEST_WORD = 4096  # characters of a path, or items of a list
-LAST_STEP = 2**31 - 1  # meta-iterations are counted in int32
+MAX_LENGTH = 4096  # characters of a path, or items of a list
+MAX_STEP = 2**31 - 1  # meta-iterations are counted in int32
 
 BOOLS = (
   'data.normalize',
@@ -122,7 +122,7 @@ BOOLS = (
   'eval.grid',
 )
 FLOATS = (
-  *ABOVE_ZERO,
+  *POSITIVE,
   'inner.encoder_lr',
   'inner.classifier_lr',
   'inner.momentum',
@@ -139,18 +139,18 @@ TUPLES = (
   'eval.grid_queries',
   'eval.grid_steps',
 )
-WORDS = (*CHOICES, 'data.root', 'train.start')
+STRINGS = (*CHOICES, 'data.root', 'train.start')
 NORM_FIELDS = ('model.norm', 'eval.norm')  # a word or pairs
-KINDS = (
-  dict.fromkeys(AT_LEAST, int)
+TYPES = (
+  dict.fromkeys(MINIMUM, int)
   | dict.fromkeys(BOOLS, bool)
   | dict.fromkeys(FLOATS, float)
   | dict.fromkeys(TUPLES, tuple)
-  | dict.fromkeys(WORDS, str)
+  | dict.fromkeys(STRINGS, str)
 )
 
 # Fields that came later, with what their absence from an older config means.
-LATER = {
+ADDED_FIELDS = {
   'train.start': '',
   'eval.baselines': False,
   'eval.curve_tasks': 0,
@@ -234,13 +234,13 @@ def read_saved(source: str | os.PathLike) -> ConfigDict | None:
 def validate(config: ConfigDict) -> None:
   """Raises UserError for the first value that cannot be meant."""
   fields = flatten(config)
-  missing = {*KINDS, *NORM_FIELDS} - fields.keys()
+  missing = {*TYPES, *NORM_FIELDS} - fields.keys()
   if missing:
     raise UserError(
       f'the config has no {", ".join(sorted(missing))}: begin with that of '
       'configs/default.py'
     )
-  for field, kind in KINDS.items():
+  for field, kind in TYPES.items():
     _check_kind_of(field, fields[field], kind)
   for field, choices in CHOICES.items():
     check_choice(f'config.{field}', fields[field], choices)
@@ -255,7 +255,7 @@ def validate(config: ConfigDict) -> None:
   _check_kind(fields)
 
 
-def check_task(
+def require_enough_images(
   name: str, size: Sequence[int], *, ways: int, shots: int, queries: int
 ) -> None:
   """Raises UserError if a split is too small for a task.
@@ -304,7 +304,7 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
   """Returns the locked config of a text by `to_json`, perhaps an older one."""
   config = ConfigDict(_tuples(json.loads(text)))
-  for field, value in LATER.items():
+  for field, value in ADDED_FIELDS.items():
     section, name = field.split('.')
     if section in config and name not in config[section]:
       config[section][name] = value
@@ -376,7 +376,7 @@ def _override(config: ConfigDict, field: str, text: str | None) -> None:
       hint = suggest(field, flatten(config), config)
       if same:  # the name alone
         hint = f'; did you mean {" or ".join(same)}?'
-      raise UserError(f'no field config.{shown(field)}{hint}')
+      raise UserError(f'no field config.{printable(field)}{hint}')
     value = section[key]
   if isinstance(value, ConfigDict):
     raise UserError(f'config.{field} is a section: {", ".join(sorted(value))}')
@@ -391,11 +391,11 @@ def _override(config: ConfigDict, field: str, text: str | None) -> None:
   except UserError:
     raise
   except (KeyError, ValueError):
-    value = shown(text)
+    value = printable(text)
     raise UserError(f'config.{field}={value}: not {_KINDS[kind]}') from None
 
 
-LONGEST_LITERAL = 10_000  # characters; what is longer is a word
+MAX_LITERAL_LENGTH = 10_000  # characters; what is longer is a word
 
 
 def _parse_bool(text: str) -> bool:
@@ -403,7 +403,7 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_literal(text: str) -> Any:
-  if len(text) > LONGEST_LITERAL:
+  if len(text) > MAX_LITERAL_LENGTH:
     return text
   try:
     return ast.literal_eval(text)
@@ -443,29 +443,29 @@ def _norm_words(field: str, norm: Any) -> list[str]:
   for pair in pairs:
     if not (isinstance(pair, tuple) and list(map(type, pair)) == [str, str]):
       raise UserError(
-        f'{field}={shown(norm)}: neither a word nor (pattern, word) pairs'
+        f'{field}={printable(norm)}: neither a word nor (pattern, word) pairs'
       )
   return [word for _, word in pairs]
 
 
 def _check_numbers(fields: dict[str, Any]) -> None:
   """Raises UserError for the first number out of its bounds."""
-  for field, least in AT_LEAST.items():
+  for field, least in MINIMUM.items():
     if not least <= fields[field] < math.inf:
       raise UserError(f'config.{field}={fields[field]}: at least {least}')
-    most = AT_MOST.get(field, MOST)
-    if KINDS[field] is int and fields[field] > most:
-      raise UserError(f'config.{field}={shown(fields[field])}: at most {most}')
-  for field in ABOVE_ZERO:
+    most = MAXIMUM.get(field, DEFAULT_MAXIMUM)
+    if TYPES[field] is int and fields[field] > most:
+      raise UserError(f'config.{field}={printable(fields[field])}: at most {most}')
+  for field in POSITIVE:
     if not fields[field] > 0:
       raise UserError(f'config.{field}={fields[field]}: must be above 0')
     if fields[field] == math.inf and field != 'outer.clip':
       raise UserError(f'config.{field}={fields[field]}: must be finite')
   epochs, length = fields['train.num_epochs'], fields['train.steps_per_epoch']
-  if epochs * length > LAST_STEP:
+  if epochs * length > MAX_STEP:
     raise UserError(
       f'config.train.num_epochs={epochs} of {length} meta-iterations: at most '
-      f'{LAST_STEP} meta-iterations'
+      f'{MAX_STEP} meta-iterations'
     )
 
 
@@ -519,18 +519,18 @@ def _check_grid(fields: dict[str, Any]) -> None:
 def _check_kind_of(field: str, value: Any, kind: type) -> None:
   kinds = (float, int) if kind is float else (kind,)
   if type(value) not in kinds:
-    raise UserError(f'config.{field}={shown(value)}: not {_KINDS[kind]}')
-  if kind in (str, tuple) and len(value) > LONGEST_WORD:
-    raise UserError(f'config.{field}={shown(value)}: is too long')
+    raise UserError(f'config.{field}={printable(value)}: not {_KINDS[kind]}')
+  if kind in (str, tuple) and len(value) > MAX_LENGTH:
+    raise UserError(f'config.{field}={printable(value)}: is too long')
   if kind is str and '\0' in value:
-    raise UserError(f'config.{field}={shown(value)}: holds a zero byte')
+    raise UserError(f'config.{field}={printable(value)}: holds a zero byte')
 
 
 def _check_items(field: str, items: tuple, kind: type) -> None:
   for item in items:
     if type(item) is not kind:
-      item = shown(repr(item))
+      item = printable(repr(item))
       raise UserError(f'config.{field}: {item} is not {_KINDS[kind]}')
-    if kind is int and not 0 <= item <= MOST:
-      item = shown(item)
-      raise UserError(f'config.{field}: {item} is not within 0 .. {MOST}')
+    if kind is int and not 0 <= item <= DEFAULT_MAXIMUM:
+      item = printable(item)
+      raise UserError(f'config.{field}: {item} is not within 0 .. {DEFAULT_MAXIMUM}')

@@ -16,18 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maml_jax import inner as inner_loop
-from maml_jax.inner import InnerConfig
-from maml_jax.parallel import mean_over_tasks
-from maml_jax.types import (
-    EPISODE,
-    SUPPORT,
-    Batch,
-    Episode,
-    MetaState,
-    Model,
-    PyTree,
-)
+from maml_jax import inner_loop as inner_loop
+from maml_jax.inner_loop import InnerConfig
+from maml_jax.sharding import mean_over_tasks
+from maml_jax.types import Batch, EPISODE, Episode, MetaState, Model, PyTree, SUPPORT
 
 __all__ = [
     'Batch',
@@ -126,7 +118,7 @@ def make_learner(
       return observe(params, look_back(params, stats, support))
 
     args = params, stats, support
-    return inner_loop.trace(support_loss, inner, *args, look, at)
+    return inner_loop.adapt_and_observe(support_loss, inner, *args, look, at)
 
   def look_back(params, stats, support):
     """The moments of the support set under the adapted parameters."""
@@ -151,7 +143,7 @@ def make_learner(
     kept = {k: stats[k] for k in (EPISODE, SUPPORT) if k in stats}
     return metrics['loss'], ({**task_stats, **kept}, metrics)
 
-  reset = inner_loop.reset_classifier if inner.reset_classifier else _same
+  reset = inner_loop.reset_head if inner.reset_classifier else _same
   return Learner(model.init, adapt, loss, predict, judge, trace, reset)
 
 

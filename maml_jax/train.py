@@ -16,26 +16,25 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
-from maml_jax import checkpoint, console, experiment, hosts
-from maml_jax.checkpoint import Checkpoint, Saver
+from maml_jax.experiment import checkpoint, setup
+from maml_jax.utils import console, distributed
+from maml_jax.experiment.checkpoint import Checkpoint, CheckpointWriter
 from maml_jax.data.episodes import task_keys
-from maml_jax.errors import NotFinite
-from maml_jax.evaluate import fit, phase_evaluator
+from maml_jax.utils.errors import NonFiniteError
+from maml_jax.experiment.transfer import transfer_params
+from maml_jax.evaluation.evaluate import phase_evaluator
 from maml_jax.learner import Learner, meta_gradient
-from maml_jax.metrics import (
-    FILE,
-    Log,
-    Screen,
-    describe,
-    devices,
-    is_transductive,
-    kind_of_validation,
-    summary,
-)
-from maml_jax.parallel import near, replicated
-from maml_jax.tasks import Ahead, training_tasks
+from maml_jax.experiment.metrics_log import METRICS_FILE, MetricsLog
+from maml_jax.experiment.run_display import TrainingDisplay
+from maml_jax.experiment.formatting import describe_validation_protocol, format_metrics
+from maml_jax.utils.distributed import describe_devices
+from maml_jax.experiment.metrics import is_transductive
+from maml_jax.evaluation.statistics import summarize
+from maml_jax.sharding import constrain_replicated, nearest_multiples
+from maml_jax.experiment.task_source import Prefetcher, train_tasks
 from maml_jax.types import Episode, MetaState, PyTree
-from maml_jax.workdir import MAY_DIFFER, Stop, check_same, claim
+from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS, lock_run_dir, require_same_config
+from maml_jax.utils.signals import StopSignal
 
 # Calls are kept about this long, so that the bar moves and a stop is prompt.
 SECONDS_PER_CALL = 2.0
@@ -102,7 +101,7 @@ def make_train_step(
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
     if mesh:
-      metrics = replicated(metrics, mesh)
+      metrics = constrain_replicated(metrics, mesh)
     metrics = jax.tree.map(jnp.mean, metrics)
     finite = _all_finite((grads, metrics))
     metrics |= {'grad_norm': optax.tree.norm(grads), 'finite': finite}
@@ -176,17 +175,17 @@ def train(config, workdir: str | os.PathLike) -> int:
     UserError: something of the config, the data or the workdir does not fit.
   """
   workdir = pathlib.Path(workdir)
-  experiment.prepare_jax(config)
+  setup.configure_jax(config)
   with (
-      experiment.product_precision(config),
-      claim(workdir, config),
-      Stop() as stop,
+      setup.matmul_precision(config),
+      lock_run_dir(workdir, config),
+      StopSignal() as stop,
       contextlib.ExitStack() as stack,
   ):
     session, state = _prepare(config, workdir, stop, stack)
     try:
       step = _loop(session, state)
-    except NotFinite as error:
+    except NonFiniteError as error:
       kept = f'the last good one, of step {session.saver.saved}, is kept'
       print(f'stopped: {error}; {kept} in {workdir}', file=sys.stderr)
       return 1
@@ -200,35 +199,35 @@ def train(config, workdir: str | os.PathLike) -> int:
 def _say_result(config, workdir: pathlib.Path, step: int) -> None:
   best = checkpoint.find(workdir, 'best')
   if best:
-    console.result(
+    console.print_result(
         f'trained to step {step}; best on validation '
-        f'{kind_of_validation(config)}: {describe(best.metrics)}, at step '
+        f'{describe_validation_protocol(config)}: {format_metrics(best.metrics)}, at step '
         f'{best.step}'
     )
-  print(f'in {workdir}: checkpoints, {FILE}, tensorboard, config.json')
+  print(f'in {workdir}: checkpoints, {METRICS_FILE}, tensorboard, config.json')
 
 
-class Session(NamedTuple):
+class LoopContext(NamedTuple):
   """What the loop works with."""
 
   train: ConfigDict  # the section of the config
   shared: PyTree  # of the `Stream` of tasks
-  ahead: Ahead
+  ahead: Prefetcher
   run: Callable  # from `make_train_step`
   validate: Callable  # from `make_evaluator`
   pace: 'Pace'
-  saver: Saver
-  log: Log
-  screen: Screen
-  stop: Stop
+  saver: CheckpointWriter
+  log: MetricsLog
+  screen: TrainingDisplay
+  stop: StopSignal
 
 
-class Pace:
+class CallLengthController:
   """Chooses how many meta-iterations to run per call, by the time they take."""
 
   def __init__(self):
     self._start = time.monotonic()
-    self._longest = hosts.Largest(math.inf)
+    self._longest = distributed.LaggedMax(math.inf)
     self.length = 1
 
   def start(self) -> None:
@@ -244,22 +243,22 @@ class Pace:
     return seconds
 
 
-def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
+def _prepare(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
   """Builds everything, and takes the state from the workdir if it has one."""
-  machine = experiment.training_machine(
+  machine = setup.train_sharding(
       config, splits=not is_transductive(config.model.norm)
   )
-  phase, val = experiment.train_phase(config), experiment.val_phase(config)
-  tasks = training_tasks(config, machine)
+  phase, val = setup.train_phase(config), setup.val_phase(config)
+  tasks = train_tasks(config, machine)
   validate = phase_evaluator(config, val, config.val.num_tasks, machine)
-  learner = experiment.phase_learner(config, phase)
-  tx = experiment.outer_optimizer(config)
+  learner = setup.phase_learner(config, phase)
+  tx = setup.make_outer_optimizer(config)
   saved, state = _first_state(config, learner, tx, workdir)
   run = make_train_step(
       learner,
       tx,
       tasks.sample,
-      key=experiment.stream(config.seed, experiment.TRAINING),
+      key=setup.rng_stream(config.seed, setup.TRAIN_STREAM),
       num_tasks=config.train.num_tasks,
       max_steps=config.train.steps_per_call,
       mesh=machine.mesh,
@@ -268,17 +267,17 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   )
   step = int(state.step)
   ahead = stack.enter_context(_ahead(config, tasks, machine))
-  saver = stack.enter_context(Saver(workdir, config, saved and step))
-  log = stack.enter_context(Log(workdir, step))
-  screen = Screen(config, step, tasks.place, _where(config, machine))
+  saver = stack.enter_context(CheckpointWriter(workdir, config, saved and step))
+  log = stack.enter_context(MetricsLog(workdir, step))
+  screen = TrainingDisplay(config, step, tasks.place, _where(config, machine))
   screen = stack.enter_context(screen)
-  session = Session(
+  session = LoopContext(
       config.train,
       tasks.shared,
       ahead,
       run,
       validate,
-      Pace(),
+      CallLengthController(),
       saver,
       log,
       screen,
@@ -287,18 +286,18 @@ def _prepare(config, workdir, stop, stack) -> tuple[Session, MetaState]:
   return session, machine.put(state)
 
 
-def _ahead(config, tasks, machine) -> Ahead:
+def _ahead(config, tasks, machine) -> Prefetcher:
   """Gathers for coming calls what the host has to give to the tasks."""
   given = tasks.given
   if given:
     rows = machine.rows(config.train.num_tasks * machine.parts)
     given = partial(given, rows=rows // machine.parts)
-  return Ahead(given, machine, config.train.steps_per_call)
+  return Prefetcher(given, machine, config.train.steps_per_call)
 
 
 def _where(config, machine) -> str:
   """The devices that are used, and how all of them would be."""
-  mesh, everything = machine.mesh, devices()
+  mesh, everything = machine.mesh, describe_devices()
   used = everything
   if mesh.size < jax.device_count():
     used = f'{mesh.size} of {everything}'
@@ -307,27 +306,27 @@ def _where(config, machine) -> str:
   if used == everything:
     return everything
   unit = jax.device_count() * (config.train.chunk or 1)
-  numbers = ' or '.join(map(str, near(config.train.num_tasks, unit)))
+  numbers = ' or '.join(map(str, nearest_multiples(config.train.num_tasks, unit)))
   return f'{used} (--train.num_tasks={numbers} would use all)'
 
 
 def _first_state(config, learner, tx, workdir):
   """The latest checkpoint, or None, and the state to begin with."""
-  initial = experiment.stream(config.seed, experiment.INITIAL)
+  initial = setup.rng_stream(config.seed, setup.INIT_STREAM)
   begin = partial(init_state, learner, tx, initial)
-  saved = checkpoint.find_for_all(workdir, 'latest')
+  saved = checkpoint.find_on_all_processes(workdir, 'latest')
   if saved:
-    check_same(saved.config, config, saved.path, MAY_DIFFER)
+    require_same_config(saved.config, config, saved.path, RESUME_IGNORED_FIELDS)
     return saved, resume_state(jax.eval_shape(begin), saved)
   if not config.train.start:
     return None, jax.jit(begin)()
   start = checkpoint.load(config.train.start)
-  params, stats = fit(learner, start.params, start.stats)
+  params, stats = transfer_params(learner, start.params, start.stats)
   begin = partial(init_state, learner._replace(init=lambda _: (params, stats)))
   return None, jax.jit(partial(begin, tx, initial))()
 
 
-def _loop(s: Session, state: MetaState) -> int:
+def _loop(s: LoopContext, state: MetaState) -> int:
   """Epochs, until the last is validated or until told to stop."""
   length = s.train.steps_per_epoch
   step, last = int(state.step), s.train.num_epochs * length
@@ -340,7 +339,7 @@ def _loop(s: Session, state: MetaState) -> int:
     s.saver.save(state)
 
 
-def _run_epoch(s: Session, state: MetaState, step: int):
+def _run_epoch(s: LoopContext, state: MetaState, step: int):
   """Meta-iterations to the end of an epoch, or until told to stop.
 
   The metrics of a call are read while the next one runs, so that the device
@@ -365,7 +364,7 @@ def _run_epoch(s: Session, state: MetaState, step: int):
   return state, step
 
 
-def _report(s: Session, pending) -> None:
+def _report(s: LoopContext, pending) -> None:
   """Waits for the metrics of the `n` meta-iterations that ended at `step`."""
   if pending is None:
     return
@@ -374,7 +373,7 @@ def _report(s: Session, pending) -> None:
   finite = rows.pop('finite')
   if not finite.all():
     good = step - n + int(finite.argmin())
-    raise NotFinite(
+    raise NonFiniteError(
         f'loss or gradient is not finite between steps {good} and {good + 1}'
     )
   s.log.train(rows, s.pace.lap(n))
@@ -383,14 +382,14 @@ def _report(s: Session, pending) -> None:
   s.screen.train(rows)
 
 
-def _validate(s: Session, state: MetaState, step: int) -> None:
+def _validate(s: LoopContext, state: MetaState, step: int) -> None:
   """Measures the state, and keeps it if none was better, unless stopped."""
   start = time.monotonic()
   with s.screen.validation() as bar:
     metrics = s.validate(state.params, state.stats, bar.update, s.stop)
   if metrics is None:
     return
-  values = summary(metrics)
+  values = summarize(metrics)
   is_best = s.saver.save_if_best(state, values)
   values['seconds'] = time.monotonic() - start
   s.log.write(step, 'val', values)

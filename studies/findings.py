@@ -26,14 +26,11 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax import config as config_lib
-from maml_jax import evaluate, grid, results, train
-from maml_jax.errors import UserError
-from maml_jax.intervals import (
-    first_against_all,
-    mean_interval,
-    paired_difference,
-)
-from maml_jax.metrics import percent
+from maml_jax.evaluation import evaluate, results, sweep
+from maml_jax import train
+from maml_jax.utils.errors import UserError
+from maml_jax.evaluation.statistics import mean_interval, paired_difference, prefix_difference
+from maml_jax.experiment.formatting import format_percent
 from maml_jax.report import markup, page
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
@@ -148,8 +145,8 @@ def measure(args, overrides, seed: int) -> Measured:
   workdir = root / f'second_order-seed{seed}'
   few |= {'eval.grid_steps': f'0,1,5,{config.eval.num_steps}'}
   config = read_config(args, overrides, 'second_order', seed, **few)
-  table = _accuracies(grid.grid, config, workdir)
-  result = grid.grid(config, workdir, again=False)
+  table = _accuracies(sweep.evaluate_grid, config, workdir)
+  result = sweep.evaluate_grid(config, workdir, again=False)
   cells = {
       (cell['norm'], cell['queries']): row
       for cell, row in zip(result['cells'], table, strict=True)
@@ -164,7 +161,7 @@ def measure(args, overrides, seed: int) -> Measured:
 def _accuracies(fn, config, workdir: pathlib.Path) -> np.ndarray:
   """Those of `evaluate` or `grid`, measured unless they are there."""
   result = fn(config, workdir, again=False)
-  path = results.path_of(workdir, result['name'])
+  path = results.result_path(workdir, result['name'])
   with np.load(path.with_suffix('.npz')) as arrays:
     return arrays['accuracy'].astype(np.float64)
 
@@ -226,17 +223,17 @@ def matches(numbers: dict, margin: float = 0.01) -> str:
   """The verdict on 'both are alike', to a margin of one point."""
   difference, interval = numbers['difference'], numbers['interval']
   if abs(difference) + interval < margin:
-    return f'holds: within {percent(margin)}'
+    return f'holds: within {format_percent(margin)}'
   if abs(difference) > interval:
     word = 'lower' if difference < 0 else 'higher'
     return f'does not hold: it is {word}'
-  return f'not decided: the interval contains 0 and {percent(margin)}'
+  return f'not decided: the interval contains 0 and {format_percent(margin)}'
 
 
 def _tell(first: str, second: str, numbers: dict) -> str:
   return (
-      f'{first} {percent(numbers["first"])}, {second} '
-      f'{percent(numbers["second"])}: '
+      f'{first} {format_percent(numbers["first"])}, {second} '
+      f'{format_percent(numbers["second"])}: '
       f'{signed(numbers["difference"], numbers["interval"])}'
   )
 
@@ -264,7 +261,7 @@ def _query_set_size(measured):
 def _number_of_tasks(measured):
   many = [m.many for m in measured]
   n, total = min(FEW, len(many[0])), len(many[0])
-  found = [first_against_all(values, n) for values in many]
+  found = [prefix_difference(values, n) for values in many]
   deviation = float(np.mean([values.std(ddof=1) for values in many]))
   luck = float(np.mean([half for _, half in found]))
   difference = float(np.mean([mean for mean, _ in found]))
@@ -280,8 +277,8 @@ def _number_of_tasks(measured):
       f'transductive, 15 queries per class: the mean of the first {n:,} is '
       f'{", ".join(f"{100 * mean:+.2f}" for mean, _ in found)} points above '
       f'that of all {total:,}. Accuracies of tasks deviate by '
-      f'{percent(deviation)}, so in 95 of 100 cases luck allows 1.96 x '
-      f'{percent(deviation)} x sqrt(1/{n:,} - 1/{total:,}) = ± '
+      f'{format_percent(deviation)}, so in 95 of 100 cases luck allows 1.96 x '
+      f'{format_percent(deviation)} x sqrt(1/{n:,} - 1/{total:,}) = ± '
       f'{100 * luck:.2f} points, and the mean of {n:,} is known to ± '
       f'{100 * mean_interval(many[0][:n])[1]:.2f} points',
       verdict,
@@ -370,7 +367,7 @@ def write_page(args, found: list[Finding]) -> pathlib.Path:
   columns = ('claim', 'measured', 'verdict')
   root = pathlib.Path(args.workdir)
   workdirs = [root / f'{run}-seed{s}' for run in RUNS for s in args.seeds]
-  return page.write(
+  return page.write_report(
       root / 'findings.html',
       workdirs,
       title=f'Findings of PyTorch-MAML, {args.scale}',

@@ -21,11 +21,14 @@ import jax
 import numpy as np
 
 import maml_jax
-from maml_jax import checkpoint, evaluate, experiment, train
+from maml_jax.experiment import checkpoint, setup
+from maml_jax.evaluation import evaluate
+from maml_jax import train
 from maml_jax import config as config_lib
-from maml_jax.errors import UserError
-from maml_jax.intervals import mean_interval
-from maml_jax.metrics import devices, percent
+from maml_jax.utils.errors import UserError
+from maml_jax.evaluation.statistics import mean_interval
+from maml_jax.utils.distributed import describe_devices
+from maml_jax.experiment.formatting import format_percent
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
 BASE = 'float32'
@@ -51,9 +54,9 @@ def accuracies(config, workdir: pathlib.Path) -> np.ndarray:
   if status := train.train(config, workdir):
     sys.exit(status)
   saved = checkpoint.load(workdir, config.eval.checkpoint)
-  phase, machine = experiment.eval_phase(config), experiment.machine(config)
+  phase, machine = setup.eval_phase(config), setup.eval_sharding(config)
   num_tasks = config.eval.num_tasks
-  with experiment.product_precision(config):
+  with setup.matmul_precision(config):
     evaluator = evaluate.phase_evaluator(config, phase, num_tasks, machine)
     return evaluator(saved.params, saved.stats)['accuracy']
 
@@ -71,7 +74,7 @@ def run(args, overrides) -> list[dict]:
   """All runs, seed by seed; then the mean of each precision over seeds."""
   results, rows = {}, []
   for seed in args.seeds:
-    for precision in experiment.PRECISIONS:
+    for precision in setup.PRECISIONS:
       config = read_config(args, overrides, precision, seed)
       name = f'{precision}-seed{seed}-{args.iterations}'
       start = time.monotonic()
@@ -84,7 +87,7 @@ def run(args, overrides) -> list[dict]:
       rows.append(
           record(precision, seed, result, difference, seconds=seconds)
       )
-  for precision in experiment.PRECISIONS if len(args.seeds) > 1 else ():
+  for precision in setup.PRECISIONS if len(args.seeds) > 1 else ():
     means, base = (
         np.array([results[word, seed].mean() for seed in args.seeds])
         for word in (precision, BASE)
@@ -94,7 +97,7 @@ def run(args, overrides) -> list[dict]:
   common = {
       'iterations': args.iterations,
       'num_tasks': args.num_tasks,
-      'devices': devices(),
+      'devices': describe_devices(),
       'jax': jax.__version__,
       'version': maml_jax.__version__,
   }
@@ -106,9 +109,9 @@ def table(rows: list[dict]) -> str:
   lines = [f'{"precision":10} {"seed":>4}  {"accuracy":18} minus {BASE}']
   for row in rows:
     line = '{precision:10} {seed:>4}  '.format(**row)
-    line += f'{percent(row["accuracy"], row["interval"]):18} '
+    line += f'{format_percent(row["accuracy"], row["interval"]):18} '
     if 'difference' in row:
-      line += percent(row['difference'], row['difference_interval'])
+      line += format_percent(row['difference'], row['difference_interval'])
     lines.append(line.rstrip())
   return '\n'.join(lines)
 

@@ -29,8 +29,8 @@ import jax
 import numpy as np
 
 import maml_jax
-from maml_jax import checkpoint, metrics
-from maml_jax.errors import UserError
+from maml_jax.experiment import checkpoint, metrics_log
+from maml_jax.utils.errors import UserError
 
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 # Small, but with all that a run has: a learned state, an optimiser's, a best.
@@ -135,7 +135,7 @@ def end(process: subprocess.Popen, *statuses: int) -> str:
 
 
 def size_of_metrics(workdir: pathlib.Path) -> int:
-  path = workdir / metrics.FILE
+  path = workdir / metrics_log.METRICS_FILE
   return path.stat().st_size if path.exists() else 0
 
 
@@ -183,7 +183,7 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
       found.append(f'{which} checkpoint')
   if validations(one) != validations(other):
     found.append('validations')
-  records = [(r['step'], r['split']) for r in metrics.read(other)]
+  records = [(r['step'], r['split']) for r in metrics_log.read_records(other)]
   if len(set(records)) != len(records):
     found.append('a step twice in the metrics')
   return found
@@ -192,7 +192,7 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
 def validations(workdir: pathlib.Path) -> list[tuple]:
   return [
       (r['step'], r['loss'], r['accuracy'], r['interval'])
-      for r in metrics.read(workdir)
+      for r in metrics_log.read_records(workdir)
       if r['split'] == 'val'
   ]
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from maml_jax import experiment, hosts, train
+from maml_jax import sharding, train
+from maml_jax.utils import distributed
 from maml_jax.learner import Batch, Episode, InnerConfig, make_learner
 from maml_jax.models import make_model
-from maml_jax.parallel import make_mesh
+from maml_jax.sharding import make_mesh
 
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 4, 16
 STEPS, TASKS = 3, 8
@@ -36,9 +37,9 @@ def sample(key, shared):
 def main(address: str, num_processes: str, process_id: str, file: str) -> None:
   jax.config.update('jax_enable_x64', True)
   if num_processes != '1':
-    hosts.join(address, int(num_processes), int(process_id))
-  hosts.meet(jax.devices())
-  machine = experiment.Machine(make_mesh(), 1)
+    distributed.initialize(address, int(num_processes), int(process_id))
+  distributed.connect_devices(jax.devices())
+  machine = sharding.TaskSharding(make_mesh(), 1)
   model = make_model('convnet4', WAYS, (SIDE, SIDE, 3), norm='global', width=4)
   inner = InnerConfig(num_steps=2, encoder_lr=0.05, classifier_lr=0.1)
   learner, tx = make_learner(model, inner), optax.adam(1e-2)
@@ -60,7 +61,7 @@ def main(address: str, num_processes: str, process_id: str, file: str) -> None:
   state = train.init_state(learner, tx, jax.random.key(0))
   state = machine.put(jax.tree.map(widen, state))
   state, metrics = step(state, (), STEPS)
-  if hosts.is_first():
+  if distributed.is_main_process():
     arrays = enumerate(jax.tree.leaves(state))
     np.savez(file, **{f'state{i}': x for i, x in arrays}, **metrics)
 

@@ -9,10 +9,10 @@ import math
 import numpy as np
 
 from maml_jax import config as config_lib
-from maml_jax import experiment
-from maml_jax.intervals import at_chance_by_luck, mean_interval
-from maml_jax.metrics import summary
-from maml_jax.tasks import distinct
+from maml_jax.experiment import setup
+from maml_jax.evaluation.statistics import expected_at_chance, mean_interval
+from maml_jax.evaluation.statistics import summarize
+from maml_jax.experiment.task_source import eval_task_indices
 
 BASELINES = {
   'no_adaptation': ('the meta-learned initialisation as it is', -0.2),
@@ -53,9 +53,9 @@ def write_tasks(workdir, config, dataset, num_tasks=40, seed=0, name='tasks',
     **facts: fields of the JSON file to be set anew.
   """
   rng = np.random.default_rng(seed)
-  phase = experiment.eval_phase(config)
+  phase = setup.eval_phase(config)
   ways, queries = phase.ways, phase.queries
-  positions, _ = distinct(dataset, phase, num_tasks)
+  positions, _ = eval_task_indices(dataset, phase, num_tasks)
   classes = np.searchsorted(dataset.size.cumsum(), positions[:, :, 0], 'right')
   hard = 0.1 + 0.5 * (classes % 4 == 0) + rng.uniform(0, 0.25, classes.shape)
   label = np.tile(np.repeat(np.arange(ways), queries), (num_tasks, 1))
@@ -72,13 +72,13 @@ def write_tasks(workdir, config, dataset, num_tasks=40, seed=0, name='tasks',
   }
   curve, steps = _curve(accuracy, phase.num_steps, ways, rng)
   baselines, tables = _baselines(accuracy, rng)
-  result = facts_of(config, num_tasks, seed) | summary(
+  result = facts_of(config, num_tasks, seed) | summarize(
     {key: arrays[key] for key in ('accuracy', 'loss')}
   ) | {
     'kind': 'tasks',
     'median': float(np.median(accuracy)),
     'at_chance': float((accuracy <= 1 / ways).mean()),
-    'at_chance_by_luck': at_chance_by_luck(ways * queries, ways),
+    'at_chance_by_luck': expected_at_chance(ways * queries, ways),
     'curve': curve,
     'baselines': baselines,
   }  # fmt: skip
@@ -117,7 +117,7 @@ def write_grid(workdir, config, num_tasks=40, seed=0, name='grid') -> None:
 def write_regression(workdir, config, num_tasks=40) -> None:
   """An evaluation of a regression, which has losses alone."""
   loss = np.random.default_rng(0).exponential(0.3, num_tasks)
-  result = facts_of(config, num_tasks, 0) | summary({'loss': loss})
+  result = facts_of(config, num_tasks, 0) | summarize({'loss': loss})
   result |= {'kind': 'tasks', 'median': float(np.median(loss)), 'curve': None,
              'baselines': None}  # fmt: skip
   write(workdir, 'tasks', result, {'loss': loss})
@@ -136,7 +136,7 @@ def write_run(workdir, config, dataset, num_tasks=40, seed=0) -> None:
 
 def facts_of(config, num_tasks, seed) -> dict:
   """What every evaluation says."""
-  phase = experiment.eval_phase(config)._asdict()
+  phase = setup.eval_phase(config)._asdict()
   return {'data': config.data.name, **phase,
           'transductive': phase['norm'] == 'batch', 'num_tasks': num_tasks,
           'checkpoint': 'runs/x/checkpoints/best/200', 'step': 200,

@@ -7,7 +7,7 @@ import numpy as np
 import tiny
 from PIL import Image, ImageDraw
 
-from maml_jax import checkpoint, experiment
+from maml_jax.experiment import checkpoint, setup
 
 CLASSES = ('bar', 'disc', 'frame')
 SUFFIXES = ('png', 'jpg', 'webp', 'bmp', 'gif', 'tif')
@@ -45,7 +45,7 @@ def folder(path: pathlib.Path, count: int, start: int = 0, classes=CLASSES):
 def make_checkpoint(path: pathlib.Path, **overrides) -> pathlib.Path:
   """A checkpoint of `tiny.config` at its initial parameters."""
   config = tiny.config(**overrides)
-  learner = experiment.phase_learner(config, experiment.train_phase(config))
+  learner = setup.phase_learner(config, setup.train_phase(config))
   params, stats = jax.jit(learner.init)(jax.random.key(5))
   saved = checkpoint.Checkpoint(path, config, 0, params, stats, [], {})
   return checkpoint.export(saved, path)

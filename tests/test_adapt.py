@@ -16,8 +16,11 @@ import scipy.stats
 from PIL import Image
 
 import maml_jax
-from maml_jax import adapt, cli, console, contact, data, experiment, metrics
-from maml_jax.errors import UserError
+from maml_jax.evaluation import statistics
+from maml_jax.fewshot import commands, contact_sheet
+from maml_jax import cli, data
+from maml_jax.utils import compilation_cache, console, progress
+from maml_jax.utils.errors import UserError
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
 
@@ -53,7 +56,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-  monkeypatch.setattr(experiment, 'keep_programs', lambda **_: None)
+  monkeypatch.setattr(compilation_cache, 'enable_compilation_cache', lambda **_: None)
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +64,7 @@ def adapted(place):
   """What `adapt` says: status, stdout, stderr."""
   out, err = io.StringIO(), io.StringIO()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiment, 'keep_programs', lambda **_: None)
+    patch.setattr(compilation_cache, 'enable_compilation_cache', lambda **_: None)
     patch.setattr(sys, 'stdout', out)
     patch.setattr(sys, 'stderr', err)
     status = cli.main(
@@ -225,9 +228,9 @@ def test_warns_where_classes_cannot_be_told_apart(place, capsys):
 
 
 def test_many_images_of_a_class_are_thinned_out(place, monkeypatch, capsys):
-  monkeypatch.setattr(adapt, 'MOST_SUPPORT', 6)
-  pictures, label = adapt._read_support(
-      {name: adapt._classes(place.support)[name] for name in ('disc', 'frame')},
+  monkeypatch.setattr(commands, 'MAX_SUPPORT_IMAGES', 6)
+  pictures, label = commands._read_support(
+      {name: commands._classes(place.support)[name] for name in ('disc', 'frame')},
       data.spec('glyphs'),
       {},
   )
@@ -242,7 +245,7 @@ def test_wilson_is_scipys(n):
   for right in {0, 1, n // 3, n}:
     expected = scipy.stats.binomtest(right, n).proportion_ci(method='wilson')
     np.testing.assert_allclose(
-        adapt.wilson(right, n), [expected.low, expected.high], atol=1e-9
+        statistics.wilson_interval(right, n), [expected.low, expected.high], atol=1e-9
     )
 
 
@@ -250,22 +253,22 @@ def test_contact_sheet_shows_each_image_in_its_place():
   rng = np.random.default_rng(0)
   colors = rng.integers(0, 256, (40, 3), np.uint8)
   tiles = [
-      contact.Tile(np.broadcast_to(c, (112, 112, 3)), f'{i}.png', 'name', 0.5,
+      contact_sheet.Tile(np.broadcast_to(c, (112, 112, 3)), f'{i}.png', 'name', 0.5,
                    [True, False, None][i % 3])
       for i, c in enumerate(colors)
   ]  # fmt: skip
-  rows = [contact.Row('one', tiles[:3]), contact.Row('many', tiles[:30])]
-  query = contact.Row('query', tiles)
-  sheet = np.asarray(contact.draw('title', 'remark', rows, query))
-  shown = [*colors[:3], *colors[: contact.MOST], *colors]
+  rows = [contact_sheet.Row('one', tiles[:3]), contact_sheet.Row('many', tiles[:30])]
+  query = contact_sheet.Row('query', tiles)
+  sheet = np.asarray(contact_sheet.draw('title', 'remark', rows, query))
+  shown = [*colors[:3], *colors[: contact_sheet.MAX_SUPPORT_TILES], *colors]
   flat = sheet.reshape(-1, 3)
   for color in colors:  # a tile is 112 x 112 but for the frame upon its edge
     count = (flat == color).all(-1).sum()
     times = sum((color == other).all() for other in shown)
     assert count == times * 112 * 112
-  left = contact.MARGIN
+  left = contact_sheet.MARGIN
   for i in range(3):  # in order, below the first heading
-    x = left + i * (contact.TILE + contact.GAP) + 56
+    x = left + i * (contact_sheet.TILE + contact_sheet.GAP) + 56
     column = sheet[: left + 52 + 30 + 112, x]
     assert (column[-56] == colors[i]).all()
   frame = sheet[left + 52 + 30 + 56, left - 1]
@@ -274,7 +277,7 @@ def test_contact_sheet_shows_each_image_in_its_place():
 
 def test_contact_sheet_of_the_command(place, adapted):
   sheet = np.asarray(Image.open(place.output / 'contact_sheet.png'))
-  title = sheet[: contact.MARGIN + 52]
+  title = sheet[: contact_sheet.MARGIN + 52]
   assert sheet.shape[2] == 3 and (title < 128).any()
   blue = (sheet == [0x00, 0x72, 0xB2]).all(-1)
   assert blue.sum() > 21 * 4 * 80  # frames of images that were told rightly
@@ -308,8 +311,8 @@ def test_colours_are_for_terminals(
   assert cli.main(words, str(PRESET)) == 2
   assert ('\x1b[31merror:\x1b[0m' in sys.stderr.getvalue()) == colored
   assert 'error:' in sys.stderr.getvalue()
-  with console.manners(color=color):
-    console.result('done')
+  with console.console_settings(color=color):
+    console.print_result('done')
   assert sys.stdout.getvalue() == (
       '\x1b[1mdone\x1b[0m\n' if colored else 'done\n'
   )
@@ -318,9 +321,9 @@ def test_colours_are_for_terminals(
 def test_quiet_is_results_and_errors_alone(capsys, monkeypatch):
   def mode(flags, config):
     print('on the way')
-    console.warn('a trifle')
-    console.result('the result')
-    with metrics.progress(3, 'it', 'working') as bar:
+    console.print_warning('a trifle')
+    console.print_result('the result')
+    with progress.progress_bar(3, 'it', 'working') as bar:
       assert bar.disable
     raise UserError('a reason\x1b[2J')
 

@@ -15,9 +15,9 @@ from PIL import Image, ImageEnhance
 from scipy import stats
 
 from maml_jax.data import augment
-from maml_jax.data.augment import AUGMENTATIONS, augment_batch, augmented
+from maml_jax.data.augment import AUGMENTATIONS, augment_batch, with_augmentation
 from maml_jax.data.episodes import make_transform
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 from maml_jax.types import Batch, Episode
 
 
@@ -105,7 +105,7 @@ def episode(num=8):
 )
 def test_support_and_query_apart(names):
   plain = make_transform((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-  transform = augmented(plain, support=names[0], query=names[1])
+  transform = with_augmentation(plain, support=names[0], query=names[1])
   tasks = episode()
   got = jax.jit(transform)(key(), tasks)
   bare = jax.jit(plain)(key(), tasks)
@@ -122,7 +122,7 @@ def test_support_and_query_apart(names):
 
 
 def test_normalisation_comes_after_black_is_added():
-  transform = augmented(make_transform((0.5,) * 3, (0.25,) * 3), query='crop')
+  transform = with_augmentation(make_transform((0.5,) * 3, (0.25,) * 3), query='crop')
   white = Batch(jnp.full((16, 9, 9, 3), 255, jnp.uint8), None)
   image = jax.jit(transform)(key(), Episode(white, white)).query.image
   np.testing.assert_allclose(abs(image), 2, atol=1e-6)
@@ -131,13 +131,13 @@ def test_normalisation_comes_after_black_is_added():
 
 def test_support_and_query_get_different_changes():
   same = Episode(episode().support, episode().support)
-  transform = augmented(make_transform(), support='crop', query='crop')
+  transform = with_augmentation(make_transform(), support='crop', query='crop')
   got = jax.jit(transform)(key(), same)
   assert (got.support.image != got.query.image).any(axis=(1, 2, 3)).all()
 
 
 def test_many_tasks_at_once_are_as_one_by_one():
-  transform = augmented(make_transform(), support='flip', query='crop')
+  transform = with_augmentation(make_transform(), support='flip', query='crop')
   tasks = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), episode(4))
   got = jax.jit(jax.vmap(transform))(keys(3, 2), tasks)
   alone = jax.jit(transform)
@@ -199,7 +199,7 @@ def saturation(image, factor):
 
 
 REFERENCES = [brightness, contrast, saturation]
-CHANGE = jax.jit(augment.change_colors)
+CHANGE = jax.jit(augment.adjust_colors)
 
 
 @pytest.mark.parametrize('order', list(itertools.permutations(range(3))))
@@ -233,7 +233,7 @@ def test_each_color_as_in_pillow(kind, enhance, factor):
 def test_one_channel_has_brightness_and_contrast():
   """The factors: of the mean, and of the spread around it."""
   image = jnp.array(0.45 + (floats((9, 7, 1)) - 0.5) * 0.1)
-  out = many(augment.jitter, 6, 2000, image)
+  out = many(augment.jitter_colors, 6, 2000, image)
   mean = out.mean(axis=(1, 2, 3)) / image.mean()
   spread = out.std(axis=(1, 2, 3)) / image.std() / mean
   for factor in (mean, spread):
@@ -243,16 +243,16 @@ def test_one_channel_has_brightness_and_contrast():
 def test_jitter_is_uniform():
   """The factor of brightness, read off images that are evenly grey."""
   image = jnp.full((2, 2, 3), 0.5)
-  factor = many(augment.jitter, 7, 4000, image)[:, 0, 0, 0] / 0.5
+  factor = many(augment.jitter_colors, 7, 4000, image)[:, 0, 0, 0] / 0.5
   test = stats.kstest(factor, stats.uniform(0.6, 0.8).cdf)
   assert test.pvalue > 1e-3
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_jitter_draws_orders_and_factors_evenly(channels, monkeypatch):
-  monkeypatch.setattr(augment, 'change_colors', lambda _, *drawn: drawn)
+  monkeypatch.setattr(augment, 'adjust_colors', lambda _, *drawn: drawn)
   image = jnp.zeros((2, 2, channels))
-  order, factor = many(augment.jitter, 8, 6000, image)
+  order, factor = many(augment.jitter_colors, 8, 6000, image)
   steps = {1: 2, 3: 3}[channels]
   assert order.shape == factor.shape == (6000, steps)
   orders, which, counts = np.unique(
@@ -272,7 +272,7 @@ def test_jitter_draws_orders_and_factors_evenly(channels, monkeypatch):
 
 def test_grey_stays_grey():
   image = jnp.repeat(floats((9, 7, 1)), 3, axis=-1)
-  out = many(augment.jitter, 9, 20, image)
+  out = many(augment.jitter_colors, 9, 20, image)
   np.testing.assert_allclose(out, out[..., :1].repeat(3, -1), atol=1e-6)
 
 
@@ -392,7 +392,7 @@ def torchvision_box(rng, height, width):
 )
 def test_boxes_are_drawn_as_by_torchvision(size):
   num = 5000
-  got = np.stack(many(augment.draw_box, 11, num, *size), axis=1)
+  got = np.stack(many(augment.draw_crop_box, 11, num, *size), axis=1)
   rng = np.random.default_rng(0)
   expected = np.array([torchvision_box(rng, *size) for _ in range(num)])
   top, left, height, width = got.T
@@ -424,7 +424,7 @@ def test_boxes_are_drawn_as_by_torchvision(size):
 def test_long_images_fall_back_to_the_centre(size, central):
   """As often as ten areas, each too large, come one after another."""
   num = 4000
-  boxes = np.stack(many(augment.draw_box, 12, num, *size), axis=1)
+  boxes = np.stack(many(augment.draw_crop_box, 12, num, *size), axis=1)
   rng = np.random.default_rng(1)
   area = 1000 * rng.uniform(0.08, 1, (200_000, 10))
   ratio = np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), area.shape))

@@ -6,7 +6,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 
-from maml_jax import baselines
+from maml_jax.evaluation import baselines
 
 WAYS = 4
 
@@ -26,7 +26,7 @@ def features(shots=3, queries=5, size=6, scale=1.0):
 
 def test_nearest_mean_measures_each_distance():
   support, label, query = features()
-  logits = baselines.nearest_mean(support, label, query, WAYS)
+  logits = baselines.nearest_centroid(support, label, query, WAYS)
   for i, x in enumerate(query):
     for c in range(WAYS):
       mean = support[label == c].astype(np.float64).mean(0)
@@ -61,9 +61,9 @@ def test_linear_head_is_the_optimum(scale, strength):
   np.testing.assert_allclose(logits, expected @ weights, atol=3e-3 * size)
 
 
-@pytest.mark.parametrize('name', baselines.ON_FEATURES)
+@pytest.mark.parametrize('name', baselines.FEATURE_BASELINES)
 def test_jitted_equals_op_by_op(name):
-  fn, _ = baselines.ON_FEATURES[name]
+  fn, _ = baselines.FEATURE_BASELINES[name]
   support, label, query = features()
   jitted = jax.jit(fn, static_argnums=3)(support, label, query, WAYS)
   with jax.disable_jit():

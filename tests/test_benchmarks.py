@@ -30,11 +30,12 @@ from benchmarks import (
 )
 from benchmarks.workload import WORKLOADS, Workload, arrays
 from maml_jax import config as config_lib
-from maml_jax import experiment, ops
-from maml_jax.errors import UserError
+from maml_jax.experiment import setup
+from maml_jax import ops
+from maml_jax.utils.errors import UserError
 from maml_jax.models.convnet import ConvBlock
 from maml_jax.models.norm import BatchNorm
-from maml_jax.parallel import make_mesh, mean_over_tasks
+from maml_jax.sharding import make_mesh, mean_over_tasks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
@@ -191,7 +192,7 @@ def test_workloads_are_those_of_the_configs(name, preset):
   assert config.train.num_tasks == work.tasks
   params = {'w': jnp.linspace(-1.0, 1.0, 5)}
   grads = {'w': jnp.array([0.3, -20.0, 0.0, 1.0, 40.0])}
-  txs = with_jax.optimizer_of(work), experiment.outer_optimizer(config)
+  txs = with_jax.optimizer_of(work), setup.make_outer_optimizer(config)
   updates = [tx.update(grads, tx.init(params), params)[0]['w'] for tx in txs]
   np.testing.assert_array_equal(*updates)
 

@@ -13,8 +13,8 @@ import pytest
 import tensorstore
 import tiny
 
-from maml_jax import checkpoint
-from maml_jax.errors import UserError
+from maml_jax.experiment import checkpoint
+from maml_jax.utils.errors import UserError
 from maml_jax.train import resume_state
 from maml_jax.types import MetaState
 
@@ -34,7 +34,7 @@ def state(step: int) -> MetaState:
 
 
 def saver(path, saved=None):
-  return checkpoint.Saver(path, tiny.config(), saved)
+  return checkpoint.CheckpointWriter(path, tiny.config(), saved)
 
 
 def save(path, *steps):
@@ -293,7 +293,7 @@ def seal(folder):
   meta.write_text(json.dumps(facts))
   files = checkpoint._files(folder / 'state')
   digests = {name: checkpoint._digest(file) for name, file in files.items()}
-  (folder / 'state' / checkpoint.DIGESTS).write_text(json.dumps(digests))
+  (folder / 'state' / checkpoint.DIGESTS_FILE).write_text(json.dumps(digests))
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ def test_facts_that_lie_are_refused(sealed, facts, message):
 def test_digests_cannot_name_files_elsewhere(tmp_path, sealed, name):
   folder = sealed()
   (tmp_path / 'secret').write_text('secret')
-  digests = folder / 'state' / checkpoint.DIGESTS
+  digests = folder / 'state' / checkpoint.DIGESTS_FILE
   known = json.loads(digests.read_text())
   digests.write_text(json.dumps(known | {name: known['_METADATA']}))
   with pytest.raises(UserError, match='is missing'):

@@ -10,9 +10,12 @@ import own
 import pytest
 
 import maml_jax
-from maml_jax import checkpoint, classifier, data, evaluate, experiment
+from maml_jax.experiment import checkpoint, setup
+from maml_jax.fewshot import classifier
+from maml_jax import data
+from maml_jax.evaluation import evaluate
 from maml_jax.data import images as image_lib
-from maml_jax.errors import NotFinite, UserError
+from maml_jax.utils.errors import NonFiniteError, UserError
 from maml_jax.learner import cross_entropy
 from maml_jax.types import Batch
 
@@ -73,7 +76,7 @@ def test_fit_is_gradient_descent_on_a_loss_in_which_classes_count_alike(
     few, learned
 ):
   """One step, by hand."""
-  model = experiment.phase_model(few.config, few.phase)
+  model = setup.phase_model(few.config, few.phase)
   image, rows = as_glyphs(PICTURES), ([0, 1], [2], [3, 4, 5])
 
   @jax.jit
@@ -104,7 +107,7 @@ def test_fit_is_gradient_descent_on_a_loss_in_which_classes_count_alike(
 
 def test_an_answer_does_not_depend_on_the_others(learned):
   """Bit by bit: alone, among few, among more than a batch, in any order."""
-  assert len(OTHERS) > classifier.BATCH
+  assert len(OTHERS) > classifier.BATCH_SIZE
   together = learned.probabilities(OTHERS)
   np.testing.assert_allclose(together.sum(1), 1, rtol=1e-6)
   alone = np.concatenate([learned.probabilities([x]) for x in OTHERS])
@@ -143,9 +146,9 @@ def test_no_mode_is_transductive_by_default(few, tmp_path):
 def test_head_suits_the_checkpoint(few, reset, ways, head):
   config = few.config.copy_and_resolve_references()
   config.inner.reset_classifier = reset
-  program = classifier.make_program(few._replace(config=config), ways)
+  program = classifier.make_adaptation_program(few._replace(config=config), ways)
   assert program.head == head and program.phase.ways == ways
-  assert program.phase.num_steps == classifier.NUM_STEPS
+  assert program.phase.num_steps == classifier.DEFAULT_NUM_STEPS
 
 
 @pytest.mark.parametrize('ways', [2, 4])
@@ -153,7 +156,7 @@ def test_prototype_head_is_the_nearest_class_mean(few, ways):
   """The softmax of minus scaled squared distances, by loops."""
   names = [f'{i % ways}' for i in range(6)]
   learned = few.fit(PICTURES, names, head='prototype', num_steps=0)
-  encoder = experiment.phase_model(few.config, few.phase, head=False)
+  encoder = setup.phase_model(few.config, few.phase, head=False)
   params = {'encoder': few.params['encoder']}
   support, stats = encoder.apply(
       params, few.stats, as_glyphs(PICTURES), train=True
@@ -180,7 +183,7 @@ def test_zero_head_and_first_outputs(few):
 @pytest.mark.parametrize('num_steps', [0, 2])
 def test_leave_one_out_equals_a_loop_that_leaves_one_out(few, num_steps):
   names = ['bar', 'bar', 'disc', 'frame', 'disc', 'frame']
-  program = classifier.make_program(few, 3, num_steps)
+  program = classifier.make_adaptation_program(few, 3, num_steps)
   spec = data.spec('glyphs')
   pixels = np.stack([image_lib.from_array(x, spec) for x in PICTURES])
   label = np.array([0, 0, 1, 2, 1, 2], np.int32)
@@ -243,7 +246,7 @@ def test_refuses_what_cannot_be_learned(few, images, labels, kwargs, message):
 
 def test_says_what_is_not_finite(few):
   params = jax.tree.map(lambda x: np.full_like(x, np.inf), few.params)
-  with pytest.raises(NotFinite, match='after adaptation'):
+  with pytest.raises(NonFiniteError, match='after adaptation'):
     few._replace(params=params).fit(PICTURES, NAMES, num_steps=1)
 
 

@@ -19,13 +19,13 @@ import optax
 import pytest
 import test_golden as golden
 
-from maml_jax import checkpoint, evaluate, experiment
+from maml_jax.experiment import checkpoint, setup, transfer
 from maml_jax import config as config_lib
-from maml_jax.compat import configs, from_torch, pth, runs, section, to_torch
-from maml_jax.compat import weights as names
-from maml_jax.compat.__main__ import main
-from maml_jax.errors import UserError
-from maml_jax.inner import param_labels
+from maml_jax.pytorch_maml import configs, from_torch, pth, runs, to_torch, yaml_section
+from maml_jax.pytorch_maml import weights as names
+from maml_jax.pytorch_maml.__main__ import main
+from maml_jax.utils.errors import UserError
+from maml_jax.inner_loop import param_labels
 from maml_jax.train import init_state, resume_state
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -118,7 +118,7 @@ def write(path, text):
 
 def content(text, tmp_path):
   """What YAML makes of a text."""
-  return section.read(write(tmp_path / 'some.yaml', text))
+  return yaml_section.read_yaml(write(tmp_path / 'some.yaml', text))
 
 
 def changed(tree, key, value):
@@ -187,7 +187,7 @@ def test_preset_of_any_config_brings_it_back(tmp_path):
   )
   source = 'x\"\"\"\nraise SystemExit\nx'
   path = tmp_path / 'x.py'
-  path.write_text(configs.preset(made, source, source))
+  path.write_text(configs.preset_source(made, source, source))
   written = config_lib.load(str(path))
   assert config_lib.config_differences(made, written) == []
 
@@ -217,7 +217,7 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
     optimizer_args: {lr: 1e-2, schedule: cosine}
     epoch: 7
   """
-  config, notes = configs.convert(content(text, tmp_path))
+  config, notes = configs.convert_config(content(text, tmp_path))
   expected = {
       'data.name': 'cub', 'data.normalize': True, 'model.encoder': 'resnet12',
       'model.norm': 'global', 'outer.optimizer': 'rmsprop', 'outer.lr': 0.01,
@@ -268,7 +268,7 @@ def test_key(tmp_path, key, value, field, expected, note):
   given = changed(content(reproduce()[0], tmp_path), key, value)
   if key == 'encoder':
     given = changed(given, 'inner_args.frozen', [])
-  config, notes = configs.convert(given)
+  config, notes = configs.convert_config(given)
   assert config_lib.flatten(config)[field] == expected
   assert len(notes) == (note is not None)
   assert note is None or note in notes[0]
@@ -277,11 +277,11 @@ def test_key(tmp_path, key, value, field, expected, note):
 def test_frozen_substrings_freeze_what_they_froze(tmp_path):
   """'bn' there also catches bn1 and the shortcut's of a residual network."""
   given = changed(content(reproduce()[0], tmp_path), 'encoder', 'resnet12')
-  config, _ = configs.convert(given)
-  learner = experiment.phase_learner(config, experiment.train_phase(config))
+  config, _ = configs.convert_config(given)
+  learner = setup.phase_learner(config, setup.train_phase(config))
   params, _ = jax.eval_shape(learner.init, jax.random.key(0))
   assert config.inner.frozen == ('bn*',)
-  labels = names.leaves_of(param_labels(config.inner, params))
+  labels = names.flatten(param_labels(config.inner, params))
   frozen = {path for path, label in labels.items() if label == 'frozen'}
   assert frozen == {p for p in labels if 'bn' in names.torch_name(p)}
   assert len(frozen) == 2 * 4 * 4
@@ -326,7 +326,7 @@ def test_what_has_no_equivalent_is_one_clear_line(
 ):
   given = changed(content(reproduce()[0], tmp_path), key, value)
   with pytest.raises(UserError) as caught:
-    configs.convert(given, file='x.yaml')
+    configs.convert_config(given, file='x.yaml')
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
 
@@ -345,13 +345,13 @@ def test_what_has_no_equivalent_is_one_clear_line(
 def test_an_evaluation_that_differs_is_refused(tmp_path, key, value, message):
   train, test = (content(text, tmp_path) for text in reproduce())
   with pytest.raises(UserError) as caught:
-    configs.convert(train, changed(test, key, value))
+    configs.convert_config(train, changed(test, key, value))
   assert message in str(caught.value)
 
 
 def test_which_checkpoint_a_test_file_measures(tmp_path):
   train, test = (content(text, tmp_path) for text in reproduce())
-  config, _ = configs.convert(train, changed(test, 'load', 'a/epoch-last.pth'))
+  config, _ = configs.convert_config(train, changed(test, 'load', 'a/epoch-last.pth'))
   assert config.eval.checkpoint == 'latest'
 
 
@@ -415,7 +415,7 @@ def assert_equal(a, b):
 @pytest.mark.parametrize('encoder', names.ENCODERS.values())
 def test_round_trip_is_bit_equal(encoder, norm):
   made = config(model__encoder=encoder, model__norm=norm, task__ways=3)
-  params, stats = names.template(made)
+  params, stats = names.abstract_variables(made)
   params = random_like(params)
   stats = {
       key: jax.tree.map(jnp.zeros_like, tree)
@@ -428,20 +428,20 @@ def test_round_trip_is_bit_equal(encoder, norm):
   assert_equal(again, params)
   assert_equal(moments.get('global'), stats.get('global'))
   assert_equal(to_torch(again, moments, made), there)
-  for path, x in names.leaves_of(moments.get('episode', {})).items():
+  for path, x in names.flatten(moments.get('episode', {})).items():
     assert (x == (path[-1] == 'var')).all(), path
   assert all(names.our_path(names.torch_name(path)) == path
-             for path in names.leaves_of(params))  # fmt: skip
+             for path in names.flatten(params))  # fmt: skip
 
 
 @pytest.mark.parametrize('name', GOLDEN)
 def test_names_and_shapes_are_those_recorded_there(name):
   case = GOLDEN[name]['case']
   made, _ = runs.config_of(pth_content(case), name)
-  params, stats = random_like(names.template(made))
+  params, stats = random_like(names.abstract_variables(made))
   shapes = GOLDEN[name]['expect']['parameter_shapes']
   there = to_torch(params, stats, made)
-  left = {n: x.shape for n, x in there.items() if not names.UNUSED.fullmatch(n)}
+  left = {n: x.shape for n, x in there.items() if not names.UNUSED_BUFFERS.fullmatch(n)}
   assert left == {n: tuple(shape) for n, shape in shapes.items()}
   buffers = there.keys() - left.keys()
   assert bool(buffers) == (made.model.norm != 'batch')
@@ -472,7 +472,7 @@ def test_the_head_is_flattened_channel_by_channel_there():
 def test_a_model_that_is_not_there_is_named(fields, message):
   made = config(**fields)
   with pytest.raises(UserError, match=message):
-    to_torch(*random_like(names.template(made)), made)
+    to_torch(*random_like(names.abstract_variables(made)), made)
   with pytest.raises(UserError, match=message):
     from_torch({}, made)
 
@@ -499,7 +499,7 @@ CONV = 'encoder.encoder.conv1.conv.weight'
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named_in_one_line(change, message):
   made = config()
-  tree = to_torch(*random_like(names.template(made)), made)
+  tree = to_torch(*random_like(names.abstract_variables(made)), made)
   with pytest.raises(UserError) as caught:
     from_torch(change(tree), made)
   assert message in str(caught.value)
@@ -583,10 +583,10 @@ def check_golden(name, workdir):
   case, expect = GOLDEN[name]['case'], GOLDEN[name]['expect']
   made = config_lib.load(str(workdir / 'config.py'))
   is_test = not case['meta_train']
-  phase = (experiment.val_phase if is_test else experiment.train_phase)(made)
-  learner = experiment.phase_learner(made, phase)
+  phase = (setup.val_phase if is_test else setup.train_phase)(made)
+  learner = setup.phase_learner(made, phase)
   saved = checkpoint.load(workdir)
-  params, stats = evaluate.fit(learner, saved.params, saved.stats)
+  params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
   with jax.enable_x64(True):
     params, stats = jax.tree.map(jnp.float64, (params, stats))
 
@@ -626,10 +626,10 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path):
   assert 'anew' not in ''.join(run.notes)
   runs.write(run, tmp_path)
   saved = checkpoint.load(tmp_path, 'latest')
-  learner = experiment.phase_learner(
-      run.config, experiment.train_phase(run.config)
+  learner = setup.phase_learner(
+      run.config, setup.train_phase(run.config)
   )
-  tx = experiment.outer_optimizer(run.config)
+  tx = setup.make_outer_optimizer(run.config)
   fresh = jax.eval_shape(lambda: init_state(learner, tx, jax.random.key(0)))
   state = resume_state(fresh, saved)
   assert_equal(jax.tree.map(np.shape, state), jax.tree.map(np.shape, fresh))
@@ -824,11 +824,11 @@ def test_file_of_pytorch_is_read_and_written(tmp_path, capsys):
   optimizer.step()
   order = [f'{key.removesuffix("_state_dict")}.{n}' for key, n in places]
   params = run.state.params
-  here = names.like_params(dict(zip(order, grads, strict=True)), params)
-  there = names.like_params(
+  here = names.params_from_names(dict(zip(order, grads, strict=True)), params)
+  there = names.params_from_names(
       {n: p.detach().numpy() for n, p in zip(order, model, strict=True)}, params
   )
-  tx = experiment.outer_optimizer(run.config)
+  tx = setup.make_outer_optimizer(run.config)
   updates, _ = tx.update(here, run.state.opt_state, params)
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
@@ -903,11 +903,11 @@ def test_logits_are_those_of_a_checkout_there_and_back(tmp_path, texts):
   path = str(tmp_path / 'theirs.pth')
   assert main(['checkpoint', path, '--output', str(workdir)]) == 0
   made_here = config_lib.load(str(workdir / 'config.py'))
-  learner = experiment.phase_learner(
-      made_here, experiment.val_phase(made_here)
+  learner = setup.phase_learner(
+      made_here, setup.val_phase(made_here)
   )
   saved = checkpoint.load(workdir)
-  params, stats = evaluate.fit(learner, saved.params, saved.stats)
+  params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
 
   @jax.jit
   def predict(params, stats, support, query):

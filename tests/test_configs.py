@@ -8,9 +8,10 @@ import pytest
 
 from configs import default
 from maml_jax import config as config_lib
-from maml_jax import data, experiment, models, optim
+from maml_jax import data, models
+from maml_jax.experiment import optimizers, setup
 from maml_jax.data.augment import AUGMENTATIONS
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 from maml_jax.models import norm
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def test_every_field_is_explained():
 def test_choices_are_those_of_the_registries_and_stand_in_the_default():
   choices = config_lib.CHOICES
   assert set(config_lib.NORMS) == set(norm.MODES)
-  assert set(choices['data.name']) == {*data.SPECS, *data.FUNCTIONS}
+  assert set(choices['data.name']) == {*data.SPECS, *data.REGRESSIONS}
   assert set(choices['eval.split']) == set(data.SPLITS)
   for field in ('data.augment_support', 'data.augment_query',
                 'val.augment_support', 'eval.augment_support'):  # fmt: skip
@@ -63,9 +64,9 @@ def test_choices_are_those_of_the_registries_and_stand_in_the_default():
   assert set(choices['model.encoder']) == set(models.ENCODERS)
   for init in choices['model.init']:
     models.make_model('convnet4', 5, (28, 28, 1), init=init)
-  assert set(choices['precision']) == set(experiment.PRECISIONS)
-  assert set(choices['outer.optimizer']) == set(optim.OPTIMIZERS)
-  assert set(choices['outer.schedule']) == set(optim.SCHEDULES)
+  assert set(choices['precision']) == set(setup.PRECISIONS)
+  assert set(choices['outer.optimizer']) == set(optimizers.OPTIMIZERS)
+  assert set(choices['outer.schedule']) == set(optimizers.SCHEDULES)
   source = DEFAULT.read_text()
   for words in (*choices.values(), config_lib.NORMS):
     for word in words:
@@ -75,8 +76,8 @@ def test_choices_are_those_of_the_registries_and_stand_in_the_default():
 def test_checked_fields_exist():
   fields = config_lib.flatten(default.get_config()).keys()
   assert config_lib.CHOICES.keys() <= fields
-  assert config_lib.AT_LEAST.keys() <= fields
-  assert set(config_lib.ABOVE_ZERO) <= fields
+  assert config_lib.MINIMUM.keys() <= fields
+  assert set(config_lib.POSITIVE) <= fields
 
 
 @pytest.mark.parametrize(
@@ -292,8 +293,8 @@ def test_differences_when_fields_come_and_go():
 def test_task_that_a_split_cannot_give(task, message):
   size = [600] * 63 + [20]
   with pytest.raises(UserError, match=f'mini_imagenet train {message}'):
-    config_lib.check_task('mini_imagenet train', size, **task)
-  config_lib.check_task('x', size, ways=64, shots=5, queries=15)
+    config_lib.require_enough_images('mini_imagenet train', size, **task)
+  config_lib.require_enough_images('x', size, ways=64, shots=5, queries=15)
 
 
 def run_main(*argv):

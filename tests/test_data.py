@@ -18,15 +18,9 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data import (
-  mini_imagenet,
-  mini_imagenet_classes,
-  omniglot,
-  pickles,
-  source,
-  store,
-)
-from maml_jax.errors import UserError
+from maml_jax.data.datasets import mini_imagenet, mini_imagenet_classes, omniglot
+from maml_jax.data import records, safe_pickle, store
+from maml_jax.utils.errors import UserError
 
 IMAGES = 3  # of each class of the small mini-ImageNet
 WNIDS = {
@@ -244,19 +238,19 @@ def test_every_layout_gives_the_same_dataset(tmp_path, small, images, layout):
 
 
 def test_classes_are_of_any_size_and_padding_is_a_valid_position(tmp_path):
-  spec = source.Spec('toy', (2, 2, 1), '', lambda _: {})
+  spec = records.DatasetSpec('toy', (2, 2, 1), '', lambda _: {})
   sizes = {'a': 3, 'b': 1, 'c': 2}
-  records = [
-    source.Record(label, str(i), lambda n=n: png(np.full((2, 2), n, np.uint8)))
+  listed = [
+    records.Record(label, str(i), lambda n=n: png(np.full((2, 2), n, np.uint8)))
     for n, (label, size) in enumerate(sizes.items())
     for i in range(size)
   ]
   splits = {
-    split: [r._replace(label=f'{split} {r.label}') for r in records]
+    split: [r._replace(label=f'{split} {r.label}') for r in listed]
     for split in data.SPLITS
   }
-  source.verify(spec, splits)
-  store.write(tmp_path / 'toy', spec, splits)
+  records.verify_counts(spec, splits)
+  store.write_dataset(tmp_path / 'toy', spec, splits)
   dataset = store.read_arrays(tmp_path / 'toy', spec, 'val')
   np.testing.assert_array_equal(dataset.size, [3, 1, 2])
   np.testing.assert_array_equal(
@@ -269,7 +263,7 @@ def test_classes_are_of_any_size_and_padding_is_a_valid_position(tmp_path):
 
 def test_images_of_other_sizes_are_resized_with_averaging():
   checkers = np.uint8(np.indices((168, 168)).sum(0) % 2 * 255)
-  pixels = store.decode(png(checkers), mini_imagenet.SPEC)
+  pixels = store.decode_image(png(checkers), mini_imagenet.SPEC)
   assert pixels.shape == (84, 84, 3)
   assert np.all(np.abs(pixels.astype(int) - 127) <= 5)
 
@@ -301,10 +295,10 @@ def test_a_missing_class_is_counted(tmp_path, small, images):
 
 
 def test_a_class_in_two_splits_is_refused():
-  spec = source.Spec('toy', (2, 2, 1), '', lambda _: {})
-  record = source.Record('a', '0', bytes)
+  spec = records.DatasetSpec('toy', (2, 2, 1), '', lambda _: {})
+  record = records.Record('a', '0', bytes)
   with pytest.raises(UserError, match="class 'a' is in several splits"):
-    source.verify(spec, dict.fromkeys(data.SPLITS, [record]))
+    records.verify_counts(spec, dict.fromkeys(data.SPLITS, [record]))
 
 
 @pytest.mark.parametrize('content', [b'', b'GIF89a', png(np.ones((9, 9)) > 0)])
@@ -321,13 +315,13 @@ def test_a_broken_image_is_named(tmp_path, small, images, content):
 def test_zip_entries_that_point_outside_are_refused(tmp_path, name):
   write_zip(tmp_path / 'bad.zip', [(name, b'')])
   with pytest.raises(UserError, match='points outside'):
-    source.scan(tmp_path)
+    records.scan_images(tmp_path)
 
 
 def test_a_broken_zip_is_named(tmp_path):
   (tmp_path / 'bad.zip').write_bytes(b'PK nothing')
   with pytest.raises(UserError, match='cannot read the archive .*bad.zip'):
-    source.scan(tmp_path)
+    records.scan_images(tmp_path)
 
 
 # Pickles
@@ -359,7 +353,7 @@ def test_pickles_that_call_are_refused_unexecuted(tmp_path, protocol, call):
   evil = tmp_path / 'evil.pickle'
   evil.write_bytes(pickle.dumps({'data': call(touched)}, protocol))
   with pytest.raises(UserError, match='refused: .*evil.pickle asks for'):
-    pickles.load(evil)
+    safe_pickle.load(evil)
   assert not list(tmp_path.glob('touched*'))
 
 
@@ -372,7 +366,7 @@ def test_pickles_of_arrays_are_read(tmp_path):
   }
   for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
     path.write_bytes(pickle.dumps(content, protocol))
-    read = pickles.load(path)
+    read = safe_pickle.load(path)
     np.testing.assert_equal(read, content)
 
 
@@ -381,7 +375,7 @@ def test_broken_pickles_are_named(tmp_path, content):
   path = tmp_path / 'broken.pickle'
   path.write_bytes(content)
   with pytest.raises(UserError, match='cannot read the pickle .*broken'):
-    pickles.load(path)
+    safe_pickle.load(path)
 
 
 def test_pickles_of_other_arrays_are_refused(tmp_path, small, images):
@@ -426,11 +420,11 @@ def test_slips_are_guessed():
 
 def test_data_dir_comes_from_the_environment(monkeypatch, tmp_path):
   monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path))
-  assert data.root('glyphs').is_relative_to(tmp_path)
+  assert data.prepared_dir('glyphs').is_relative_to(tmp_path)
   monkeypatch.delenv('MAML_JAX_DATA')
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))
   home = tmp_path / 'home' / '.cache' / 'maml_jax'
-  assert data.root('glyphs').is_relative_to(home)
+  assert data.prepared_dir('glyphs').is_relative_to(home)
 
 
 @pytest.fixture
@@ -465,7 +459,7 @@ def test_damaged_arrays_are_made_anew(prepared, images, harm, file):
 @pytest.mark.parametrize('harm', [os.remove, truncate, flip])
 def test_damaged_digests_are_made_anew(prepared, images, harm):
   data_dir, root = prepared
-  harm(root / 'arrays' / 'val' / store.DIGESTS)
+  harm(root / 'arrays' / 'val' / store.DIGESTS_FILE)
   expected = np.concatenate(list(images['val'].values()))
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -503,7 +497,7 @@ def test_a_failed_preparation_leaves_the_earlier_one(prepared, monkeypatch):
   def fail(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(store, 'decode', fail)
+  monkeypatch.setattr(store, 'decode_image', fail)
   with pytest.raises(KeyboardInterrupt):
     data.prepare('mini_imagenet', data_dir / 'given', data_dir)
   assert sorted(data_dir.rglob('*')) == before
@@ -668,7 +662,7 @@ def test_images_are_turned_as_their_exif_data_say(number, suffix, off):
   exif[0x0112] = number
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, suffix, exif=exif, quality=95)
-  pixels = store.decode(buffer.getvalue(), mini_imagenet.SPEC)
+  pixels = store.decode_image(buffer.getvalue(), mini_imagenet.SPEC)
   assert np.abs(pixels - TURNS[number](image).astype(int)).max() <= off
 
 
@@ -676,7 +670,7 @@ def test_broken_exif_data_are_passed_over():
   image = np.full((84, 84, 3), 7, np.uint8)
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, 'png', exif=b'Exif\0\0MM\0*\0\0\xff')
-  pixels = store.decode(buffer.getvalue(), mini_imagenet.SPEC)
+  pixels = store.decode_image(buffer.getvalue(), mini_imagenet.SPEC)
   np.testing.assert_array_equal(pixels, image)
 
 
@@ -686,9 +680,9 @@ def test_broken_exif_data_are_passed_over():
 def test_real_mini_imagenet_is_complete(shared):
   facts = data.spec('mini_imagenet')
   splits = facts.source(shared / 'data' / 'mini_imagenet')
-  source.verify(facts, splits)
+  records.verify_counts(facts, splits)
   for record in splits['test'][::600]:
-    pixels = store.decode(record.read(), facts)
+    pixels = store.decode_image(record.read(), facts)
     assert 20 < pixels.mean() < 235
 
 

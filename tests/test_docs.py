@@ -227,7 +227,7 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize(
   'page, form, names',
   [
-    ('data.md', '| `{}` |', (*data.SPECS, *data.FUNCTIONS, *AUGMENTATIONS)),
+    ('data.md', '| `{}` |', (*data.SPECS, *data.REGRESSIONS, *AUGMENTATIONS)),
     ('norms.md', '| `{}` |', MODES),
     ('commands.md', '| `--mode={}` |', cli.MODES),
     ('models.md', '| `examples/{}.py` |', EXAMPLES),

@@ -7,14 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.data.episodes import (
-  distinct_tasks,
-  draw_positions,
-  make_transform,
-  sample_episode,
-  task_keys,
-)
-from maml_jax.errors import UserError
+from maml_jax.data.episodes import draw_distinct_tasks, draw_positions, make_transform, sample_episode, task_keys
+from maml_jax.utils.errors import UserError
 from maml_jax.types import Dataset
 
 SIZES = [4, 6, 5, 9]  # images of each class
@@ -107,25 +101,25 @@ def test_no_two_tasks_of_an_evaluation_are_alike():
   # 3 pairs of classes, 3 * 2 ordered pairs of images in each of the two.
   possible = 3 * 6 * 6
   key = jax.random.key(0)
-  tasks = distinct_tasks(key, data, possible - 8, **shape)
+  tasks = draw_distinct_tasks(key, data, possible - 8, **shape)
   names = {frozenset(map(tuple, t)) for t in tasks.tolist()}
   assert tasks.shape == (possible - 8, 2, 2) and len(names) == len(tasks)
   np.testing.assert_array_equal(
-      distinct_tasks(key, data, 20, **shape),
-      distinct_tasks(key, data, 50, **shape)[:20],
+      draw_distinct_tasks(key, data, 20, **shape),
+      draw_distinct_tasks(key, data, 50, **shape)[:20],
   )
   with pytest.raises(UserError, match='distinct 2-way 1-shot tasks'):
-    distinct_tasks(key, data, possible + 1, **shape)
+    draw_distinct_tasks(key, data, possible + 1, **shape)
 
 
 def test_order_does_not_make_a_task_another():
   """Support sets are sets: 2 shots in either order are the same task."""
   data, shape = dataset([3, 3]), {'ways': 2, 'shots': 2, 'queries': 1}
-  tasks = distinct_tasks(jax.random.key(0), data, 3 * 3, **shape)
+  tasks = draw_distinct_tasks(jax.random.key(0), data, 3 * 3, **shape)
   queries = {tuple(sorted(t[:, 2])) for t in tasks}
   assert len(queries) == 9
   with pytest.raises(UserError):
-    distinct_tasks(jax.random.key(0), data, 10, **shape)
+    draw_distinct_tasks(jax.random.key(0), data, 10, **shape)
 
 
 @pytest.mark.parametrize('normalize', [False, True])

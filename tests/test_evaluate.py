@@ -12,16 +12,18 @@ import pytest
 import scipy.stats
 import tiny
 
-from maml_jax import checkpoint, data, evaluate, experiment, tasks
+from maml_jax.experiment import checkpoint, setup, task_source, transfer
+from maml_jax import data
+from maml_jax.evaluation import evaluate
 from maml_jax.data.episodes import draw_positions, task_keys
-from maml_jax.errors import UserError
-from maml_jax.experiment import Machine
-from maml_jax.intervals import mean_interval
-from maml_jax.parallel import make_mesh
+from maml_jax.utils.errors import UserError
+from maml_jax.sharding import TaskSharding
+from maml_jax.evaluation.statistics import mean_interval
+from maml_jax.sharding import make_mesh
 from maml_jax.train import train
 
-ONE = Machine(make_mesh(jax.devices()[:1]), 1)
-ALL = Machine(make_mesh(), 1)
+ONE = TaskSharding(make_mesh(jax.devices()[:1]), 1)
+ALL = TaskSharding(make_mesh(), 1)
 
 
 @pytest.fixture
@@ -32,15 +34,15 @@ def small(monkeypatch, tmp_path_factory):
 @functools.cache
 def fixed_tasks():
   """300 tasks of the split 'test'."""
-  phase = experiment.eval_phase(tiny.config())
-  return tasks.distinct(tiny.dataset('test'), phase, 300)
+  phase = setup.eval_phase(tiny.config())
+  return task_source.eval_task_indices(tiny.dataset('test'), phase, 300)
 
 
 def evaluator_of(config, machine, num_tasks, **kwargs):
   """An evaluator of the eval phase of a config, at its initial parameters."""
-  phase = experiment.eval_phase(config)
-  learner = experiment.phase_learner(config, phase)
-  fixed = tasks.fixed_tasks(
+  phase = setup.eval_phase(config)
+  learner = setup.phase_learner(config, phase)
+  fixed = task_source.eval_tasks(
       config, phase, num_tasks, machine if machine.mesh else ONE
   )
   evaluator = evaluate.make_evaluator(learner, fixed, machine, **kwargs)
@@ -55,14 +57,14 @@ def assert_close(a, b):
 def test_jitted_equals_op_by_op(norm, monkeypatch):
   monkeypatch.setattr(data, 'load_dataset', lambda *_: tiny.dataset('test'))
   config = tiny.config(eval__norm=norm)
-  evaluator = evaluator_of(config, Machine(None, 1), num_tasks=2, batch=2)
+  evaluator = evaluator_of(config, TaskSharding(None, 1), num_tasks=2, batch=2)
   jitted = evaluator()
   with jax.disable_jit():
     assert_close(evaluator(), jitted)
 
 
 @pytest.mark.parametrize(
-    'machine', [ONE, ALL, Machine(ALL.mesh, None), Machine(ONE.mesh, 3)]
+    'machine', [ONE, ALL, TaskSharding(ALL.mesh, None), TaskSharding(ONE.mesh, 3)]
 )
 @pytest.mark.parametrize('batch', [1, 7, 32])
 def test_batches_devices_and_chunks_change_nothing(small, machine, batch):
@@ -96,16 +98,16 @@ def test_fixed_tasks_are_distinct_and_fixed():
   }
   assert len(names) == 300
   assert len(set(map(tuple, jax.random.key_data(keys).tolist()))) == 300
-  phase = experiment.eval_phase(tiny.config())
-  fewer = tasks.distinct(tiny.dataset('test'), phase, 40)
+  phase = setup.eval_phase(tiny.config())
+  fewer = task_source.eval_task_indices(tiny.dataset('test'), phase, 40)
   np.testing.assert_array_equal(fewer[0], positions[:40])
   assert (fewer[1] == keys[:40]).all()
 
 
 def test_transforms_are_not_told_by_the_draw():
   """One key for both would tie the augmentation of a task to its classes."""
-  number = experiment.FIXED + data.SPLITS.index('test')
-  key, _ = jax.random.split(experiment.stream(0, number))
+  number = setup.EVAL_STREAM + data.SPLITS.index('test')
+  key, _ = jax.random.split(setup.rng_stream(0, number))
   drawn = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(300))
   assert not (fixed_tasks()[1] == drawn).any()
 
@@ -114,15 +116,15 @@ def test_streams_of_splits_and_of_training_differ():
   """Even where the images are the same."""
   dataset, config = tiny.dataset(), tiny.config()
   streams = [
-      tasks.distinct(
-          dataset, experiment.eval_phase(config)._replace(split=split), 50
+      task_source.eval_task_indices(
+          dataset, setup.eval_phase(config)._replace(split=split), 50
       )[0]
       for split in data.SPLITS
   ]
-  shape = experiment.train_phase(config).shape
+  shape = setup.train_phase(config).shape
   _, index, size = tiny.on_device(dataset)
   draw = partial(draw_positions, index=index, size=size, **shape)
-  key = experiment.stream(0, experiment.TRAINING)
+  key = setup.rng_stream(0, setup.TRAIN_STREAM)
   streams.append(jax.vmap(draw)(task_keys(key, 0, 50)))
   for i, a in enumerate(streams):
     for b in streams[:i]:
@@ -190,8 +192,8 @@ def test_says_how_many_tasks_are_at_chance_and_what_each_answer_was(run):
     np.testing.assert_allclose(right, arrays['accuracy'], rtol=1e-6)
     assert result['at_chance'] == np.mean(right < 0.34)
     dataset = tiny.dataset('test')
-    phase = experiment.eval_phase(config)
-    positions, _ = tasks.distinct(dataset, phase, 21)
+    phase = setup.eval_phase(config)
+    positions, _ = task_source.eval_task_indices(dataset, phase, 21)
     for task, classes in zip(positions, arrays['classes'], strict=True):
       for row, c in zip(task, classes, strict=True):
         assert set(row) <= set(dataset.index[c, : dataset.size[c]])
@@ -203,7 +205,7 @@ def test_curve_is_an_evaluation_after_each_number_of_steps(run):
       eval__num_steps=2, eval__curve_tasks=8, **fields
   )
   result = evaluate.evaluate(config, run)
-  curve, support = result['curve'], experiment.eval_phase(config)
+  curve, support = result['curve'], setup.eval_phase(config)
   assert curve['num_tasks'] == 8
   for steps in range(3):
     phase = support._replace(num_steps=steps)
@@ -236,7 +238,7 @@ def test_baselines_are_measured_on_the_same_tasks(run, capsys):
           == mean_interval(difference)
       )  # fmt: skip
       assert f'{name}, transductive, 2 queries per class' in out
-  still = experiment.eval_phase(config)._replace(num_steps=0)
+  still = setup.eval_phase(config)._replace(num_steps=0)
   metrics = evaluate.phase_evaluator(config, still, 12, ALL)(
       *checkpoint.load(run)[3:5]
   )
@@ -246,10 +248,10 @@ def test_baselines_are_measured_on_the_same_tasks(run, capsys):
 
 def test_default_number_of_tasks_follows_the_hardware(monkeypatch):
   config = tiny.config(eval__num_tasks=0)
-  assert experiment.num_eval_tasks(config) == 600
+  assert setup.num_eval_tasks(config) == 600
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert experiment.num_eval_tasks(config) == 10_000
-  assert experiment.num_eval_tasks(tiny.config(eval__num_tasks=7)) == 7
+  assert setup.num_eval_tasks(config) == 10_000
+  assert setup.num_eval_tasks(tiny.config(eval__num_tasks=7)) == 7
 
 
 def test_validation_is_the_evaluation_of_the_val_split(run):
@@ -269,15 +271,15 @@ def test_refuses_a_checkpoint_of_another_config(run):
 
 def saved_as(config, path):
   """A checkpoint of a network of the config that has learned nothing."""
-  phase = experiment.train_phase(config)
-  init = jax.jit(experiment.phase_learner(config, phase).init)
+  phase = setup.train_phase(config)
+  init = jax.jit(setup.phase_learner(config, phase).init)
   params, stats = init(jax.random.key(5))
   stats = jax.tree.map(lambda x: x + 0.25, stats)
   return checkpoint.Checkpoint(path, config, 0, params, stats, [], {})
 
 
 def eval_learner(config):
-  return experiment.phase_learner(config, experiment.eval_phase(config))
+  return setup.phase_learner(config, setup.eval_phase(config))
 
 
 def test_fit_takes_what_the_learner_needs(tmp_path):
@@ -285,7 +287,7 @@ def test_fit_takes_what_the_learner_needs(tmp_path):
   for norm in ('global', 'batch', 'episodic', 'cumulative', 'support'):
     config = tiny.config(model__norm='global', eval__norm=norm)
     learner = eval_learner(config)
-    params, stats = evaluate.fit(learner, saved.params, saved.stats)
+    params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
     jax.tree.map(np.testing.assert_array_equal, params, saved.params)
     _, fresh = jax.jit(learner.init)(jax.random.key(0))
     expected = saved.stats if norm == 'global' else fresh
@@ -297,14 +299,14 @@ def test_fit_refuses_what_the_checkpoint_lacks(tmp_path, norm):
   saved = saved_as(tiny.config(), tmp_path)
   with pytest.raises(UserError, match='norm needs .*conv1/bn'):
     learner = eval_learner(tiny.config(eval__norm=norm))
-    evaluate.fit(learner, saved.params, saved.stats)
+    transfer.transfer_params(learner, saved.params, saved.stats)
 
 
 def test_other_numbers_of_ways_with_a_head_that_is_reset(tmp_path):
   kwargs = {'inner__reset_classifier': True}
   saved = saved_as(tiny.config(**kwargs), tmp_path)
   learner = eval_learner(tiny.config(eval__ways=5, **kwargs))
-  params, _ = evaluate.fit(learner, saved.params, saved.stats)
+  params, _ = transfer.transfer_params(learner, saved.params, saved.stats)
   assert params['classifier']['kernel'].shape == (4, 5)
   image = jnp.zeros((2, 28, 28, 1))
   assert learner.predict(params, {}, image).shape == (2, 5)

@@ -20,16 +20,11 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax import (
-  checkpoint,
-  cli,
-  data,
-  evaluate,
-  experiment,
-  metrics,
-  results,
-)
-from maml_jax.errors import UserError
+from maml_jax.experiment import checkpoint, metrics_log, setup, tensorboard
+from maml_jax import cli, data
+from maml_jax.evaluation import evaluate, results
+from maml_jax.utils import compilation_cache
+from maml_jax.utils.errors import UserError
 from maml_jax.train import train
 from studies import soak
 
@@ -153,9 +148,9 @@ def full_at(monkeypatch, straight):
 @pytest.mark.parametrize(
   'target, name, n, message',
   [
-    (checkpoint.Saver, 'save', 2, 'cannot write a checkpoint in .*checkpoints'),
-    (checkpoint.Saver, 'save_if_best', 1, 'cannot write a checkpoint in'),
-    (metrics.Log, 'write', 4, 'cannot write .*metrics.jsonl'),
+    (checkpoint.CheckpointWriter, 'save', 2, 'cannot write a checkpoint in .*checkpoints'),
+    (checkpoint.CheckpointWriter, 'save_if_best', 1, 'cannot write a checkpoint in'),
+    (metrics_log.MetricsLog, 'write', 4, 'cannot write .*metrics.jsonl'),
     (sys.modules[train.__module__], 'claim', 1, 'cannot write .*config.json'),
   ],
   ids=['save', 'best', 'metrics', 'start'],
@@ -178,7 +173,7 @@ def test_a_disk_that_is_full_in_mid_save_keeps_the_one_before(
 ):
   """There was room when it began."""
   monkeypatch.setattr(checkpoint, 'check_room', lambda *_: None)
-  with full_at(checkpoint.Saver, 'save', 2) as lifted:
+  with full_at(checkpoint.CheckpointWriter, 'save', 2) as lifted:
     with pytest.raises(UserError, match='cannot write a checkpoint in'):
       train(tiny.config(**EPOCHS), tmp_path)
     lifted.close()
@@ -193,13 +188,13 @@ def test_without_room_for_tensorboard_a_run_goes_on(
   def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(metrics.RecordWriter, 'write', full)
+  monkeypatch.setattr(tensorboard.RecordWriter, 'write', full)
   with pytest.warns(UserWarning, match='tensorboard: No space left .*without'):
     assert_goes_on(straight, tmp_path)
 
 
 def test_a_result_that_cannot_be_kept_is_printed(straight, full_at, capsys):
-  with full_at(results, 'write', 1) as lifted:
+  with full_at(results, 'write_result', 1) as lifted:
     with pytest.raises(UserError, match='cannot write .*eval.*: File too'):
       evaluate.evaluate(tiny.config(**EPOCHS), straight)
     lifted.close()
@@ -269,11 +264,11 @@ GARBAGE = [
 
 def test_lines_of_garbage_in_the_metrics_are_dropped(straight, tmp_path):
   train(tiny.config(train__num_epochs=1), tmp_path)
-  file = tmp_path / metrics.FILE
+  file = tmp_path / metrics_log.METRICS_FILE
   lines = file.read_text().splitlines()
   file.write_text('\n'.join([*GARBAGE, *lines, *GARBAGE]))
   assert_goes_on(straight, tmp_path)
-  assert len(file.read_text().splitlines()) == len(metrics.read(straight))
+  assert len(file.read_text().splitlines()) == len(metrics_log.read_records(straight))
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"seed": []}', 'null'])
@@ -295,7 +290,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
   train(tiny.config(train__num_epochs=2), tmp_path)
   damaged = newest(tmp_path)
   shutil.rmtree(damaged / 'state' / 'd', ignore_errors=True)
-  (damaged / 'state' / checkpoint.DIGESTS).write_text('{}')
+  (damaged / 'state' / checkpoint.DIGESTS_FILE).write_text('{}')
   with pytest.warns(UserWarning, match=f'passed over a damaged .*{damaged}'):
     assert_goes_on(straight, tmp_path)
 
@@ -351,17 +346,17 @@ def soak_flip(path):
 
 def test_sound_programs_are_looked_at_once(tmp_path, monkeypatch):
   (tmp_path / 'a-cache').write_bytes(zlib.compress(b'program'))
-  (tmp_path / 'b-cache').write_bytes(experiment.ZSTANDARD + b'...')
+  (tmp_path / 'b-cache').write_bytes(compilation_cache.ZSTANDARD_MAGIC + b'...')
   (tmp_path / 'c-cache').write_bytes(b'x\x9cdamaged')
   (tmp_path / 'other').write_bytes(b'')
   for path in tmp_path.iterdir():
     os.utime(path, (1e9, 1e9))
-  experiment._drop_damaged(tmp_path)
+  setup._drop_damaged(tmp_path)
   names = sorted(path.name for path in tmp_path.iterdir())
   assert names == ['a-cache', 'b-cache', 'checked', 'other']
   monkeypatch.setattr(pathlib.Path, 'read_bytes', None)
-  experiment._drop_damaged(tmp_path)
-  experiment._drop_damaged(tmp_path / 'missing')
+  setup._drop_damaged(tmp_path)
+  setup._drop_damaged(tmp_path / 'missing')
 
 
 def test_the_page_of_faults_names_tests_that_are():

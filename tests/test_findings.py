@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from maml_jax import config as config_lib
-from maml_jax import evaluate, grid, train
-from maml_jax.intervals import mean_interval
+from maml_jax.evaluation import evaluate, sweep
+from maml_jax import train
+from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.report import markup, page
 from studies import findings
 
@@ -152,9 +153,9 @@ def test_trains_all_measures_all_and_writes(monkeypatch, tmp_path, capsys):
   )
   monkeypatch.setattr(evaluate, 'evaluate', evaluated)
   monkeypatch.setattr(
-      page, 'write', lambda *args, **words: pages.append((*args, words))
+      page, 'write_report', lambda *args, **words: pages.append((*args, words))
   )
-  monkeypatch.setattr(grid, 'grid', gridded)
+  monkeypatch.setattr(sweep, 'evaluate_grid', gridded)
   findings.main([
       f'--workdir={tmp_path}', '--num_tasks=20', '--many_tasks=700',
       '--seeds', '3', '4', '--train.num_epochs=1',

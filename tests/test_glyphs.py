@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data import glyphs
+from maml_jax.data.datasets import glyphs
 
 
 @pytest.fixture(scope='module')

@@ -15,23 +15,10 @@ import numpy as np
 import optax
 import pytest
 
-from maml_jax.compat.weights import (
-  ENCODERS,
-  nest,
-  our_layout,
-  our_path,
-  torch_layout,
-)
-from maml_jax.learner import (
-  Batch,
-  Episode,
-  InnerConfig,
-  cross_entropy,
-  make_learner,
-  meta_gradient,
-)
+from maml_jax.pytorch_maml.weights import ENCODERS, our_layout, our_path, torch_layout, unflatten
+from maml_jax.learner import Batch, Episode, InnerConfig, cross_entropy, make_learner, meta_gradient
 from maml_jax.models import make_model
-from maml_jax.optim import make_optimizer
+from maml_jax.experiment.optimizers import make_optimizer
 
 FOLDER = Path(
     os.environ.get('MAML_JAX_GOLDEN') or Path(__file__).parent / 'golden'
@@ -171,7 +158,7 @@ def test_golden(path):
   features = shapes['classifier.linear.weight'][1]
   channels = width if features % width == 0 else features
   temperature = case['model']['classifier_args'].get('temp', 1.0)
-  params = nest({
+  params = unflatten({
       our_path(name): jnp.array(
           our_layout(
               np.asarray(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax import checkpoint, evaluate, experiment, grid, results, tasks
-from maml_jax.errors import UserError
-from maml_jax.inner import InnerConfig
-from maml_jax.intervals import mean_interval
+from maml_jax.experiment import checkpoint, setup, task_source, transfer
+from maml_jax.evaluation import evaluate, results, sweep
+from maml_jax.utils.errors import UserError
+from maml_jax.inner_loop import InnerConfig
+from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.learner import Batch, Episode, make_learner
 from maml_jax.models import make_model
 
@@ -34,8 +35,8 @@ def run(tmp_path_factory):
     patch.setenv('MAML_JAX_CACHE', str(base / 'cache'))
     patch.setattr('maml_jax.data.load_dataset', load_dataset)
     config = tiny.config(model__width=2)
-    phase = experiment.train_phase(config)
-    params, stats = experiment.phase_learner(config, phase).init(
+    phase = setup.train_phase(config)
+    params, stats = setup.phase_learner(config, phase).init(
         jax.random.key(0)
     )
     path = tmp_path_factory.mktemp('saved') / 'untrained'
@@ -54,7 +55,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def result(run, workdir):
-  return grid.grid(tiny.config(**FIELDS), run, workdir)
+  return sweep.evaluate_grid(tiny.config(**FIELDS), run, workdir)
 
 
 def arrays_of(workdir):
@@ -68,7 +69,7 @@ def test_has_every_cell_and_says_what_each_is(result, workdir):
       (norm, q, k)
       for norm in ('batch', 'support') for q in (1, 3) for k in (0, 2)
   ]  # fmt: skip
-  lines = list(grid.describe(result))
+  lines = list(sweep.describe_grid(result))
   rows = [line for line in lines if 'quer' in line and ' per class' in line]
   assert len(rows) == 4
   for line in rows:
@@ -81,9 +82,9 @@ def test_has_every_cell_and_says_what_each_is(result, workdir):
 
 @functools.cache
 def fixed(num_tasks=TASKS):
-  phase = experiment.eval_phase(tiny.config(eval__queries=3))
-  machine = experiment.machine(tiny.config())
-  return tasks.fixed_tasks(tiny.config(), phase, num_tasks, machine)
+  phase = setup.eval_phase(tiny.config(eval__queries=3))
+  machine = setup.eval_sharding(tiny.config())
+  return task_source.eval_tasks(tiny.config(), phase, num_tasks, machine)
 
 
 @pytest.mark.parametrize('norm', ['batch', 'support'])
@@ -92,9 +93,9 @@ def test_a_cell_is_an_adaptation_and_its_query_pass(result, run, workdir, norm):
   config, saved = tiny.config(model__width=2), checkpoint.load(run)
   arrays, cells = arrays_of(workdir), result['cells']
   for steps in (0, 2):
-    phase = experiment.eval_phase(config)._replace(norm=norm, num_steps=steps)
-    learner = experiment.phase_learner(config, phase)
-    params, stats = evaluate.fit(learner, saved.params, saved.stats)
+    phase = setup.eval_phase(config)._replace(norm=norm, num_steps=steps)
+    learner = setup.phase_learner(config, phase)
+    params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
     adapt, predict = jax.jit(learner.adapt), jax.jit(learner.predict)
     for t in range(3):
       task = fixed()
@@ -127,7 +128,7 @@ def test_jitted_equals_op_by_op(norm):
 
   episode = Episode(batch(1), batch(2))
   args = *learner.init(jax.random.key(0)), episode
-  measure = grid.make_measure(learner, (1, 2), (0, 2), 3)
+  measure = sweep.make_grid_measure(learner, (1, 2), (0, 2), 3)
   jitted = jax.jit(measure)(*args)
   with jax.disable_jit():
     plain = measure(*args)
@@ -138,7 +139,7 @@ def test_jitted_equals_op_by_op(norm):
 
 def eval_learner(config):
   """That of a phase, for images of 16 x 16."""
-  phase = experiment.eval_phase(config)
+  phase = setup.eval_phase(config)
   model = make_model(
       'convnet4', 3, (16, 16, 1), norm=phase.norm, meta_test=True, width=2
   )
@@ -166,7 +167,7 @@ def test_by_default_takes_every_mode_the_checkpoint_serves(
       evaluate.Evaluation, 'measure', lambda *args: zeros
   )
   config = tiny.config(**FIELDS | {'eval__grid_norms': ''})
-  result = grid.grid(config, run, tmp_path)
+  result = sweep.evaluate_grid(config, run, tmp_path)
   norms = list(dict.fromkeys(c['norm'] for c in result['cells']))
   assert norms == ['batch', 'episodic', 'cumulative', 'support']
 
@@ -174,7 +175,7 @@ def test_by_default_takes_every_mode_the_checkpoint_serves(
 def test_refuses_a_mode_that_the_checkpoint_does_not_serve(run, tmp_path):
   fields = FIELDS | {'eval__grid_norms': 'global'}
   with pytest.raises(UserError, match='norm needs global/.*lacks'):
-    grid.grid(tiny.config(**fields), run, tmp_path)
+    sweep.evaluate_grid(tiny.config(**fields), run, tmp_path)
 
 
 def test_measures_again_only_if_told_or_if_something_differs(
@@ -182,12 +183,12 @@ def test_measures_again_only_if_told_or_if_something_differs(
 ):
   monkeypatch.setattr(evaluate.Evaluation, 'measure', None)  # not callable
   config = tiny.config(**FIELDS)
-  assert grid.grid(config, run, workdir, again=False) == result
+  assert sweep.evaluate_grid(config, run, workdir, again=False) == result
   with pytest.raises(TypeError):
-    grid.grid(config, run, workdir)
+    sweep.evaluate_grid(config, run, workdir)
   with pytest.raises(TypeError):
     other = tiny.config(**FIELDS | {'eval__augment_support': 'flip'})
-    grid.grid(other, run, workdir, again=False)
+    sweep.evaluate_grid(other, run, workdir, again=False)
 
 
 class Interrupted(Exception):
@@ -198,7 +199,7 @@ def test_goes_on_where_it_was_interrupted(
     result, run, workdir, tmp_path, monkeypatch
 ):
   """To the same numbers, measuring only what is missing."""
-  collect, advanced = results.collect, []
+  collect, advanced = results.collect_metrics, []
 
   def interrupted(run, part, identity, advance):
     def few(start):
@@ -209,14 +210,14 @@ def test_goes_on_where_it_was_interrupted(
 
     return collect(few, part, identity, advance)
 
-  monkeypatch.setattr(evaluate, 'BATCH', 8)
-  make_runner = evaluate.make_runner
+  monkeypatch.setattr(evaluate, 'BATCH_SIZE', 8)
+  make_runner = evaluate.make_task_runner
   monkeypatch.setattr(
-      evaluate, 'make_runner', functools.partial(make_runner, batch=8)
+      evaluate, 'make_task_runner', functools.partial(make_runner, batch=8)
   )
-  monkeypatch.setattr(results, 'collect', interrupted)
+  monkeypatch.setattr(results, 'collect_metrics', interrupted)
   with pytest.raises(Interrupted):
-    grid.grid(tiny.config(**FIELDS), run, tmp_path)
+    sweep.evaluate_grid(tiny.config(**FIELDS), run, tmp_path)
   (part,) = (tmp_path / 'eval').glob('*support.part')
   with np.load(part) as kept:
     assert len(kept['loss']) == 8
@@ -224,8 +225,8 @@ def test_goes_on_where_it_was_interrupted(
   def counting(run, part, identity, advance):
     return collect(run, part, identity, lambda n: advanced.append(n))
 
-  monkeypatch.setattr(results, 'collect', counting)
-  grid.grid(tiny.config(**FIELDS), run, tmp_path)
+  monkeypatch.setattr(results, 'collect_metrics', counting)
+  sweep.evaluate_grid(tiny.config(**FIELDS), run, tmp_path)
   assert advanced == [20, 8, 8, 4]
   for name in ('accuracy', 'loss'):
     np.testing.assert_allclose(

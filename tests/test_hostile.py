@@ -24,11 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import png
 
-from maml_jax import checkpoint, cli, data
+from maml_jax.experiment import checkpoint
+from maml_jax import cli, data
 from maml_jax import config as config_lib
-from maml_jax.compat import section
-from maml_jax.data import mini_imagenet, pickles, source, store
-from maml_jax.errors import LONGEST, UserError
+from maml_jax.pytorch_maml import yaml_section
+from maml_jax.data.datasets import mini_imagenet
+from maml_jax.data import records, safe_pickle, store
+from maml_jax.utils.errors import MAX_VALUE_LENGTH, UserError
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 fuzzed = settings(
@@ -67,7 +69,7 @@ def watched():
 
 def assert_one_line(error):
   text = str(error)
-  assert text.isprintable() and len(text) < LONGEST + 400, text
+  assert text.isprintable() and len(text) < MAX_VALUE_LENGTH + 400, text
 
 
 # Pickles
@@ -112,7 +114,7 @@ def test_mutated_pickles_run_nothing(tmp_path_factory, content):
   path.write_bytes(content)
   with watched() as events:
     try:
-      pickles.load(path)
+      safe_pickle.load(path)
     except UserError as error:
       assert str(path) in str(error)
   assert set(events) <= {('open', str(path))}
@@ -154,7 +156,7 @@ def test_arrays_of_memory_that_is_none_are_refused(tmp_path, lie):
   path = tmp_path / 'lying.pickle'
   path.write_bytes(pickle.dumps(np.zeros(3).view(Lying)))
   with pytest.raises(UserError):
-    pickles.load(path)
+    safe_pickle.load(path)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_pickles_that_would_fill_the_memory_are_refused(tmp_path, content):
   path.write_bytes(content)
   before = peak()
   with pytest.raises(UserError):
-    pickles.load(path)
+    safe_pickle.load(path)
   assert peak() - before < 2**28
 
 
@@ -237,10 +239,10 @@ HUGE = [huge_png, huge_bmp, huge_gif, huge_tiff, huge_webp, program]
 
 @pytest.mark.parametrize('make', HUGE)
 def test_images_that_unpack_to_gigabytes_are_refused(make):
-  store.decode(png(np.zeros((84, 84, 3), np.uint8)), mini_imagenet.SPEC)
+  store.decode_image(png(np.zeros((84, 84, 3), np.uint8)), mini_imagenet.SPEC)
   before = peak()
   with watched() as events, pytest.raises(Exception) as error:
-    store.decode(make(), mini_imagenet.SPEC)
+    store.decode_image(make(), mini_imagenet.SPEC)
   assert not isinstance(error.value, MemoryError)
   assert peak() - before < 2**28
   assert not any(event.startswith('subprocess.') for event, *_ in events)
@@ -270,7 +272,7 @@ def test_mutated_images_are_decoded_or_refused(content, changes):
     content[at % len(content)] = byte
   before = peak()
   with watched() as events, contextlib.suppress(Exception):
-    pixels = store.decode(bytes(content), mini_imagenet.SPEC)
+    pixels = store.decode_image(bytes(content), mini_imagenet.SPEC)
     assert pixels.shape == (84, 84, 3)
   assert peak() - before < 2**30
   assert not any(event.startswith('subprocess.') for event, *_ in events)
@@ -285,7 +287,7 @@ def test_a_link_in_a_zip_is_not_followed(tmp_path):
   entry.external_attr = (stat.S_IFLNK | 0o777) << 16
   with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as file:
     file.writestr(entry, str(tmp_path / 'secret'))
-  ((_, read),) = source.scan(tmp_path).items()
+  ((_, read),) = records.scan_images(tmp_path).items()
   assert read() == str(tmp_path / 'secret').encode()
   assert sorted(os.listdir(tmp_path)) == ['secret', 'x.zip']
 
@@ -293,13 +295,13 @@ def test_a_link_in_a_zip_is_not_followed(tmp_path):
 def test_an_entry_that_unpacks_to_gigabytes_is_not_unpacked(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(source, 'MOST_BYTES', 2**25)
+  monkeypatch.setattr(records, 'MAX_BYTES', 2**25)
   with zipfile.ZipFile(tmp_path / 'x.zip', 'w', zipfile.ZIP_DEFLATED) as file:
     with file.open('a/0.png', 'w') as entry:
-      for _ in range(source.MOST_BYTES // 2**20 + 1):
+      for _ in range(records.MAX_BYTES // 2**20 + 1):
         entry.write(bytes(2**20))
   assert (tmp_path / 'x.zip').stat().st_size < 2**20
-  ((_, read),) = source.scan(tmp_path).items()
+  ((_, read),) = records.scan_images(tmp_path).items()
   before = peak()
   with pytest.raises(UserError, match='it is of 34603008 bytes; at most'):
     read()
@@ -315,7 +317,7 @@ def test_an_entry_that_lies_of_its_size_gives_no_more(tmp_path):
   at = content.rindex(struct.pack('<I', 10**6))
   content = content[:at] + claim + content[at + 4 :]
   (tmp_path / 'x.zip').write_bytes(content)
-  ((_, read),) = source.scan(tmp_path).items()
+  ((_, read),) = records.scan_images(tmp_path).items()
   with pytest.raises(zipfile.BadZipFile):
     read()
 
@@ -323,7 +325,7 @@ def test_an_entry_that_lies_of_its_size_gives_no_more(tmp_path):
 def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
   with open(tmp_path / '0.png', 'wb') as file:
     file.truncate(2**40)
-  ((_, read),) = source.scan(tmp_path).items()
+  ((_, read),) = records.scan_images(tmp_path).items()
   with pytest.raises(UserError, match='it is of 1099511627776 bytes'):
     read()
 
@@ -334,7 +336,7 @@ def test_links_in_circles_are_walked_once(tmp_path):
   (tmp_path / 'a' / 'up').symlink_to(tmp_path)
   (tmp_path / 'a' / 'here').symlink_to(tmp_path / 'a')
   (tmp_path / 'other').symlink_to(tmp_path / 'a')
-  assert len(source.scan(tmp_path)) <= 2
+  assert len(records.scan_images(tmp_path)) <= 2
 
 
 @fuzzed
@@ -350,7 +352,7 @@ def test_mutated_archives_are_read_or_refused(tmp_path_factory, changes):
     content[at % len(content)] = byte
   path.write_bytes(content)
   try:
-    for read in source.scan(path).values():
+    for read in records.scan_images(path).values():
       with contextlib.suppress(Exception):  # named where it is used
         read()
   except UserError as error:
@@ -377,7 +379,7 @@ def test_features_of_tfds_import_nothing(tmp_path, monkeypatch, key):
   (tmp_path / 'features.json').write_text(text)
   (tmp_path / 'dataset_info.json').write_text('{"name": "cifar100"}')
   with pytest.raises(UserError, match='asks for evil.Feature'):
-    source.tfds_records('fc100', tmp_path, 'cifar100')
+    records.tfds_records('fc100', tmp_path, 'cifar100')
   with pytest.raises(UserError, match='asks for evil.Feature'):
     store.write_arrays(tmp_path, mini_imagenet.SPEC, 'train')
   assert 'evil' not in sys.modules
@@ -409,7 +411,7 @@ class Touch:
   ],
 )
 def test_arrays_whose_classes_lie_are_none(tmp_path, classes):
-  folder = store.arrays(tmp_path, 'train')
+  folder = store.arrays_dir(tmp_path, 'train')
   folder.mkdir(parents=True)
   np.save(folder / 'image.npy', np.zeros((3, 84, 84, 3), np.uint8))
   (folder / 'classes.json').write_text(json.dumps(classes))
@@ -417,7 +419,7 @@ def test_arrays_whose_classes_lie_are_none(tmp_path, classes):
 
 
 def test_arrays_that_are_pickles_are_not_loaded(tmp_path):
-  folder = store.arrays(tmp_path, 'train')
+  folder = store.arrays_dir(tmp_path, 'train')
   folder.mkdir(parents=True)
   objects = np.array([Touch(tmp_path / 'touched')] * 3)
   np.save(folder / 'image.npy', objects, allow_pickle=True)
@@ -429,7 +431,7 @@ def test_arrays_that_are_pickles_are_not_loaded(tmp_path):
 @fuzzed
 @given(st.lists(st.tuples(st.integers(0, 127), st.integers(0, 255))))
 def test_mutated_headers_of_arrays_are_read_or_none(tmp_path_factory, changes):
-  folder = store.arrays(tmp_path_factory.getbasetemp() / 'mutated', 'train')
+  folder = store.arrays_dir(tmp_path_factory.getbasetemp() / 'mutated', 'train')
   folder.mkdir(parents=True, exist_ok=True)
   np.save(folder / 'image.npy', np.zeros((3, 84, 84, 3), np.uint8))
   (folder / 'classes.json').write_text('{"a": 3}')
@@ -473,7 +475,7 @@ def test_yaml_that_is_more_than_data_is_refused(tmp_path, text, message):
   path = tmp_path / 'x.yaml'
   path.write_text(text)
   with watched() as events, pytest.raises(UserError, match=message) as error:
-    section.read(path)
+    yaml_section.read_yaml(path)
   assert_one_line(error.value)
   assert {event for event, *_ in events} <= {'open'}
 
@@ -494,7 +496,7 @@ def test_yaml_of_any_tokens_is_data_or_refused(tmp_path_factory, tokens):
   path = tmp_path_factory.getbasetemp() / 'fuzzed.yaml'
   path.write_text(''.join(tokens), 'utf-8')
   try:
-    content = section.read(path)
+    content = yaml_section.read_yaml(path)
   except UserError as error:
     assert '\n' not in str(error)
   else:
@@ -568,9 +570,9 @@ def test_every_field_has_a_kind_and_numbers_have_bounds():
   config = tiny.config()
   for field, value in config_lib.flatten(config).items():
     if field not in config_lib.NORM_FIELDS:
-      assert config_lib.KINDS[field] is type(value), field
-  for field, kind in config_lib.KINDS.items():
-    assert (field in config_lib.AT_LEAST) >= (kind is int), field
+      assert config_lib.TYPES[field] is type(value), field
+  for field, kind in config_lib.TYPES.items():
+    assert (field in config_lib.MINIMUM) >= (kind is int), field
     if kind is int:
       slip = f'--config.{field}={10**10}'
       with pytest.raises(UserError, match='at most'):

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax import checkpoint, hosts, metrics
-from maml_jax.errors import UserError
+from maml_jax.experiment import checkpoint, metrics_log
+from maml_jax.utils import distributed
+from maml_jax.utils.errors import UserError
 
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 PATIENCE = 900  # seconds to compile and to end, on a busy machine
@@ -92,7 +93,7 @@ class Run:
   def wait_for_progress(self, workdir) -> None:
     """Until a record of the training has been written."""
     deadline = time.monotonic() + PATIENCE
-    while not metrics.read(workdir):
+    while not metrics_log.read_records(workdir):
       running = all(p.poll() is None for p in self.processes)
       if not running or time.monotonic() > deadline:
         self.kill()
@@ -157,7 +158,7 @@ def arrays(workdir, epochs=EPOCHS):
 def validations(workdir):
   return [
       (r['step'], r['loss'], r['accuracy'])
-      for r in metrics.read(workdir)
+      for r in metrics_log.read_records(workdir)
       if r['split'] == 'val'
   ]
 
@@ -228,14 +229,14 @@ def test_one_of_two_dies_or_hangs_and_the_other_says_so(folder, fate, victim):
   run.wait_for_progress(workdir)
   run.processes[victim].send_signal(fate)
   try:
-    status = run.processes[1 - victim].wait(hosts.HEARTBEAT_SECONDS + 30)
+    status = run.processes[1 - victim].wait(distributed.HEARTBEAT_TIMEOUT_SECONDS + 30)
   finally:
     run.kill()
   # JAX itself ends a process that waits for a silent one, that is without
   # process 0, or in the midst of a save.
   by_jax = 'This most likely indicates that another task died'
   by_us = f'process {1 - victim} has lost another'
-  words = {hosts.LOST: by_us, -signal.SIGABRT: by_jax}
+  words = {distributed.EXIT_PEER_LOST: by_us, -signal.SIGABRT: by_jax}
   said = run.said[1 - victim]
   assert words.get(status, 'another status') in said, (status, said)
 
@@ -303,7 +304,7 @@ def test_what_one_refuses_all_refuse(folder, straight):
     ],
 )
 def test_a_launcher_is_known_by_its_variables(environment, several):
-  assert hosts.started_as_one_of_several(environment) == several
+  assert distributed.launched_as_multiprocess(environment) == several
 
 
 @pytest.mark.parametrize(
@@ -319,12 +320,12 @@ def test_a_launcher_is_known_by_its_variables(environment, several):
 )
 def test_refuses_half_of_the_flags(given, message):
   with pytest.raises(UserError, match=message):
-    hosts.join(**given)
+    distributed.initialize(**given)
 
 
 def test_one_process_joins_and_waits_for_nobody(monkeypatch):
-  monkeypatch.setattr(hosts.os, 'environ', {})
-  hosts.join()
-  assert not hosts.several() and hosts.is_first()
-  assert hosts.first(lambda: [1]) == [1]
-  assert hosts.Largest(0.0)(3.0) == 3.0
+  monkeypatch.setattr(distributed.os, 'environ', {})
+  distributed.initialize()
+  assert not distributed.is_multiprocess() and distributed.is_main_process()
+  assert distributed.on_main_process(lambda: [1]) == [1]
+  assert distributed.LaggedMax(0.0)(3.0) == 3.0

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from maml_jax import hugepages
+from maml_jax.utils import huge_pages
 
 PROGRAM = """
 import os, sys
@@ -36,7 +36,7 @@ def run(**env):
 
 
 @pytest.mark.skipif(
-  not hugepages.environment(), reason='this machine has no huge pages'
+  not huge_pages.huge_pages_environment(), reason='this machine has no huge pages'
 )
 def test_memory_that_was_taken_once_is_not_taken_again():
   """100 MB are 24,414 pages of 4 kB."""
@@ -57,10 +57,10 @@ def test_memory_that_was_taken_once_is_not_taken_again():
 def test_asks_where_there_is_something_to_gain(
   offer, told, expected, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(hugepages, 'OFFER', tmp_path / 'enabled')
+  monkeypatch.setattr(huge_pages, 'KERNEL_SETTING', tmp_path / 'enabled')
   if offer:
     (tmp_path / 'enabled').write_text(offer)
   monkeypatch.setenv('GLIBC_TUNABLES', told)
-  value = hugepages.environment().get('GLIBC_TUNABLES', '')
+  value = huge_pages.huge_pages_environment().get('GLIBC_TUNABLES', '')
   assert ('glibc.malloc.hugetlb=1' in value) == expected
   assert not expected or value.startswith(told)

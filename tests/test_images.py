@@ -14,7 +14,7 @@ from PIL import Image
 
 from maml_jax import data
 from maml_jax.data import images
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 
 INK, COLOR = data.spec('omniglot'), data.spec('folder')
 
@@ -87,7 +87,7 @@ def test_formats_and_colours(tmp_path, suffix):
       path = save(tmp_path / f'{mode}.{suffix}', picture.convert(mode))
     except (OSError, ValueError):
       continue  # such a format has no such mode
-    read = images.read(path, COLOR)
+    read = images.read_image(path, COLOR)
     assert np.abs(read.pixels - expected).mean() < 8
     assert read.path == path and read.thumbnail.shape == (48, 60, 3)
 
@@ -96,7 +96,7 @@ def test_what_is_transparent_is_white_paper(tmp_path):
   picture = Image.new('RGBA', (84, 84), (0, 0, 0, 0))
   picture.paste((0, 0, 0, 255), (20, 20, 40, 40))
   for image in (picture, picture.convert('LA')):
-    read = images.read(save(tmp_path / 'a.png', image), COLOR)
+    read = images.read_image(save(tmp_path / 'a.png', image), COLOR)
     assert read.pixels[0, 0].tolist() == [255] * 3
     assert read.pixels[30, 30].tolist() == [0] * 3
     assert read.thumbnail[0, 0].tolist() == [255] * 3
@@ -105,7 +105,7 @@ def test_what_is_transparent_is_white_paper(tmp_path):
 def test_16_bits_are_scaled_not_cut(tmp_path):
   grey = np.full((84, 84), 300 << 6, np.uint16)
   path = save(tmp_path / 'a.png', Image.fromarray(grey))
-  assert (images.read(path, COLOR).pixels == (300 << 6) >> 8).all()
+  assert (images.read_image(path, COLOR).pixels == (300 << 6) >> 8).all()
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -129,7 +129,7 @@ def test_exif_turns_an_image_as_a_camera_was_held(tmp_path, orientation):
     upright = upright[::-1]
   if columns == 'right':
     upright = upright[:, ::-1]
-  np.testing.assert_array_equal(images.read(path, COLOR).pixels, upright)
+  np.testing.assert_array_equal(images.read_image(path, COLOR).pixels, upright)
 
 
 def hostile_exif() -> bytes:
@@ -144,8 +144,8 @@ def test_broken_exif_is_passed_over(tmp_path, exif):
   plain = save(tmp_path / 'b.jpg', own.picture('bar', 0))
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
-    pixels = images.read(path, COLOR).pixels
-  np.testing.assert_array_equal(pixels, images.read(plain, COLOR).pixels)
+    pixels = images.read_image(path, COLOR).pixels
+  np.testing.assert_array_equal(pixels, images.read_image(plain, COLOR).pixels)
   assert not caught
 
 
@@ -190,29 +190,29 @@ def test_what_cannot_be_read_says_why(tmp_path, name):
   content, reason = UNREADABLE[name]
   path = tmp_path / 'a.jpg'
   path.write_bytes(content)
-  with pytest.raises(images.Unreadable, match=f'^{reason}'):
-    images.read(path, COLOR)
+  with pytest.raises(images.UnreadableImageError, match=f'^{reason}'):
+    images.read_image(path, COLOR)
 
 
 def test_cut_files_and_files_that_are_gone(tmp_path):
   whole = save(tmp_path / 'a.jpg', own.picture('disc', 0)).read_bytes()
   (tmp_path / 'a.jpg').write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(images.Unreadable, match='broken: .*[Tt]runcated'):
-    images.read(tmp_path / 'a.jpg', COLOR)
-  with pytest.raises(images.Unreadable, match='No such file'):
-    images.read(tmp_path / 'b.jpg', COLOR)
+  with pytest.raises(images.UnreadableImageError, match='broken: .*[Tt]runcated'):
+    images.read_image(tmp_path / 'a.jpg', COLOR)
+  with pytest.raises(images.UnreadableImageError, match='No such file'):
+    images.read_image(tmp_path / 'b.jpg', COLOR)
 
 
 def test_pixels_of_no_range_and_files_of_no_end(tmp_path, monkeypatch):
   grey = Image.fromarray(np.full((9, 9), 1e6, np.float32))
   path = save(tmp_path / 'a.tif', grey)
-  with pytest.raises(images.Unreadable, match='no range is known'):
-    images.read(path, COLOR)
-  monkeypatch.setattr(images, 'MOST_BYTES', 1 << 20)
+  with pytest.raises(images.UnreadableImageError, match='no range is known'):
+    images.read_image(path, COLOR)
+  monkeypatch.setattr(images, 'MAX_BYTES', 1 << 20)
   with open(path, 'ab') as file:
     file.truncate(2 << 20)
-  with pytest.raises(images.Unreadable, match='larger than 1 MB'):
-    images.read(path, COLOR)
+  with pytest.raises(images.UnreadableImageError, match='larger than 1 MB'):
+    images.read_image(path, COLOR)
 
 
 def test_finds_files_at_any_depth_and_no_others(tmp_path):

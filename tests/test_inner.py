@@ -9,15 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.errors import UserError
-from maml_jax.inner import InnerConfig, adapt, matches, param_labels
-from maml_jax.learner import (
-  Batch,
-  Episode,
-  cross_entropy,
-  make_learner,
-  meta_gradient,
-)
+from maml_jax.utils.errors import UserError
+from maml_jax.inner_loop import InnerConfig, adapt, param_labels, path_matches
+from maml_jax.learner import Batch, Episode, cross_entropy, make_learner, meta_gradient
 from maml_jax.types import Model
 
 DIM, STEPS, TASKS = 3, 4, 6
@@ -278,7 +272,7 @@ def test_mixed_mode_stores_no_activations():
     ],
 )
 def test_patterns_match_consecutive_parts(pattern, path, hit):
-  assert matches(pattern, path) is hit
+  assert path_matches(pattern, path) is hit
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():

@@ -14,25 +14,13 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from maml_jax import parallel
-from maml_jax.errors import UserError
-from maml_jax.learner import (
-  Batch,
-  Episode,
-  InnerConfig,
-  make_learner,
-  meta_gradient,
-)
+from maml_jax import sharding
+from maml_jax.utils.errors import UserError
+from maml_jax.learner import Batch, Episode, InnerConfig, make_learner, meta_gradient
 from maml_jax.models import ENCODERS, make_model
 from maml_jax.models.convnet import ConvBlock, ConvNet4
 from maml_jax.models.norm import MODES
-from maml_jax.parallel import (
-  Layout,
-  best_layout,
-  check_num_tasks,
-  make_mesh,
-  mean_over_tasks,
-)
+from maml_jax.sharding import DeviceLayout, choose_layout, make_mesh, mean_over_tasks, require_divisible
 
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 LAYOUTS = {
@@ -171,7 +159,7 @@ def test_any_number_of_devices_gives_the_same(
 
 
 def test_sums_as_accelerators_take_them(monkeypatch):
-  monkeypatch.setattr(parallel, 'gathers', lambda mesh: False)
+  monkeypatch.setattr(sharding, 'uses_all_gather', lambda mesh: False)
   learner, params, stats = build()
   run = jax.jit(program('second order', learner, devices=8))
   assert_close(run(params, stats, episodes()), reference('second order'))
@@ -294,19 +282,19 @@ def test_global_statistics_stay_at_meta_test():
 
 
 def test_even_meta_batches_are_taken():
-  check_num_tasks(8, 8, 1)
-  check_num_tasks(6, 1, 3)
-  check_num_tasks(4, 2)
+  require_divisible(8, 8, 1)
+  require_divisible(6, 1, 3)
+  require_divisible(4, 2)
 
 
 def test_uneven_meta_batches_are_refused_with_numbers_that_work():
   with pytest.raises(UserError) as error:
-    check_num_tasks(6, 4, 2)
+    require_divisible(6, 4, 2)
   message = str(error.value)
   assert '6 tasks' in message and 'take 8 tasks' in message
   assert '1 or 3 device(s)' in message
   with pytest.raises(UserError, match='take 4 or 8 tasks'):
-    check_num_tasks(6, 4)
+    require_divisible(6, 4)
   learner, params, stats = build()
   with pytest.raises(UserError, match='in chunks of 3'):
     meta_gradient(learner, params, stats, episodes(), chunk=3)
@@ -332,11 +320,11 @@ def test_uneven_meta_batches_are_refused_with_numbers_that_work():
     ],
 )
 def test_most_devices_that_can_be_used_are_used(tasks, devices, more, layout):
-  assert best_layout(tasks, devices, **more) == Layout(*layout)
+  assert choose_layout(tasks, devices, **more) == DeviceLayout(*layout)
 
 
 def test_every_process_needs_a_task():
   with pytest.raises(UserError) as error:
-    best_layout(6, 8, processes=4)
+    choose_layout(6, 8, processes=4)
   assert '6 tasks do not divide over 4 processes' in str(error.value)
   assert 'take 4 or 8 tasks, or 1 or 2 or 3 processes' in str(error.value)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 from maml_jax.learner import cross_entropy
 from maml_jax.models import ENCODERS, make_model
 from maml_jax.models.norm import MODES

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax import checkpoint, cli, data, evaluate, grid, train
+from maml_jax.experiment import checkpoint
+from maml_jax import cli, data, train
+from maml_jax.evaluation import evaluate, sweep
 from maml_jax import config as config_lib
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 
 PRESET = str(tiny.PRESET)
 
@@ -22,7 +24,7 @@ def called(monkeypatch, tmp_path):
   monkeypatch.setattr(
       train, 'train', lambda config, workdir: calls.append(
           ('train', config, None, workdir)) or 0)  # fmt: skip
-  for module, name in ((evaluate, 'evaluate'), (grid, 'grid')):
+  for module, name in ((evaluate, 'evaluate'), (sweep, 'grid')):
     monkeypatch.setattr(
         module, name, lambda config, source, workdir, name=name: calls.append(
             (name, config, source, workdir)))  # fmt: skip
@@ -165,13 +167,13 @@ def test_slips_are_named(argv, message):
 def test_older_configs_mean_what_they_did():
   config = tiny.config()
   old = config.to_dict()
-  for field in config_lib.LATER:
+  for field in config_lib.ADDED_FIELDS:
     section, name = field.split('.')
     del old[section][name]
   again = config_lib.from_json(config_lib.to_json(type(config)(old)))
   config_lib.validate(again)
   fields = config_lib.flatten(again)
-  for field, value in config_lib.LATER.items():
+  for field, value in config_lib.ADDED_FIELDS.items():
     assert fields[field] == value
 
 

@@ -11,17 +11,10 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data import (
-  cifar,
-  cifar_fs,
-  fc100,
-  npz,
-  pickles,
-  source,
-  store,
-)
+from maml_jax.data.datasets import cifar, cifar_fs, fc100
+from maml_jax.data import npz, records, safe_pickle, store
 from maml_jax.data.__main__ import main as data_command
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 
 MADE_FROM_FILES = sorted(
   name for name, spec in data.SPECS.items() if not spec.automatic
@@ -79,10 +72,10 @@ def test_statistics_are_those_of_the_channels(name):
 
 
 def test_a_split_without_images_is_refused():
-  spec = source.Spec('toy', (2, 2, 1), '', lambda _: {})
-  record = source.Record('a', '0', bytes)
+  spec = records.DatasetSpec('toy', (2, 2, 1), '', lambda _: {})
+  record = records.Record('a', '0', bytes)
   with pytest.raises(UserError, match="split 'val' has no images"):
-    source.verify(spec, {'train': [record], 'val': [], 'test': []})
+    records.verify_counts(spec, {'train': [record], 'val': [], 'test': []})
 
 
 # Preparing what is larger than memory
@@ -92,7 +85,7 @@ def test_images_are_prepared_one_by_one_into_several_files(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(store, 'IMAGES_PER_FILE', 30)
-  spec = source.Spec('toy', (4, 4, 3), '', lambda _: {})
+  spec = records.DatasetSpec('toy', (4, 4, 3), '', lambda _: {})
   images = [np.full((4, 4, 3), i, np.uint8) for i in range(100)]
 
   def read(i):
@@ -100,14 +93,14 @@ def test_images_are_prepared_one_by_one_into_several_files(
 
   splits = {
     split: [
-      source.Record(f'{split} {i // 50}', f'{i}', functools.partial(read, i))
+      records.Record(f'{split} {i // 50}', f'{i}', functools.partial(read, i))
       for i in range(size)
     ]
     for split, size in (('train', 100), ('val', 1), ('test', 1))
   }
-  store.write(tmp_path / 'warm', spec, splits | {'train': splits['val']})
+  store.write_dataset(tmp_path / 'warm', spec, splits | {'train': splits['val']})
   tracemalloc.start()
-  store.write(tmp_path / 'toy', spec, splits)
+  store.write_dataset(tmp_path / 'toy', spec, splits)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert peak < 10e6  # of 50e6
@@ -175,7 +168,7 @@ def test_blobs_are_found_in_pickles(tmp_path, protocol, as_arrays):
   else:
     arrays = [np.frombuffer(blob, np.uint8)[:, None] for blob in blobs]
     dump(path, [b'other', *(arrays if as_arrays else blobs)], protocol)
-  found = pickles.find_blobs(path, b'\x89PNG')
+  found = safe_pickle.find_byte_ranges(path, b'\x89PNG')
   assert [blob.read() for blob in found] == blobs
 
 
@@ -183,7 +176,7 @@ def test_blobs_of_broken_pickles_are_refused(tmp_path):
   path = tmp_path / 'a.pkl'
   path.write_bytes(pickle.dumps([b'\x89PNG' * 99])[:-20])
   with pytest.raises(UserError, match='cannot read the pickle .*a.pkl'):
-    pickles.find_blobs(path, b'\x89PNG')
+    safe_pickle.find_byte_ranges(path, b'\x89PNG')
 
 
 # tiered-ImageNet
@@ -494,7 +487,7 @@ def test_folder_is_prepared_on_first_use_and_left_as_it_is(
   assert capsys.readouterr().out == ''
   assert listing(given) == before
   assert data.class_names('folder', 'train', same_name) == ['dog']
-  one, two = data.places('folder')
+  one, two = data.prepared_dirs('folder')
   assert one.name.startswith('mine-') and two.name.startswith('mine-')
   assert data.class_names('folder', 'train', one) in (['cat'], ['dog'])
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from maml_jax.errors import UserError
-from maml_jax.optim import OPTIMIZERS, make_optimizer, make_schedule
+from maml_jax.utils.errors import UserError
+from maml_jax.experiment.optimizers import OPTIMIZERS, make_optimizer, make_schedule
 
 GRADS = np.array([[0.5, -30.0], [0.2, 4.0], [-1.0, 12.0], [0.0, -0.1]])
 START, LR, DECAY, CLIP = np.array([1.0, -2.0]), 0.1, 0.05, 10.0

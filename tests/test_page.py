@@ -14,20 +14,14 @@ import pytest
 import tiny
 from PIL import Image
 
-from maml_jax import cli, data, experiment, report
+from maml_jax import cli, data, report
+from maml_jax.experiment import setup
+from maml_jax.report import episodes
 from maml_jax import config as config_lib
-from maml_jax.errors import UserError
-from maml_jax.intervals import first_against_all, mean_interval
-from maml_jax.report import (
-  album,
-  arithmetic,
-  figures,
-  markup,
-  runs,
-  style,
-  words,
-)
-from maml_jax.tasks import distinct
+from maml_jax.utils.errors import UserError
+from maml_jax.evaluation.statistics import mean_interval, prefix_difference
+from maml_jax.report import figure_writer, figures, formatting, markup, runs, statistics, style
+from maml_jax.experiment.task_source import eval_task_indices
 
 NAMES = [f'class <{c}>' for c in range(8)]
 PRESET = str(tiny.PRESET)
@@ -108,7 +102,7 @@ def single(seeds, tmp_path_factory):
     tiny.use(patch, tmp_path_factory.mktemp('cache'))
     patch.setattr(data, 'class_names', lambda *_: NAMES)
     path = tmp_path_factory.mktemp('single') / 'page.html'
-    report.write(path, seeds[:1])
+    report.write_report(path, seeds[:1])
   return path
 
 
@@ -134,8 +128,8 @@ def change(workdir, name='tasks', drop=(), **new):
 def page(tmp_path, workdirs, **kw):
   """A page without PNGs, which take time."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(album.Album, 'keep', lambda *_: None)
-    path = report.write(tmp_path / 'page.html', workdirs, **kw)
+    patch.setattr(figure_writer.FigureWriter, 'keep', lambda *_: None)
+    path = report.write_report(tmp_path / 'page.html', workdirs, **kw)
   return Page(path.read_text())
 
 
@@ -144,7 +138,7 @@ def page(tmp_path, workdirs, **kw):
 
 @pytest.mark.parametrize('queries', [1, 5, 25, 26, 75, 300])
 def test_each_bar_holds_equally_many_accuracies(queries):
-  edges = arithmetic.accuracy_bins(queries)
+  edges = statistics.accuracy_bins(queries)
   possible = np.arange(queries + 1) / queries
   count, _ = np.histogram(possible, edges)
   assert count.sum() == queries + 1 and len(count) <= 26
@@ -164,9 +158,9 @@ def test_class_accuracy_and_confusion_equal_plain_loops():
       for other, c in enumerate(task):
         answered[owner, c] += np.sum(own == other)
         offered[owner, c] += 4
-  result = arithmetic.confusion(predicted, classes, 6)
+  result = statistics.confusion(predicted, classes, 6)
   np.testing.assert_array_equal(result, (answered, offered))
-  for c, (mean, half, count) in arithmetic.class_accuracy(
+  for c, (mean, half, count) in statistics.class_accuracy(
     predicted, classes
   ).items():
     assert count == len(shares[c])
@@ -175,24 +169,24 @@ def test_class_accuracy_and_confusion_equal_plain_loops():
 
 def test_best_and_worst_tasks():
   accuracy, loss = [0.5, 1.0, 0.2, 1.0, 0.2], [1.0, 0.3, 2.0, 0.1, 3.0]
-  assert arithmetic.best_and_worst(accuracy, loss, 2) == ([3, 1], [4, 2])
-  assert arithmetic.best_and_worst(accuracy[:3], loss[:3], 2) == ([1], [2])
+  assert statistics.best_and_worst(accuracy, loss, 2) == ([3, 1], [4, 2])
+  assert statistics.best_and_worst(accuracy[:3], loss[:3], 2) == ([1], [2])
 
 
 def test_over_seeds():
-  assert arithmetic.over_seeds([0.5], [0.1]) == (0.5, 0.1)
+  assert statistics.over_seeds([0.5], [0.1]) == (0.5, 0.1)
   values = [0.5, 0.6, 0.65]
-  assert arithmetic.over_seeds(values, [9, 9, 9]) == mean_interval(values)
+  assert statistics.over_seeds(values, [9, 9, 9]) == mean_interval(values)
 
 
 def test_words():
-  assert words.number('accuracy', 0.487, 0.0184) == '48.70 ±\xa01.84\xa0%'
-  assert words.number('loss', 0.7344, 0.012) == '0.734 ±\xa00.012'
-  assert words.difference('accuracy', 0.012, 0.003) == '+1.20 ±\xa00.30'
-  assert words.difference('loss', -0.5, None) == '−0.500'
-  assert words.share(0.2) == '20\xa0%' and words.share(0) == '0\xa0%'
-  assert words.plural(1, 'class') == '1 class'
-  assert words.plural(10_000, 'task') == '10,000 tasks'
+  assert formatting.format_number('accuracy', 0.487, 0.0184) == '48.70 ±\xa01.84\xa0%'
+  assert formatting.format_number('loss', 0.7344, 0.012) == '0.734 ±\xa00.012'
+  assert formatting.format_difference('accuracy', 0.012, 0.003) == '+1.20 ±\xa00.30'
+  assert formatting.format_difference('loss', -0.5, None) == '−0.500'
+  assert formatting.format_share(0.2) == '20\xa0%' and formatting.format_share(0) == '0\xa0%'
+  assert formatting.pluralize(1, 'class') == '1 class'
+  assert formatting.pluralize(10_000, 'task') == '10,000 tasks'
 
 
 # Reading
@@ -200,12 +194,12 @@ def test_words():
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path):
   with pytest.raises(UserError, match='no such workdir: .*none'):
-    report.write(None, [tmp_path / 'none'])
+    report.write_report(None, [tmp_path / 'none'])
   with pytest.raises(UserError, match='no run in .*: it holds neither') as e:
-    report.write(None, [tmp_path])
+    report.write_report(None, [tmp_path])
   assert '\n' not in str(e.value)
   with pytest.raises(UserError, match='at least one WORKDIR'):
-    report.write(None, [])
+    report.write_report(None, [])
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one(seeds, tmp_path, config):
@@ -213,18 +207,18 @@ def test_runs_that_differ_in_their_seed_alone_are_one(seeds, tmp_path, config):
   fields = {'inner__encoder_lr': 0.2, 'eval__num_steps': 2}
   measured.write_run(other, tiny.config(**fields), tiny.dataset('test'), 5)
   again = copy(seeds, tmp_path)  # the same seed is no second one
-  groups = runs.group([runs.read(p) for p in (*seeds[::-1], other, again)])
+  groups = runs.group_runs([runs.read_run(p) for p in (*seeds[::-1], other, again)])
   assert [len(group.runs) for group in groups] == [3, 1, 1]
   assert [run.seed for run in groups[0].runs] == [0, 1, 2]
   assert [g.name for g in groups] == ['run (3 seeds)', 'other', 'copy0']
-  assert runs.differing(groups) == {'inner.encoder_lr': [0.1, 0.2, 0.1]}
+  assert runs.differing_fields(groups) == {'inner.encoder_lr': [0.1, 0.2, 0.1]}
   (kind,) = groups[0].measured
   assert [e.facts['seed'] for e in kind.evaluations] == [0, 1, 2]
 
 
 def test_runs_of_one_name_are_told_apart(seeds, tmp_path):
   paths = [shutil.copytree(seeds[0], tmp_path / name / 'run') for name in 'ab']
-  groups = runs.group([runs.read(path) for path in paths])
+  groups = runs.group_runs([runs.read_run(path) for path in paths])
   assert [group.name for group in groups] == ['a/run', 'b/run']
 
 
@@ -241,7 +235,7 @@ def test_names_of_seeds(tmp_path, given, name):
     measured.write_metrics(path)
     config = tiny.config(seed=seed)
     (path / 'config.json').write_text(config_lib.to_json(config))
-  (group,) = runs.group([runs.read(tmp_path / workdir) for workdir in given])
+  (group,) = runs.group_runs([runs.read_run(tmp_path / workdir) for workdir in given])
   assert group.name == name
 
 
@@ -250,10 +244,10 @@ def test_evaluation_shown_is_the_one_that_all_have(seeds, tmp_path, config):
   more = tiny.config(eval__num_steps=2, eval__queries=1)
   measured.write_tasks(paths[0], more, tiny.dataset('test'), 12, name='newer')
   os.utime(paths[0] / 'eval' / 'newer.json', (2e9, 2e9))
-  (group,) = runs.group([runs.read(path) for path in paths])
+  (group,) = runs.group_runs([runs.read_run(path) for path in paths])
   newest, shared = group.measured
   assert newest.facts['queries'] == 1 and newest.name.endswith('(1 of 2 seeds)')
-  assert runs.chosen([group]) == [shared]
+  assert runs.main_evaluations([group]) == [shared]
 
 
 def test_older_evaluations_are_shown_as_far_as_they_go(seeds, tmp_path):
@@ -392,7 +386,7 @@ def test_grid_shows_every_cell_and_its_kind(single, seeds):
     for steps, (attributes, text) in zip((0, 1, 5, 10), shown, strict=True):
       cell = next(cells)
       mean, half = (f'{100 * cell[k]:.2f}' for k in ('accuracy', 'interval'))
-      difference = words.difference('accuracy', cell['difference'],
+      difference = formatting.format_difference('accuracy', cell['difference'],
                                     cell['difference_interval'])  # fmt: skip
       key = cell['norm'], cell['queries'], steps
       assert cell['num_steps'] == steps
@@ -421,12 +415,12 @@ def test_stronger_colours_are_higher_accuracies(single, seeds):
 def test_seeds_are_one_number_with_the_interval_over_them(seeds, tmp_path):
   found = page(tmp_path, seeds)
   values = [facts(path)['accuracy'] for path in seeds]
-  expected = words.number('accuracy', *mean_interval(values))
+  expected = formatting.format_number('accuracy', *mean_interval(values))
   assert plain(expected) in found.text
   assert '95 % interval over 3 seeds, each on 30 tasks' in found.text
   grids = [facts(path, 'grid')['cells'][0] for path in seeds]
   apart = mean_interval([cell['difference'] for cell in grids])
-  assert plain(words.difference('accuracy', *apart)) in found.text
+  assert plain(formatting.format_difference('accuracy', *apart)) in found.text
   assert len(found.all('article')) == 1
   assert found.text.startswith('run (3 seeds)')
 
@@ -435,14 +429,14 @@ def test_first_tasks_are_held_against_all(seeds, tmp_path, config):
   measured.write_tasks(tmp_path, config, tiny.dataset('test'), 150)
   told = page(tmp_path, [tmp_path]).text
   values = arrays(tmp_path)['accuracy']
-  apart, luck = first_against_all(values, 100)
+  apart, luck = prefix_difference(values, 100)
   row = [
-    words.number('accuracy', *mean_interval(values[:100])),
-    words.difference('accuracy', apart, None),
-    words.within('accuracy', luck),
+    formatting.format_number('accuracy', *mean_interval(values[:100])),
+    formatting.format_difference('accuracy', apart, None),
+    formatting.format_margin('accuracy', luck),
   ]
   assert f'100 {plain(" ".join(row))} 150 ' in told
-  deviation = words.number('accuracy', values.std(ddof=1))
+  deviation = formatting.format_number('accuracy', values.std(ddof=1))
   assert f'standard deviation of {plain(deviation)}' in told
 
 
@@ -458,8 +452,8 @@ def test_runs_are_compared_task_by_task(seeds, tmp_path):
   told = page(tmp_path, [first, second]).text
   a, b = (arrays(workdir)['accuracy'] for workdir in (first, second))
   row = [
-    words.number('accuracy', *mean_interval(b)),
-    words.difference('accuracy', *mean_interval(b - a)),
+    formatting.format_number('accuracy', *mean_interval(b)),
+    formatting.format_difference('accuracy', *mean_interval(b - a)),
   ]
   assert f'copy1 transductive {plain(" ".join(row))} 30' in told
   assert 'inner.first_order False True' in told
@@ -470,8 +464,8 @@ def test_baselines_are_shown_with_their_paired_differences(single, seeds):
   for baseline in facts(seeds[0])['baselines']:
     own = baseline['accuracy'], baseline['interval']
     apart = baseline['difference'], baseline['difference_interval']
-    assert plain(words.number('accuracy', *own)) in told
-    assert plain(words.difference('accuracy', *apart)) in told
+    assert plain(formatting.format_number('accuracy', *own)) in told
+    assert plain(formatting.format_difference('accuracy', *apart)) in told
     assert markup.escape(baseline['about']) in single.read_text()
 
 
@@ -494,9 +488,9 @@ def test_tasks_shown_are_the_best_and_the_worst_with_their_answers(
 ):
   known = arrays(seeds[0])
   order = np.lexsort((known['loss'], -known['accuracy']))
-  phase = experiment.eval_phase(config)
+  phase = setup.eval_phase(config)
   dataset = tiny.dataset('test')
-  positions, _ = distinct(dataset, phase, 30)
+  positions, _ = eval_task_indices(dataset, phase, 30)
   text = single.read_text()
   shown = re.findall('<figure class="episode".*?</figure>', text, re.DOTALL)
   assert len(shown) == 4
@@ -520,11 +514,11 @@ def test_tasks_shown_are_the_best_and_the_worst_with_their_answers(
 
 def test_sprite_places():
   tiles = np.zeros((3, 5, 2, 2, 1), np.uint8)
-  assert '--size:500% 300%' in report.episodes.style(tiles)
-  html_ = report.episodes.tile((1, 4), (3, 5), 'an "alt"')
+  assert '--size:500% 300%' in episodes.sprite_style(tiles)
+  html_ = episodes.tile((1, 4), (3, 5), 'an "alt"')
   assert 'background-position:100% 50%' in html_
   assert 'aria-label="an &quot;alt&quot;"' in html_
-  assert 'position:0% 0%' in report.episodes.tile((0, 0), (1, 1), '')
+  assert 'position:0% 0%' in episodes.tile((0, 0), (1, 1), '')
 
 
 def test_hardest_classes_are_those_answered_worst(single, seeds):
@@ -570,7 +564,7 @@ def test_regression_has_losses_and_no_chance(tmp_path):
   measured.write_regression(tmp_path, config)
   found = page(tmp_path, [tmp_path])
   said = facts(tmp_path)
-  shown = words.number('loss', said['loss'], said['interval'])
+  shown = formatting.format_number('loss', said['loss'], said['interval'])
   assert plain(shown) in found.text
   assert 'Loss of single tasks' in found.text
   assert 'no fitted curves: no best checkpoint' in found.text
@@ -583,7 +577,7 @@ def test_regression_has_losses_and_no_chance(tmp_path):
 
 
 def test_band_of_seeds_goes_from_the_lowest_to_the_highest(seeds):
-  (group,) = runs.group([runs.read(path) for path in seeds])
+  (group,) = runs.group_runs([runs.read_run(path) for path in seeds])
   figure = figures.learning([group], 'accuracy')
   (axes,) = figure.axes
   (band,) = axes.collections
@@ -601,7 +595,7 @@ def test_band_of_seeds_goes_from_the_lowest_to_the_highest(seeds):
 
 
 def test_band_of_one_seed_is_its_interval(seeds):
-  (group,) = runs.group([runs.read(seeds[0])])
+  (group,) = runs.group_runs([runs.read_run(seeds[0])])
   (band,) = figures.learning([group], 'accuracy').axes[0].collections
   x, y = band.get_paths()[0].vertices.T
   assert np.ptp(y[x == 100]) == pytest.approx(2 * 0.02)
@@ -609,7 +603,7 @@ def test_band_of_one_seed_is_its_interval(seeds):
 
 def test_long_curves_are_thinned_and_keep_their_ends(tmp_path):
   measured.write_metrics(tmp_path, num_epochs=800)
-  (group,) = runs.group([runs.read(tmp_path)])
+  (group,) = runs.group_runs([runs.read_run(tmp_path)])
   for line in figures.learning([group], 'loss').axes[0].lines:
     x = line.get_xdata()
     assert len(x) <= 300
@@ -618,8 +612,8 @@ def test_long_curves_are_thinned_and_keep_their_ends(tmp_path):
 
 
 def test_histogram_holds_all_tasks_and_the_line_of_chance(seeds):
-  (group,) = runs.group([runs.read(seeds[0])])
-  (axes,) = figures.histogram(runs.chosen([group])).axes
+  (group,) = runs.group_runs([runs.read_run(seeds[0])])
+  (axes,) = figures.histogram(runs.main_evaluations([group])).axes
   outline = axes.patches[0].get_data()
   assert outline.values.sum() == pytest.approx(1)
   accuracy = arrays(seeds[0])['accuracy']
@@ -631,10 +625,10 @@ def test_histogram_holds_all_tasks_and_the_line_of_chance(seeds):
 
 
 def test_adaptation_shows_support_and_query_with_intervals(seeds):
-  (group,) = runs.group([runs.read(seeds[0])])
+  (group,) = runs.group_runs([runs.read_run(seeds[0])])
   curve = facts(seeds[0])['curve']
   for name in ('accuracy', 'loss'):
-    (axes,) = figures.adaptation(runs.chosen([group]), name).axes
+    (axes,) = figures.adaptation(runs.main_evaluations([group]), name).axes
     query, support = axes.lines[:2]
     np.testing.assert_allclose(query.get_ydata(), curve['query'][name])
     np.testing.assert_allclose(support.get_ydata(), curve['support'][name])
@@ -672,4 +666,4 @@ def test_a_single_run_has_its_page_in_its_workdir(tmp_path):
 def test_a_page_that_cannot_be_written(seeds, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot write .*page.html: '):
-    report.write(tmp_path / 'file' / 'page.html', seeds[:1])
+    report.write_report(tmp_path / 'file' / 'page.html', seeds[:1])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from maml_jax import experiment
+from maml_jax.experiment import setup
 from maml_jax.types import Batch, Episode
 
 # precision -> type of the factors of a convolution, and their precision
@@ -19,19 +19,19 @@ EXPECTED = {
 
 
 def test_every_precision_is_in_the_table():
-  assert set(EXPECTED) == set(experiment.PRECISIONS)
+  assert set(EXPECTED) == set(setup.PRECISIONS)
 
 
 @pytest.mark.parametrize('precision', EXPECTED)
 def test_products_are_as_the_config_says(precision):
   config = tiny.config(precision=precision)
-  learner = experiment.phase_learner(config, experiment.train_phase(config))
+  learner = setup.phase_learner(config, setup.train_phase(config))
   state = jax.eval_shape(learner.init, jax.random.key(0))
   batch = Batch(
       jax.ShapeDtypeStruct((6, 28, 28, 1), jnp.float32),
       jax.ShapeDtypeStruct((6,), jnp.int32),
   )
-  with experiment.product_precision(config):
+  with setup.matmul_precision(config):
     traced = jax.jit(jax.grad(learner.loss, has_aux=True)).trace(
         *state, Episode(batch, batch)
     )

@@ -8,9 +8,10 @@ import jax
 import pytest
 
 from maml_jax import config as config_lib
-from maml_jax import data, experiment, train
+from maml_jax import data, train
+from maml_jax.experiment import setup
 from maml_jax.data.episodes import sample_episode
-from maml_jax.inner import InnerConfig, param_labels
+from maml_jax.inner_loop import InnerConfig, param_labels
 from maml_jax.types import Dataset
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -24,9 +25,9 @@ PRESETS = sorted(
 
 def trace(config):
   """Traces a meta-iteration and a task of an evaluation, computing nothing."""
-  phase = experiment.train_phase(config)
-  learner = experiment.phase_learner(config, phase)
-  tx = experiment.outer_optimizer(config)
+  phase = setup.train_phase(config)
+  learner = setup.phase_learner(config, phase)
+  tx = setup.make_outer_optimizer(config)
   key = jax.random.key(0)
   image_shape = data.spec(config.data.name).image_shape
   dataset = Dataset(
@@ -36,7 +37,7 @@ def trace(config):
   )
 
   def draw(phase, key, dataset):
-    transform = experiment.phase_transform(config, phase)
+    transform = setup.phase_transform(config, phase)
     return sample_episode(key, dataset, **phase.shape, transform=transform)
 
   def step(key, dataset):
@@ -56,8 +57,8 @@ def trace(config):
   assert after == before
   assert metrics['accuracy'].shape == (1,)
 
-  eval_phase = experiment.eval_phase(config)
-  judge = experiment.phase_learner(config, eval_phase)
+  eval_phase = setup.eval_phase(config)
+  judge = setup.phase_learner(config, eval_phase)
 
   def one_task(key, dataset):
     params, stats = judge.init(key)

@@ -7,9 +7,11 @@ import tiny
 from matplotlib.figure import Figure
 from PIL import Image
 
-from maml_jax import data, evaluate, experiment, report
-from maml_jax.errors import UserError
-from maml_jax.tasks import distinct
+from maml_jax import data, report
+from maml_jax.evaluation import evaluate
+from maml_jax.experiment import setup
+from maml_jax.utils.errors import UserError
+from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.train import train as train_run
 from maml_jax.types import Batch, Episode
 
@@ -148,15 +150,15 @@ def test_report_shows_the_first_task_of_the_evaluation(
   config = tiny.config(train__num_epochs=1)
   train_run(config, tmp_path)
   evaluate.evaluate(config, tmp_path)
-  report.report(config, tmp_path)
+  report.draw_demo(config, tmp_path)
 
   (tasks,) = (tmp_path / 'eval').glob('*.npz')
   right = round(np.load(tasks)['accuracy'][0] * 3 * 2)
   texts = [text.get_text() for text in figures[-1].axes[0].texts]
   assert f'{right} of 6 query images right' in texts
   dataset = tiny.dataset('test')
-  phase = experiment.eval_phase(config)
-  (positions,), _ = distinct(dataset, phase, 1)
+  phase = setup.eval_phase(config)
+  (positions,), _ = eval_task_indices(dataset, phase, 1)
   for first in positions[:, 0]:
     rows = zip(dataset.index, dataset.size, strict=True)
     (owner,) = (c for c, (row, n) in enumerate(rows) if first in row[:n])

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from maml_jax import checkpoint, metrics
+from maml_jax.experiment import checkpoint, metrics_log
 from studies import soak
 
 INTERRUPTIONS = 20
@@ -55,7 +55,7 @@ def test_told_to_stop_it_saves_and_the_same_command_goes_on(
   output = soak.end(process, status)
   step = checkpoint.load(tmp_path, 'latest').step
   assert f'saved at step {step}; the same command goes on' in output
-  assert metrics.read(tmp_path)[-1]['step'] == step
+  assert metrics_log.read_records(tmp_path)[-1]['step'] == step
   runs.finish(tmp_path)
   assert soak.differences(straight, tmp_path) == []
 

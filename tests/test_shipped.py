@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from maml_jax import checkpoint, evaluate
+from maml_jax.experiment import checkpoint
+from maml_jax.evaluation import evaluate
 from maml_jax import config as config_lib
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

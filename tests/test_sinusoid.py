@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maml_jax import (
-    checkpoint,
-    evaluate,
-    experiment,
-    grid,
-    metrics,
-    report,
-    tasks,
-)
+from maml_jax.experiment import checkpoint, metrics, metrics_log, setup, task_source
+from maml_jax.evaluation import evaluate, sweep
+from maml_jax import report
 from maml_jax import config as config_lib
-from maml_jax.data import sinusoid
+from maml_jax.data.datasets import sinusoid
 from maml_jax.learner import squared_error
 from maml_jax.train import train
 
@@ -65,14 +59,14 @@ def test_squared_error_is_the_mean_of_squares():
 
 
 def test_streams_of_splits_and_of_training_differ():
-  machine = experiment.machine(config())
-  phase = experiment.eval_phase(config())
+  machine = setup.eval_sharding(config())
+  phase = setup.eval_phase(config())
   fixed = [
-      tasks.fixed_tasks(config(), phase._replace(split=split), 5, machine)
+      task_source.eval_tasks(config(), phase._replace(split=split), 5, machine)
       for split in ('train', 'val', 'test')
   ]
   first = [f.recall(f.keys[0], f.shared).query.image for f in fixed]
-  stream = tasks.training_tasks(config(), machine)
+  stream = task_source.train_tasks(config(), machine)
   first.append(stream.sample(jax.random.key(0), stream.shared).query.image)
   for i, a in enumerate(first):
     for b in first[:i]:
@@ -87,7 +81,7 @@ def run(tmp_path_factory):
 
 
 def test_keeps_the_checkpoint_of_the_lowest_loss(run):
-  val = [r for r in metrics.read(run) if r['split'] == 'val']
+  val = [r for r in metrics_log.read_records(run) if r['split'] == 'val']
   assert 'accuracy' not in val[0]
   best = min(val, key=lambda r: r['loss'])
   saved = checkpoint.load(run)
@@ -111,10 +105,10 @@ def test_evaluation_equals_op_by_op_and_speaks_of_loss(run, capsys):
   assert 'sinusoid test, 10 points, 100 queries, 10 inner steps: loss' in line
   assert 'accuracy' not in line and 'transductive' not in line
   saved = checkpoint.load(run)
-  phase = experiment.eval_phase(config())
-  machine = experiment.machine(config())
-  fixed = tasks.fixed_tasks(config(), phase, 80, machine)
-  learner = experiment.phase_learner(config(), phase)
+  phase = setup.eval_phase(config())
+  machine = setup.eval_sharding(config())
+  fixed = task_source.eval_tasks(config(), phase, 80, machine)
+  learner = setup.phase_learner(config(), phase)
   losses = []
   with jax.disable_jit():
     for key in fixed.keys[:5]:
@@ -122,14 +116,14 @@ def test_evaluation_equals_op_by_op_and_speaks_of_loss(run, capsys):
       losses.append(learner.loss(saved.params, saved.stats, episode)[0])
   path = next((run / 'eval').glob('*.npz'))
   np.testing.assert_allclose(np.load(path)['loss'][:5], losses, rtol=1e-4)
-  mean, half = metrics.mean_interval(np.load(path)['loss'])
+  mean, half = metrics_log.mean_interval(np.load(path)['loss'])
   assert (result['loss'], result['interval']) == (
       pytest.approx(mean), pytest.approx(half)
   )  # fmt: skip
 
 
 def test_a_grid_is_of_losses_and_agrees_with_evaluations(run, capsys):
-  result = grid.grid(config(**{'eval.grid_queries': '5,100'}), run)
+  result = sweep.evaluate_grid(config(**{'eval.grid_queries': '5,100'}), run)
   out = capsys.readouterr().out
   assert 'Loss with its 95 % interval' in out
   assert 'accuracy' not in out and 'transductive' not in out
@@ -144,7 +138,7 @@ def test_a_grid_is_of_losses_and_agrees_with_evaluations(run, capsys):
 
 
 def test_report_draws_curves_and_fits(run, capsys):
-  report.report(config(), run)
+  report.draw_demo(config(), run)
   printed = capsys.readouterr().out
   for name in ('curves.png', 'regression.png'):
     assert str(run / name) in printed

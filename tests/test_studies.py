@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from maml_jax import experiment
-from maml_jax.intervals import mean_interval
+from maml_jax.experiment import setup
+from maml_jax.evaluation.statistics import mean_interval
 from studies import precision
 
 FLAGS = '--seeds 3 4 --iterations 7 --num_tasks 5 --config.task.queries=2'
@@ -19,7 +19,7 @@ def test_precisions_are_compared_task_by_task_and_over_seeds(
     assert config.task.queries == 2
     assert workdir.name == f'{config.precision}-seed{config.seed}-7'
     tasks = np.random.RandomState(0).rand(config.eval.num_tasks)
-    worse = list(experiment.PRECISIONS).index(config.precision)
+    worse = list(setup.PRECISIONS).index(config.precision)
     return tasks / 2 - worse * np.arange(5) * config.seed / 1000
 
   monkeypatch.setattr(precision, 'accuracies', accuracies)

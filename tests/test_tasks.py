@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax import checkpoint, evaluate, experiment, metrics, tasks
+from maml_jax.experiment import checkpoint, metrics_log, setup, task_source, transfer
+from maml_jax.evaluation import evaluate
 from maml_jax.data.episodes import task_keys
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 from maml_jax.train import train
 
 
@@ -19,7 +20,7 @@ def small(monkeypatch, tmp_path_factory):
 
 
 def records(path):
-  rows = metrics.read(path)
+  rows = metrics_log.read_records(path)
   for row in rows:
     del row['seconds']
   return rows
@@ -31,14 +32,14 @@ def assert_close(a, b):
 
 def test_host_and_device_give_the_same_training_tasks_bit_by_bit(small):
   config = tiny.config(data__augment_support='resize')
-  machine = experiment.machine(config)
+  machine = setup.eval_sharding(config)
   device, host = (
-      tasks.training_tasks(c, machine)
+      task_source.train_tasks(c, machine)
       for c in (config, tiny.config(
           data__augment_support='resize', data__placement='host'))
   )  # fmt: skip
   assert device.given is None and host.shared == ()
-  key = experiment.stream(config.seed, experiment.TRAINING)
+  key = setup.rng_stream(config.seed, setup.TRAIN_STREAM)
   for step in (0, 7):
     keys = task_keys(key, step, 8)
     (images,) = host.given(step)
@@ -74,9 +75,9 @@ def test_a_run_may_go_on_with_its_images_elsewhere(small, tmp_path):
 
 def test_images_go_where_there_is_room(small, monkeypatch):
   config = tiny.config()
-  machine = experiment.machine(config)
+  machine = setup.eval_sharding(config)
   dataset = tiny.dataset()
-  assert tasks.placement(config, machine, dataset) == 'device'
+  assert task_source.choose_placement(config, machine, dataset) == 'device'
 
   class Device:
 
@@ -87,18 +88,18 @@ def test_images_go_where_there_is_room(small, monkeypatch):
     local_devices = [Device(3 * dataset.image.nbytes)]
 
   machine = machine._replace(mesh=Mesh)
-  assert tasks.placement(config, machine, dataset) == 'device'
+  assert task_source.choose_placement(config, machine, dataset) == 'device'
   Mesh.local_devices = [Device(3 * dataset.image.nbytes - 3)]
-  assert tasks.placement(config, machine, dataset) == 'host'
+  assert task_source.choose_placement(config, machine, dataset) == 'host'
   for place in ('host', 'device'):
     told = tiny.config(data__placement=place)
-    assert tasks.placement(told, machine, dataset) == place
+    assert task_source.choose_placement(told, machine, dataset) == place
 
 
 def taken(lengths, given):
-  machine = experiment.machine(tiny.config())
+  machine = setup.eval_sharding(tiny.config())
   rows, step = [], 5
-  with tasks.Ahead(given, machine, 4) as ahead:
+  with task_source.Prefetcher(given, machine, 4) as ahead:
     for n in lengths:
       (array,) = ahead.take(step, n)
       assert array.shape == (4, 8, 2)
@@ -127,7 +128,7 @@ def test_ahead_brings_errors_to_the_loop():
 
 
 def test_nothing_is_given_where_nothing_is_missing():
-  with tasks.Ahead(None, None, 4) as ahead:
+  with task_source.Prefetcher(None, None, 4) as ahead:
     assert ahead.take(0, 3) == ()
 
 
@@ -144,10 +145,10 @@ def test_ways_differ_between_training_validation_and_test(
   assert result['ways'] == 7
   assert 'glyphs test, 7-way 1-shot' in capsys.readouterr().out
   # As good as under an evaluation that knows of no training.
-  phase = experiment.eval_phase(config)
-  learner = experiment.phase_learner(config, phase)
-  params, stats = evaluate.fit(learner, saved.params, saved.stats)
-  fixed = tasks.fixed_tasks(config, phase, 10, experiment.machine(config))
+  phase = setup.eval_phase(config)
+  learner = setup.phase_learner(config, phase)
+  params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
+  fixed = task_source.eval_tasks(config, phase, 10, setup.eval_sharding(config))
   accuracies = []
   (positions,) = fixed.given(np.arange(10))
   for key, position in zip(fixed.keys, positions, strict=True):

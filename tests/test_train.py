@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax import checkpoint, experiment, metrics, workdir
+from maml_jax.experiment import checkpoint, metrics_log, run_dir, setup
+from maml_jax.utils import signals
 from maml_jax.data.episodes import sample_episode, task_keys
-from maml_jax.errors import UserError
-from maml_jax.parallel import Layout, make_mesh, mean_over_tasks
-from maml_jax.train import Pace, init_state, make_train_step, train
+from maml_jax.utils.errors import UserError
+from maml_jax.sharding import DeviceLayout, make_mesh, mean_over_tasks
+from maml_jax.train import CallLengthController, init_state, make_train_step, train
 
 
 @pytest.fixture
@@ -24,17 +25,17 @@ def small(monkeypatch, tmp_path_factory):
 
 
 def sampler(config):
-  phase = experiment.train_phase(config)
-  transform = experiment.phase_transform(config, phase)
+  phase = setup.train_phase(config)
+  transform = setup.phase_transform(config, phase)
   return partial(sample_episode, **phase.shape, transform=transform)
 
 
 def step_and_state(config, *, mesh=None, chunk=None, learner=None, parts=1):
   """The step of a config, its first state and its data set."""
-  learner = learner or experiment.phase_learner(
-      config, experiment.train_phase(config)
+  learner = learner or setup.phase_learner(
+      config, setup.train_phase(config)
   )
-  tx = experiment.outer_optimizer(config)
+  tx = setup.make_outer_optimizer(config)
   step = make_train_step(
       learner,
       tx,
@@ -116,7 +117,7 @@ def test_calls_of_any_length_end_in_the_same_bits():
 
 
 def test_state_keeps_types_and_placement(small):
-  machine = experiment.machine(tiny.config())
+  machine = setup.eval_sharding(tiny.config())
   step, state, dataset = step_and_state(
       tiny.config(), mesh=machine.mesh, chunk=machine.chunk
   )
@@ -128,8 +129,8 @@ def test_state_keeps_types_and_placement(small):
 
 def test_flags_a_gradient_that_is_not_finite_though_it_is_clipped(small):
   config = tiny.config(outer__clip=1.0)
-  phase = experiment.train_phase(config)
-  learner = experiment.phase_learner(config, phase)
+  phase = setup.train_phase(config)
+  learner = setup.phase_learner(config, phase)
 
   @jax.custom_vjp
   def steep(x):
@@ -146,7 +147,7 @@ def test_flags_a_gradient_that_is_not_finite_though_it_is_clipped(small):
 
 
 def records(path, split):
-  return [r for r in metrics.read(path) if r['split'] == split]
+  return [r for r in metrics_log.read_records(path) if r['split'] == split]
 
 
 def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
@@ -203,7 +204,7 @@ def test_goes_on_with_other_devices(small, tmp_path, monkeypatch):
     for epochs, devices in enumerate(order, 1):
       monkeypatch.setattr(
           'maml_jax.experiment.best_layout',
-          lambda *_, n=devices, **__: Layout(n, 1),
+          lambda *_, n=devices, **__: DeviceLayout(n, 1),
       )
       assert train(tiny.config(train__num_epochs=epochs), path) == 0
   expected, *others = (checkpoint.load(path, 'latest') for path in paths)
@@ -220,7 +221,7 @@ def test_goes_on_where_it_was_and_leaves_a_finished_run_alone(small, tmp_path):
     a, b = (checkpoint.load(path, 'latest') for path in (straight, parts))
     assert_equal(a.params, b.params)
     assert_equal(a.opt_state, b.opt_state)
-    rows = [metrics.read(path) for path in (straight, parts)]
+    rows = [metrics_log.read_records(path) for path in (straight, parts)]
     for row in rows[0] + rows[1]:
       del row['seconds']
     assert rows[0] == rows[1]
@@ -244,7 +245,7 @@ def test_a_config_with_which_nothing_was_trained_binds_nobody(small, tmp_path):
 
 def test_refuses_a_workdir_in_use_or_unusable(small, tmp_path):
   config = tiny.config(train__num_epochs=0)
-  with workdir.claim(tmp_path, config):
+  with run_dir.lock_run_dir(tmp_path, config):
     with pytest.raises(UserError, match='another process is training'):
       train(config, tmp_path)
   assert train(config, tmp_path) == 0
@@ -279,34 +280,34 @@ def test_stops_before_saving_what_is_not_finite(small, tmp_path, capsys):
   saved = checkpoint.load(tmp_path, 'latest')
   assert saved.step == 4
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved.params))
-  assert max(r['step'] for r in metrics.read(tmp_path)) <= bad
+  assert max(r['step'] for r in metrics_log.read_records(tmp_path)) <= bad
 
 
 def test_saves_within_long_epochs(small, tmp_path, monkeypatch):
-  steps, save = [], checkpoint.Saver.save
+  steps, save = [], checkpoint.CheckpointWriter.save
 
   def noted(self, state):
     steps.append(int(state.step))
     save(self, state)
 
-  monkeypatch.setattr(checkpoint.Saver, 'save', noted)
+  monkeypatch.setattr(checkpoint.CheckpointWriter, 'save', noted)
   monkeypatch.setattr(checkpoint, 'SECONDS_BETWEEN_SAVES', -1.0)
   train(tiny.config(train__num_epochs=1), tmp_path)
   assert steps[-1] == 5 and len(steps) > 1
 
 
 def test_log_drops_what_lies_beyond_the_step_and_mutilated_lines(tmp_path):
-  with metrics.Log(tmp_path, 0) as log:
+  with metrics_log.MetricsLog(tmp_path, 0) as log:
     for step in (1, 2, 3):
       log.train({'loss': np.ones(2), 'accuracy': np.array([0.0, 1.0])}, 3.0)
       log.flush(step)
       log.write(step, 'val', {'accuracy': 0.5})
-  with (tmp_path / metrics.FILE).open('a') as file:
+  with (tmp_path / metrics_log.METRICS_FILE).open('a') as file:
     file.write('{"step": 1, "spl')
-  with metrics.Log(tmp_path, 2) as log:
+  with metrics_log.MetricsLog(tmp_path, 2) as log:
     assert log.is_validated(2) and not log.is_validated(3)
     log.write(3, 'val', {'accuracy': 0.25})
-  lines = (tmp_path / metrics.FILE).read_text().splitlines()
+  lines = (tmp_path / metrics_log.METRICS_FILE).read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   order = [(step, split) for step in (1, 2) for split in ('train', 'val')]
   assert [(r['step'], r['split']) for r in rows] == [*order, (3, 'val')]
@@ -318,7 +319,7 @@ def test_log_drops_what_lies_beyond_the_step_and_mutilated_lines(tmp_path):
 def test_pace_fits_calls_to_the_time_they_take(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(time, 'monotonic', lambda: now[0])
-  pace = Pace()
+  pace = CallLengthController()
   assert pace.length == 1
   now[0] += 60  # compiling
   assert pace.lap(1) == 60 and pace.length == 1
@@ -332,10 +333,10 @@ def test_pace_fits_calls_to_the_time_they_take(monkeypatch):
 
 
 def test_heeds_a_stop_after_the_call_that_runs(small, tmp_path, monkeypatch):
-  class Stopped(workdir.Stop):
+  class Stopped(signals.StopSignal):
 
     def __bool__(self):
-      return bool(metrics.read(tmp_path))
+      return bool(metrics_log.read_records(tmp_path))
 
     status = 143
 

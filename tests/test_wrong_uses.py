@@ -15,8 +15,10 @@ import sys
 import own
 import pytest
 
-from maml_jax import classifier, cli, experiment
-from maml_jax.errors import NotFinite
+from maml_jax.fewshot import classifier
+from maml_jax import cli
+from maml_jax.utils import compilation_cache
+from maml_jax.utils.errors import NonFiniteError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PRESET = REPOSITORY / 'configs' / 'glyphs_5w1s.py'
@@ -192,7 +194,7 @@ WRONG = {
 @pytest.mark.parametrize('name', WRONG)
 def test_wrong_use_is_one_clear_line(name, place, capsys, monkeypatch):
   monkeypatch.setenv('MAML_JAX_CACHE', str(place / 'out' / 'cache'))
-  monkeypatch.setattr(experiment, 'keep_programs', lambda **_: None)
+  monkeypatch.setattr(compilation_cache, 'enable_compilation_cache', lambda **_: None)
   words, message = WRONG[name]
   before = contents(place)
   assert cli.main(told(place, words), str(PRESET)) == 2
@@ -222,7 +224,7 @@ def test_as_a_process_too(words, place):
 
 def test_full_disk_keeps_what_there_was(place, tmp_path, capsys, monkeypatch):
   """The kernel refuses files above a size, as it does on a full disk."""
-  monkeypatch.setattr(experiment, 'keep_programs', lambda **_: None)
+  monkeypatch.setattr(compilation_cache, 'enable_compilation_cache', lambda **_: None)
   old = tmp_path / 'model.npz'
   old.write_text('an older model')
   words = f'--mode=adapt --checkpoint={{c}} --support={{s}} --output={tmp_path}'
@@ -246,7 +248,7 @@ def test_full_disk_keeps_what_there_was(place, tmp_path, capsys, monkeypatch):
          'error: /x/y: No space left on device\n'),
         (PermissionError(13, 'Permission denied', '/x'), 2,
          'error: /x: Permission denied\n'),
-        (NotFinite('a loss is not finite'), 1, 'error: a loss is not finite\n'),
+        (NonFiniteError('a loss is not finite'), 1, 'error: a loss is not finite\n'),
         (KeyboardInterrupt(), 130, ''),
     ],
 )  # fmt: skip

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maml_jax import config as config_lib
-from maml_jax import data, experiment
+from maml_jax import data
+from maml_jax.experiment import setup
 from maml_jax.types import Dataset, Model
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
@@ -91,7 +92,7 @@ def use(monkeypatch, cache) -> None:
   monkeypatch.setattr(
       data, 'load_dataset', lambda name, split, data_dir: dataset(split)
   )
-  monkeypatch.setattr(experiment, 'make_model', model)
+  monkeypatch.setattr(setup, 'make_model', model)
 
 
 def on_device(dataset: Dataset) -> Dataset:

@@ -11,22 +11,11 @@ import os
 import warnings
 from pathlib import Path
 
-from maml_jax.data import (
-  cifar_fs,
-  cub,
-  fc100,
-  folder,
-  glyphs,
-  inat2017,
-  mini_imagenet,
-  omniglot,
-  sinusoid,
-  store,
-  tiered_imagenet,
-)
-from maml_jax.data.source import SPLITS, Spec, Splits, verify
-from maml_jax.disk import why
-from maml_jax.errors import UserError, check_choice, shown
+from maml_jax.data.datasets import cifar_fs, cub, fc100, folder, glyphs, inat2017, mini_imagenet, omniglot, sinusoid, tiered_imagenet
+from maml_jax.data import store
+from maml_jax.data.records import DatasetSpec, SPLITS, Splits, verify_counts
+from maml_jax.utils.files import oserror_message
+from maml_jax.utils.errors import UserError, check_choice, printable
 from maml_jax.types import Dataset
 
 __all__ = [
@@ -42,7 +31,7 @@ __all__ = [
   'spec',
 ]
 
-SPECS: dict[str, Spec] = {
+SPECS: dict[str, DatasetSpec] = {
   module.SPEC.name: module.SPEC
   for module in (
     glyphs,
@@ -58,18 +47,18 @@ SPECS: dict[str, Spec] = {
 }
 
 # Without images: `sample_episode` of these modules draws tasks from nothing.
-FUNCTIONS = {'sinusoid': sinusoid}
+REGRESSIONS = {'sinusoid': sinusoid}
 
 PathLike = str | os.PathLike
 
 
-def spec(name: str) -> Spec:
+def spec(name: str) -> DatasetSpec:
   """The facts about a data set: image shape, channel means, layout, ..."""
   check_choice('data set', name, SPECS)
   return SPECS[name]
 
 
-def root(name: str, data_dir: PathLike | None = None) -> Path:
+def prepared_dir(name: str, data_dir: PathLike | None = None) -> Path:
   """The directory of a prepared data set, whether or not it exists.
 
   Args:
@@ -80,14 +69,14 @@ def root(name: str, data_dir: PathLike | None = None) -> Path:
   return _base(data_dir) / name / spec(name).version
 
 
-def places(name: str, data_dir: PathLike | None = None) -> list[Path]:
+def prepared_dirs(name: str, data_dir: PathLike | None = None) -> list[Path]:
   """The places to give as `data_dir` where a data set is prepared.
 
   There is one at most, but of a personal data set one for each directory.
   """
   base, facts = _base(data_dir), spec(name)
   found = [base, *sorted(base.glob(f'{name}/*'))] if facts.personal else [base]
-  return [place for place in found if root(name, place).exists()]
+  return [place for place in found if prepared_dir(name, place).exists()]
 
 
 def load_dataset(
@@ -114,10 +103,10 @@ def load_dataset(
   facts = spec(name)
   check_choice('split', split, SPLITS)
   data_dir = _resolve(facts, data_dir)
-  folder = root(name, data_dir)
+  folder = prepared_dir(name, data_dir)
   dataset = store.read_arrays(folder, facts, split)
   if dataset is None:
-    if (damaged := store.arrays(folder, split)).exists():
+    if (damaged := store.arrays_dir(folder, split)).exists():
       warnings.warn(f'{damaged} is damaged: it is made anew', stacklevel=2)
     _restore(facts, split, folder, data_dir)
     dataset = store.read_arrays(folder, facts, split)
@@ -130,7 +119,7 @@ def class_names(
   """Names of the classes, in the order of `Dataset.index`."""
   load_dataset(name, split, data_dir)
   data_dir = _resolve(spec(name), data_dir)
-  return list(store.read_classes(root(name, data_dir), split))
+  return list(store.read_classes(prepared_dir(name, data_dir), split))
 
 
 def prepare(
@@ -159,14 +148,14 @@ def prepare(
   if facts.personal and source is not None and data_dir is None:
     data_dir = _own_place(name, source)
   splits = _find(facts, source, data_dir)
-  verify(facts, splits)
-  folder = root(name, data_dir)
+  verify_counts(facts, splits)
+  folder = prepared_dir(name, data_dir)
   try:
-    store.write(folder, facts, splits)
+    store.write_dataset(folder, facts, splits)
   except OSError as error:
-    raise UserError(f'{name}: cannot write {folder}: {why(error)}') from error
+    raise UserError(f'{name}: cannot write {folder}: {oserror_message(error)}') from error
   except RuntimeError as error:  # of array_record
-    reason = shown(str(error).partition(';')[0])
+    reason = printable(str(error).partition(';')[0])
     raise UserError(f'{name}: cannot write {folder}: {reason}') from error
   return folder
 
@@ -183,25 +172,25 @@ def _own_place(name: str, source: PathLike) -> Path:
   return _base(None) / name / f'{path.name}-{digest}'
 
 
-def _resolve(facts: Spec, data_dir: PathLike | None) -> PathLike | None:
+def _resolve(facts: DatasetSpec, data_dir: PathLike | None) -> PathLike | None:
   """Where a data set is prepared, if `data_dir` may be the one of its images.
 
   Prepares it first, if it is not yet.
   """
-  if not facts.personal or not data_dir or root(facts.name, data_dir).exists():
+  if not facts.personal or not data_dir or prepared_dir(facts.name, data_dir).exists():
     return data_dir
   images = Path(data_dir).expanduser()
   if not images.is_dir():
     raise UserError(f'{facts.name}: no such directory: {images}')
   place = _own_place(facts.name, images)
-  if not root(facts.name, place).exists():
+  if not prepared_dir(facts.name, place).exists():
     print(f'{facts.name}: preparing the images of {images}, once, in {place}')
     prepare(facts.name, images)
   return place
 
 
 def _find(
-  facts: Spec, directory: PathLike | None, data_dir: PathLike | None
+  facts: DatasetSpec, directory: PathLike | None, data_dir: PathLike | None
 ) -> Splits:
   """Lists the records of each split; there is at least one."""
   if facts.automatic:
@@ -219,7 +208,7 @@ def _find(
 
 
 def _restore(
-  facts: Spec, split: str, folder: Path, data_dir: PathLike | None
+  facts: DatasetSpec, split: str, folder: Path, data_dir: PathLike | None
 ) -> None:
   """Makes arrays that are missing or damaged, if there is anything to."""
   if facts.automatic:
@@ -234,7 +223,7 @@ def _restore(
   raise UserError(f'{facts.name} {problem}\n{_advice(facts, data_dir)}')
 
 
-def _advice(facts: Spec, data_dir: PathLike | None) -> str:
+def _advice(facts: DatasetSpec, data_dir: PathLike | None) -> str:
   place = f' --data_dir {data_dir}' if data_dir else ''
   naming = '\nor name DIR by --config.data.root=DIR' if facts.personal else ''
   layouts = ''.join(f'\n  - {line}' for line in facts.layout.splitlines())

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from maml_jax import data
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 
 
 def main() -> int:
@@ -62,11 +62,11 @@ def _prepare(args: argparse.Namespace) -> None:
 def _list(args: argparse.Namespace) -> None:
   for name, facts in data.SPECS.items():
     states = [
-      f'{_summary(name, place)}, in {data.root(name, place)}'
-      for place in data.places(name, args.data_dir)
+      f'{_summary(name, place)}, in {data.prepared_dir(name, place)}'
+      for place in data.prepared_dirs(name, args.data_dir)
     ]
     if facts.automatic:
-      missing = f'made on first use, in {data.root(name, args.data_dir)}'
+      missing = f'made on first use, in {data.prepared_dir(name, args.data_dir)}'
     else:
       missing = 'not prepared; see prepare --help'
     for state in states or [missing]:

@@ -12,37 +12,37 @@ import math
 import jax
 import jax.numpy as jnp
 
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 from maml_jax.types import Episode
 
-PAD = 8  # black pixels at each edge before a crop
-JITTER = 0.4  # factors of brightness, contrast, saturation: 1 +- this
-GREY = (0.2989, 0.587, 0.114)  # of red, green, blue
-AREA = (0.08, 1.0)  # of a resized crop, as a part of the image's
-RATIO = (3 / 4, 4 / 3)  # of a resized crop: width / height
-TRIES = 10  # to find a resized crop inside the image
-ENLARGE = (256, 224)  # by 256/224
+CROP_PADDING = 8  # black pixels at each edge before a crop
+JITTER_STRENGTH = 0.4  # factors of brightness, contrast, saturation: 1 +- this
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green, blue
+CROP_AREA = (0.08, 1.0)  # of a resized crop, as a part of the image's
+CROP_RATIO = (3 / 4, 4 / 3)  # of a resized crop: width / height
+MAX_CROP_TRIES = 10  # to find a resized crop inside the image
+RESIZE_RATIO = (256, 224)  # by 256/224
 
 
-def none(key, image):
+def identity(key, image):
   """Leaves the image as it is."""
   del key
   return image
 
 
-def flip(key, image):
+def random_flip(key, image):
   """Mirrors the image left to right with probability 1/2."""
   return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
-def shift(key, image):
+def random_shift(key, image):
   """Pads each edge with 8 black pixels and crops to the old size anywhere."""
-  padded = jnp.pad(image, ((PAD, PAD), (PAD, PAD), (0, 0)))
-  top, left = _whole(jax.random.uniform(key, (2,)), 2 * PAD + 1)
+  padded = jnp.pad(image, ((CROP_PADDING, CROP_PADDING), (CROP_PADDING, CROP_PADDING), (0, 0)))
+  top, left = _whole(jax.random.uniform(key, (2,)), 2 * CROP_PADDING + 1)
   return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
 
 
-def jitter(key, image):
+def jitter_colors(key, image):
   """Changes brightness, contrast and saturation, in random order.
 
   Each is multiplied by a factor uniform in 0.6..1.4. An image of one channel
@@ -59,11 +59,11 @@ def jitter(key, image):
   num = 3 if channels == 3 else 2
   draws = jax.random.uniform(key, (2, num), image.dtype)
   order = jnp.argsort(draws[0])
-  factor = _between(1 - JITTER, 1 + JITTER, draws[1])
-  return change_colors(image, order, factor)
+  factor = _between(1 - JITTER_STRENGTH, 1 + JITTER_STRENGTH, draws[1])
+  return adjust_colors(image, order, factor)
 
 
-def change_colors(image, order, factor):
+def adjust_colors(image, order, factor):
   """Multiplies brightness (0), contrast (1), saturation (2), one by one.
 
   Each is a blend of the image with another one: black, its mean grey, or its
@@ -91,13 +91,13 @@ def _grey(image):
   if image.shape[-1] == 1:
     return image
   # No dot product: accelerators would take it in a lower precision.
-  weights = jnp.array(GREY, image.dtype).reshape(1, 1, 3)
+  weights = jnp.array(GRAY_WEIGHTS, image.dtype).reshape(1, 1, 3)
   return jnp.sum(image * weights, axis=-1, keepdims=True)
 
 
-def resized_crop(key, image):
+def random_resized_crop(key, image):
   """Stretches a random box to the size of the image; see `draw_box`."""
-  top, left, box_height, box_width = draw_box(key, *image.shape[:2])
+  top, left, box_height, box_width = draw_crop_box(key, *image.shape[:2])
   height, width, _ = image.shape
   return resample(
       image,
@@ -106,7 +106,7 @@ def resized_crop(key, image):
   )
 
 
-def draw_box(key, height, width):
+def draw_crop_box(key, height, width):
   """Draws the box of a resized crop, as torchvision's RandomResizedCrop does.
 
   Its area is uniform in 8..100 % of the image's, its aspect ratio log-uniform
@@ -122,9 +122,9 @@ def draw_box(key, height, width):
     int32 top, left, height and width of the box, in pixels.
   """
   # All numbers from one call: random bits take long to compile.
-  draws = jax.random.uniform(key, (2 * TRIES + 2,))
-  area = height * width * _between(*AREA, draws[:TRIES])
-  log_ratio = _between(*map(math.log, RATIO), draws[TRIES : 2 * TRIES])
+  draws = jax.random.uniform(key, (2 * MAX_CROP_TRIES + 2,))
+  area = height * width * _between(*CROP_AREA, draws[:MAX_CROP_TRIES])
+  log_ratio = _between(*map(math.log, CROP_RATIO), draws[MAX_CROP_TRIES : 2 * MAX_CROP_TRIES])
   ratio = jnp.exp(log_ratio)
   heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
   widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
@@ -154,7 +154,7 @@ def _whole(draws, num):
 
 
 def _central_box(height, width):
-  low, high = RATIO
+  low, high = CROP_RATIO
   box_height = min(height, round(width / low))
   box_width = min(width, round(height * high))
   return (
@@ -165,12 +165,12 @@ def _central_box(height, width):
   )
 
 
-def enlarge(key, image):
+def resize_center_crop(key, image):
   """Enlarges by 256/224, then takes the centre; nothing here is random."""
   del key
 
   def weights(size):
-    large = size * ENLARGE[0] // ENLARGE[1]
+    large = size * RESIZE_RATIO[0] // RESIZE_RATIO[1]
     scale = size / large
     return _weights(size, round((large - size) / 2) * scale, scale, 0, size)
 
@@ -237,12 +237,12 @@ def _one_by_one(*steps):
 
 
 AUGMENTATIONS = {
-    'none': none,
-    'flip': flip,
-    'crop': _one_by_one(shift, flip),
-    'color': _one_by_one(shift, jitter, flip),
-    'resize': _one_by_one(resized_crop, flip),
-    'enlarge': enlarge,
+    'none': identity,
+    'flip': random_flip,
+    'crop': _one_by_one(random_shift, random_flip),
+    'color': _one_by_one(random_shift, jitter_colors, random_flip),
+    'resize': _one_by_one(random_resized_crop, random_flip),
+    'enlarge': resize_center_crop,
 }
 
 
@@ -269,7 +269,7 @@ def augment_batch(name, key, image):
   return changed * 255
 
 
-def augmented(transform, *, support='none', query='none'):
+def with_augmentation(transform, *, support='none', query='none'):
   """A transform that augments the images of a task before `transform`.
 
   Args:

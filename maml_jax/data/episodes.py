@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 from maml_jax.types import Batch, Episode
 
 
@@ -59,7 +59,7 @@ def split_episode(image, *, shots):
   return Episode(batch(image[:, :shots]), batch(image[:, shots:]))
 
 
-def draw_task(key, dataset, *, ways, shots, queries):
+def draw_task_positions(key, dataset, *, ways, shots, queries):
   """The positions [W, S + Q] of the task that `sample_episode` draws."""
   draw_key, _ = jax.random.split(key)
   return draw_positions(
@@ -72,7 +72,7 @@ def draw_task(key, dataset, *, ways, shots, queries):
   )
 
 
-def finish_task(key, image, *, shots, transform):
+def build_task(key, image, *, shots, transform):
   """The `Episode` of the images [W, S + Q, H, W, C] of `draw_task`."""
   _, transform_key = jax.random.split(key)
   return transform(transform_key, split_episode(image, shots=shots))
@@ -93,11 +93,11 @@ def sample_episode(key, dataset, *, ways, shots, queries, transform):
   Returns:
     An `Episode` with a support of W*S and a query of W*Q images, disjoint.
   """
-  positions = draw_task(
+  positions = draw_task_positions(
       key, dataset, ways=ways, shots=shots, queries=queries
   )
   image = jnp.take(dataset.image, positions, axis=0)
-  return finish_task(key, image, shots=shots, transform=transform)
+  return build_task(key, image, shots=shots, transform=transform)
 
 
 def make_transform(mean=None, std=None):
@@ -132,7 +132,7 @@ def task_keys(key, step, num_tasks):
   return jax.random.split(jax.random.fold_in(key, step), num_tasks)
 
 
-def distinct_tasks(key, dataset, num_tasks, *, ways, shots, queries):
+def draw_distinct_tasks(key, dataset, num_tasks, *, ways, shots, queries):
   """A fixed stream of tasks, no two of them alike.
 
   Two tasks are alike if each class of one has the support and the query set of

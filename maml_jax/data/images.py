@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maml_jax.data import source
-from maml_jax.errors import UserError
+from maml_jax.data import records
+from maml_jax.utils.errors import UserError
 
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # others run programs
-MOST_BYTES = 256 << 20  # of one file
-MOST_PIXELS = 150_000_000  # of one image; the largest cameras have fewer
-THUMBNAIL = 112  # pixels, the longer side
+MAX_BYTES = 256 << 20  # of one file
+MAX_PIXELS = 150_000_000  # of one image; the largest cameras have fewer
+THUMBNAIL_SIZE = 112  # pixels, the longer side
 
 
 class Picture(NamedTuple):
@@ -40,7 +40,7 @@ class Picture(NamedTuple):
   digest: str
 
 
-class Unreadable(ValueError):
+class UnreadableImageError(ValueError):
   """A file that is no image, is broken or too large; says why."""
 
 
@@ -82,7 +82,7 @@ def class_folders(
   return classes, beside
 
 
-def read(path: Path, spec: source.Spec) -> Picture:
+def read_image(path: Path, spec: records.DatasetSpec) -> Picture:
   """Reads an image file of any format that Pillow knows.
 
   It is turned as its EXIF data say, if they can be read.
@@ -95,26 +95,26 @@ def read(path: Path, spec: source.Spec) -> Picture:
     Unreadable: it cannot be read.
   """
   try:
-    if path.stat().st_size > MOST_BYTES:
-      raise Unreadable(f'larger than {MOST_BYTES >> 20} MB')
+    if path.stat().st_size > MAX_BYTES:
+      raise UnreadableImageError(f'larger than {MAX_BYTES >> 20} MB')
     encoded = path.read_bytes()
-    with opened(encoded) as image:
+    with open_image(encoded) as image:
       pixels = to_array(image, spec)
-      image.thumbnail((THUMBNAIL, THUMBNAIL))
+      image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
       thumbnail = np.asarray(_opaque(image, 'RGB'))
-  except Unreadable:
+  except UnreadableImageError:
     raise
   except MemoryError as error:
-    raise Unreadable('takes more memory than there is') from error
+    raise UnreadableImageError('takes more memory than there is') from error
   except Exception as error:  # Broken files can raise nearly anything.
-    raise Unreadable(_reason(error, path)) from error
+    raise UnreadableImageError(_reason(error, path)) from error
   return Picture(
     path, pixels, thumbnail, hashlib.sha256(encoded).hexdigest()
   )
 
 
 @contextlib.contextmanager
-def opened(encoded: bytes) -> Iterator:
+def open_image(encoded: bytes) -> Iterator:
   """Opens an image with Pillow, turned as its EXIF data say.
 
   Raises:
@@ -125,14 +125,14 @@ def opened(encoded: bytes) -> Iterator:
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # what is wrong comes up as an error
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-      if image.width * image.height > MOST_PIXELS:
-        raise Unreadable(f'{image.width} x {image.height} pixels are too many')
+      if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImageError(f'{image.width} x {image.height} pixels are too many')
       with contextlib.suppress(Exception):  # EXIF can be broken in any way
         image = ImageOps.exif_transpose(image)
       yield image
 
 
-def from_array(image: np.ndarray, spec: source.Spec) -> np.ndarray:
+def from_array(image: np.ndarray, spec: records.DatasetSpec) -> np.ndarray:
   """Brings one image to the size and the channels of a data set.
 
   Args:
@@ -163,7 +163,7 @@ def from_array(image: np.ndarray, spec: source.Spec) -> np.ndarray:
   return to_array(Image.fromarray(image), spec)
 
 
-def to_array(image, spec: source.Spec) -> np.ndarray:
+def to_array(image, spec: records.DatasetSpec) -> np.ndarray:
   """Brings an image of PIL to the size and the channels of a data set.
 
   What is transparent becomes white. Of a data set of ink, light on black, the
@@ -178,11 +178,11 @@ def to_array(image, spec: source.Spec) -> np.ndarray:
   Returns:
     uint8 [H, W, C], 0..255.
   """
-  pixels = resized(image, spec)
+  pixels = resize(image, spec)
   return _light_on_black(pixels) if spec.light_on_dark else pixels
 
 
-def resized(image, spec: source.Spec) -> np.ndarray:
+def resize(image, spec: records.DatasetSpec) -> np.ndarray:
   """`to_array`, but that dark and light stay as they are."""
   from PIL import Image
 
@@ -200,7 +200,7 @@ def _opaque(image, mode: str):
   if image.mode.startswith('I;16'):  # PIL would cut at 255
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode in ('I', 'F'):
-    raise Unreadable('its pixels have 32 bits, of which no range is known')
+    raise UnreadableImageError('its pixels have 32 bits, of which no range is known')
   if image.has_transparency_data:
     image = image.convert('RGBA')
     paper = Image.new('RGBA', image.size, 'white')

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maml_jax.errors import UserError
+from maml_jax.utils.errors import UserError
 
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name and extra field
 

@@ -26,28 +26,28 @@ from pathlib import Path
 
 import numpy as np
 
-from maml_jax import console
-from maml_jax.data import images, source
-from maml_jax.disk import reserve, sync
-from maml_jax.errors import UserError
+from maml_jax.utils import console
+from maml_jax.data import images, records
+from maml_jax.utils.files import fsync, preallocate
+from maml_jax.utils.errors import UserError
 from maml_jax.types import Dataset
 
 IMAGES_PER_FILE = 10_000  # of TFDS
-FILES = ('image.npy', 'classes.json')
-DIGESTS = 'digests.json'
+ARRAY_FILES = ('image.npy', 'classes.json')
+DIGESTS_FILE = 'digests.json'
 
 
-def write(root: Path, spec: source.Spec, splits: source.Splits) -> None:
+def write_dataset(root: Path, spec: records.DatasetSpec, splits: records.Splits) -> None:
   """Prepares the TFDS files and the arrays under `root`, replacing others."""
   with _staged(root) as stage:
     _write_records(stage, spec, splits)
-    for split in source.SPLITS:
+    for split in records.SPLITS:
       write_arrays(stage, spec, split)
 
 
-def read_arrays(root: Path, spec: source.Spec, split: str) -> Dataset | None:
+def read_arrays(root: Path, spec: records.DatasetSpec, split: str) -> Dataset | None:
   """Memory-maps one split; None if its arrays are missing or damaged."""
-  folder = arrays(root, split)
+  folder = arrays_dir(root, split)
   try:
     _check_digests(folder)
     image = np.load(folder / 'image.npy', mmap_mode='r', allow_pickle=False)
@@ -66,37 +66,37 @@ def read_arrays(root: Path, spec: source.Spec, split: str) -> Dataset | None:
 
 def read_classes(root: Path, split: str) -> dict[str, int]:
   """Number of images by class name, in the order of the classes."""
-  return json.loads((arrays(root, split) / 'classes.json').read_text('utf-8'))
+  return json.loads((arrays_dir(root, split) / 'classes.json').read_text('utf-8'))
 
 
-def write_arrays(root: Path, spec: source.Spec, split: str) -> None:
+def write_arrays(root: Path, spec: records.DatasetSpec, split: str) -> None:
   """Decodes one split of the TFDS files under `root` into arrays."""
   import tensorflow_datasets as tfds
 
-  builder = source.tfds_builder(root)
-  records = builder.as_data_source(
+  builder = records.tfds_builder(root)
+  examples = builder.as_data_source(
     split, decoders={'image': tfds.decode.SkipDecoding()}
   )
   name = builder.info.features['label'].int2str
   turns = range(spec.rotations)
   sizes = Counter()
-  with _staged(arrays(root, split)) as stage:
+  with _staged(arrays_dir(root, split)) as stage:
     image = np.lib.format.open_memmap(
       stage / 'image.npy',
       mode='w+',
       dtype=np.uint8,
-      shape=(len(turns) * len(records), *spec.image_shape),
+      shape=(len(turns) * len(examples), *spec.image_shape),
     )
     with open(stage / 'image.npy', 'rb+') as file:
-      reserve(file.fileno(), os.fstat(file.fileno()).st_size)
-    bar = _progress(records, f'{spec.name}: decode {split}')
+      preallocate(file.fileno(), os.fstat(file.fileno()).st_size)
+    bar = _progress(examples, f'{spec.name}: decode {split}')
     for i, record in enumerate(bar):
       label = name(record['label'])
       sizes[label] += 1
       with _naming(spec, label, record['key'].decode()):
-        pixels = decode(record['image'], spec)
+        pixels = decode_image(record['image'], spec)
       for k in turns:
-        image[k * len(records) + i] = np.rot90(pixels, k)
+        image[k * len(examples) + i] = np.rot90(pixels, k)
     image.flush()
     classes = {
       f'{label}, {90 * k} degrees' if k else label: size
@@ -105,22 +105,22 @@ def write_arrays(root: Path, spec: source.Spec, split: str) -> None:
     }
     text = json.dumps(classes, indent=0, ensure_ascii=False)
     (stage / 'classes.json').write_text(text, 'utf-8')
-    _write_digests(stage, {name: _digest(stage / name) for name in FILES})
+    _write_digests(stage, {name: _digest(stage / name) for name in ARRAY_FILES})
 
 
-def decode(encoded: bytes, spec: source.Spec) -> np.ndarray:
+def decode_image(encoded: bytes, spec: records.DatasetSpec) -> np.ndarray:
   """Decodes an image to uint8 [H, W, C], resized if it is of another size.
 
   It is turned as its EXIF data say, if they can be read; what is transparent
   becomes white. What would take gigabytes is refused before it is unpacked.
   """
-  with images.opened(encoded) as image:
-    pixels = images.resized(image, spec)
+  with images.open_image(encoded) as image:
+    pixels = images.resize(image, spec)
   return 255 - pixels if spec.invert else pixels
 
 
 def _write_records(
-  root: Path, spec: source.Spec, splits: source.Splits
+  root: Path, spec: records.DatasetSpec, splits: records.Splits
 ) -> None:
   """Writes the encoded images with TFDS, into the empty directory `root`."""
   import tensorflow_datasets as tfds
@@ -158,8 +158,8 @@ def _write_records(
   writer = tfds.core.SequentialWriter(
     info, IMAGES_PER_FILE, file_format='array_record'
   )
-  writer.initialize_splits(list(source.SPLITS))
-  for split in source.SPLITS:
+  writer.initialize_splits(list(records.SPLITS))
+  for split in records.SPLITS:
     writer.add_examples({split: examples(split)})
   writer.close_all()
 
@@ -173,7 +173,7 @@ def _progress(records: Sequence, what: str) -> Iterator:
 
 
 @contextlib.contextmanager
-def _naming(spec: source.Spec, label: str, key: str) -> Iterator[None]:
+def _naming(spec: records.DatasetSpec, label: str, key: str) -> Iterator[None]:
   """Says which image it was that could not be read."""
   try:
     yield
@@ -183,7 +183,7 @@ def _naming(spec: source.Spec, label: str, key: str) -> Iterator[None]:
     ) from error
 
 
-def arrays(root: Path, split: str) -> Path:
+def arrays_dir(root: Path, split: str) -> Path:
   """The directory of the arrays of a split."""
   return root / 'arrays' / split
 
@@ -194,11 +194,11 @@ def _check_digests(folder: Path) -> None:
   One that has the time that it had is not read. Arrays of an older version have
   no digests.
   """
-  if not (folder / DIGESTS).exists():
+  if not (folder / DIGESTS_FILE).exists():
     return
-  known = json.loads((folder / DIGESTS).read_text('utf-8'))
+  known = json.loads((folder / DIGESTS_FILE).read_text('utf-8'))
   new = dict(known)
-  for name in FILES:
+  for name in ARRAY_FILES:
     digest, time = known[name]
     if (folder / name).stat().st_mtime_ns != time:
       new[name] = _digest(folder / name)
@@ -217,9 +217,9 @@ def _digest(path: Path) -> list:
 
 
 def _write_digests(folder: Path, digests: dict[str, list]) -> None:
-  new = folder / f'{DIGESTS}.{os.getpid()}'
+  new = folder / f'{DIGESTS_FILE}.{os.getpid()}'
   new.write_text(json.dumps(digests), 'utf-8')
-  os.replace(new, folder / DIGESTS)
+  os.replace(new, folder / DIGESTS_FILE)
 
 
 @contextlib.contextmanager
@@ -240,7 +240,7 @@ def _staged(target: Path) -> Iterator[Path]:
     stage.mkdir()
     yield stage
     for path in stage.rglob('*'):
-      sync(path)
+      fsync(path)
     with contextlib.suppress(FileNotFoundError):
       os.rename(target, Path(temporary, 'old'))
     try:

@@ -12,12 +12,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from maml_jax.errors import UserError, check_choice
+from maml_jax.utils.errors import UserError, check_choice
 from maml_jax.models.convnet import ConvNet4
 from maml_jax.models.layers import Head
 from maml_jax.models.mlp import MLP
-from maml_jax.models.norm import MODES, BatchNorm
-from maml_jax.models.resnet import NARROW, WIDE, ResNet12, ResNet18
+from maml_jax.models.norm import BatchNorm, MODES
+from maml_jax.models.resnet import NARROW, ResNet12, ResNet18, WIDE
 from maml_jax.types import Model
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {

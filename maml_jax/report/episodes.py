@@ -14,15 +14,15 @@ import numpy as np
 
 from maml_jax import data
 from maml_jax.data.episodes import split_episode
-from maml_jax.errors import UserError
-from maml_jax.experiment import Phase
+from maml_jax.utils.errors import UserError
+from maml_jax.experiment.setup import Phase
 from maml_jax.report import markup
-from maml_jax.report.pictures import letter
+from maml_jax.report.demo_plots import letter
 from maml_jax.report.runs import Evaluation
-from maml_jax.tasks import distinct
+from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.types import Dataset, Episode
 
-MOST_SHOTS, MOST_QUERIES = 5, 8  # images of a class that are shown
+MAX_SHOTS, MAX_QUERIES = 5, 8  # images of a class that are shown
 JPEG = {'quality': 80}
 
 
@@ -63,17 +63,17 @@ def load_split(evaluation: Evaluation) -> tuple[Dataset, list[str]]:
   root = facts.get('config', {}).get('data', {}).get('root') or None
   name, split = facts['data'], facts['split']
   names = data.class_names(name, split, root)
-  return data.load_dataset(name, split, root), [short(n) for n in names]
+  return data.load_dataset(name, split, root), [short_class_name(n) for n in names]
 
 
-def short(name: str) -> str:
+def short_class_name(name: str) -> str:
   """The name of a class without the number that ImageNet gives it."""
   first, _, last = name.rpartition(', ')
   is_number = last[:1] == 'n' and last[1:].isdecimal()
   return first if first and is_number else name
 
 
-def recall(
+def rebuild_tasks(
   evaluation: Evaluation,
   dataset: Dataset,
   names: Sequence[str],
@@ -95,7 +95,7 @@ def recall(
   if missing:
     raise UserError(f'the evaluation does not say {", ".join(missing)}')
   phase = Phase(**{field: facts[field] for field in Phase._fields})
-  positions, _ = distinct(dataset, phase, max(numbers) + 1)
+  positions, _ = eval_task_indices(dataset, phase, max(numbers) + 1)
   # Images lie in order of class.
   classes = np.searchsorted(
     np.cumsum(dataset.size), positions[:, :, 0], 'right'
@@ -116,10 +116,10 @@ def recall(
   ]
 
 
-def show(task: Task, title: object) -> markup.Html:
+def render_task(task: Task, title: object) -> markup.Html:
   """A task for the page: a row per class, its support images, its queries."""
-  shots = min(task.shots, MOST_SHOTS)
-  last = task.shots + MOST_QUERIES
+  shots = min(task.shots, MAX_SHOTS)
+  last = task.shots + MAX_QUERIES
   tiles = np.concatenate(
     [task.image[:, :shots], task.image[:, task.shots : last]], axis=1
   )
@@ -130,11 +130,11 @@ def show(task: Task, title: object) -> markup.Html:
     markup.element('figcaption', title),
     *rows,
     class_='episode',
-    style=style(tiles),
+    style=sprite_style(tiles),
   )
 
 
-def style(tiles: np.ndarray) -> str:
+def sprite_style(tiles: np.ndarray) -> str:
   """The images [rows, columns, H, W, C] as variables for `tile` to refer to."""
   rows, columns = tiles.shape[:2]
   return (

@@ -13,18 +13,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from maml_jax import metrics
-from maml_jax.intervals import mean_interval, running_interval
-from maml_jax.report import arithmetic, markup
-from maml_jax.report.runs import Evaluation, Group, Measured
+from maml_jax.experiment import metrics
+from maml_jax.evaluation.statistics import mean_interval, running_interval
+from maml_jax.report import markup, statistics
+from maml_jax.report.runs import Evaluation, EvaluationGroup, RunGroup
 from maml_jax.report.style import INK, LINE, MUTED, PALETTE, series
 
 SIZE = (6.0, 3.7)  # inches
-MOST_POINTS = 300  # of a curve
-FEW_POINTS = 40  # so many are marked one by one
+MAX_POINTS = 300  # of a curve
+MAX_MARKED_POINTS = 40  # so many are marked one by one
 
 
-def svg(figure: Figure, alt: str) -> markup.Html:
+def figure_to_svg(figure: Figure, alt: str) -> markup.Html:
   """A figure as part of a page.
 
   Args:
@@ -53,7 +53,7 @@ def svg(figure: Figure, alt: str) -> markup.Html:
   )
 
 
-def learning(groups: Sequence[Group], name: str) -> Figure | None:
+def learning(groups: Sequence[RunGroup], name: str) -> Figure | None:
   """Accuracy or loss against the meta-iteration; None if no run has any.
 
   Training tasks: a thin line, smoothed. Validation: a line over a band, the
@@ -71,7 +71,7 @@ def learning(groups: Sequence[Group], name: str) -> Figure | None:
                 linewidth=0.9, label=f'{group.name}, training')  # fmt: skip
     if val:
       _band(axes, val[0], *val[2:], color)
-      marker = 'o' if len(val[0]) < FEW_POINTS else None
+      marker = 'o' if len(val[0]) < MAX_MARKED_POINTS else None
       axes.plot(*val[:2], linestyle=dashes, color=color, marker=marker,
                 markersize=3.5, linewidth=1.8,
                 label=f'{group.name}, validation')  # fmt: skip
@@ -83,7 +83,7 @@ def learning(groups: Sequence[Group], name: str) -> Figure | None:
   return _finish(figure, axes)
 
 
-def histogram(measured: Sequence[Measured]) -> Figure | None:
+def histogram(measured: Sequence[EvaluationGroup]) -> Figure | None:
   """How many tasks have which accuracy (or loss), with the line of chance."""
   score = measured[0].score
   shown = [m for m in measured if m.array(score) is not None]
@@ -115,7 +115,7 @@ def histogram(measured: Sequence[Measured]) -> Figure | None:
   return _finish(figure, axes)
 
 
-def running(measured: Sequence[Measured], marks=(600,)) -> Figure | None:
+def running(measured: Sequence[EvaluationGroup], marks=(600,)) -> Figure | None:
   """Mean of the first n tasks with its 95 % interval, against n."""
   score = measured[0].score
   figure, axes = _panel(
@@ -127,7 +127,7 @@ def running(measured: Sequence[Measured], marks=(600,)) -> Figure | None:
       continue
     color, dashes = series(m.number)
     mean, half = running_interval(found.mean(0))
-    n = np.unique(np.geomspace(10, len(mean), MOST_POINTS).astype(int))
+    n = np.unique(np.geomspace(10, len(mean), MAX_POINTS).astype(int))
     mean, half = mean[n - 1], half[n - 1]
     _band(axes, n, mean - half, mean + half, color)
     axes.plot(n, mean, color=color, linestyle=dashes, linewidth=1.6,
@@ -150,7 +150,7 @@ def running(measured: Sequence[Measured], marks=(600,)) -> Figure | None:
   return _finish(figure, axes)
 
 
-def adaptation(measured: Sequence[Measured], name: str) -> Figure | None:
+def adaptation(measured: Sequence[EvaluationGroup], name: str) -> Figure | None:
   """Accuracy or loss after each inner step, on support and query set."""
   figure, axes = _panel(f'{name.capitalize()} while adapting', 'inner steps')
   for m in measured:
@@ -208,7 +208,7 @@ def differences(
   return figure
 
 
-def heat(columns: Sequence[str], rows: Sequence[str], values, texts) -> Figure:
+def heat_map(columns: Sequence[str], rows: Sequence[str], values, texts) -> Figure:
   """A heat map with its numbers.
 
   Args:
@@ -307,16 +307,16 @@ def _chance(axes, facts: Sequence[dict], *, vertical: bool) -> None:
          label=f'chance, {100 / ways:.3g} %')  # fmt: skip
 
 
-def _edges(measured: Measured) -> np.ndarray:
+def _edges(measured: EvaluationGroup) -> np.ndarray:
   if measured.score == 'accuracy':
     facts = measured.facts
-    return arithmetic.accuracy_bins(facts['ways'] * facts['queries'])
+    return statistics.accuracy_bins(facts['ways'] * facts['queries'])
   # The last bar holds what is beyond, too.
   values = measured.array('loss')
   return np.linspace(0, np.quantile(values, 0.98) or 1, 31)
 
 
-def _over_runs(group: Group, split: str, name: str):
+def _over_runs(group: RunGroup, split: str, name: str):
   """Steps, mean over the seeds, and the ends of the band; None without any."""
   curves = [
     curve
@@ -343,14 +343,14 @@ def _curve(records: list[dict], split: str, name: str):
     return None
   step, value = (np.array([r[key] for r in kept]) for key in ('step', name))
   half = np.array([r.get('interval', 0) for r in kept], float)
-  counts = split == 'val' and name == metrics.score(kept[0])
+  counts = split == 'val' and name == metrics.primary_metric(kept[0])
   half = np.where(np.isfinite(half) & counts, half, 0)
   if split == 'train':
     size = max(1, len(value) // 30)
     kernel = np.full(size, 1 / size)
     value = np.convolve(value, kernel, 'valid')
     step, half = step[size // 2 :][: len(value)], half[: len(value)]
-  chosen = np.unique(np.linspace(0, len(step) - 1, MOST_POINTS).astype(int))
+  chosen = np.unique(np.linspace(0, len(step) - 1, MAX_POINTS).astype(int))
   step, value, half = step[chosen], value[chosen], half[chosen]
   return step, value, value - half, value + half
 

@@ -4,14 +4,14 @@
 import json
 from collections.abc import Sequence
 
-from maml_jax.report import arithmetic, figures, words
-from maml_jax.report.album import Album
+from maml_jax.report import figures, formatting, statistics
+from maml_jax.report.figure_writer import FigureWriter
 from maml_jax.report.markup import Html, element, folded, join, paragraph
-from maml_jax.report.runs import Group, Measured
-from maml_jax.report.words import number
+from maml_jax.report.runs import EvaluationGroup, RunGroup
+from maml_jax.report.formatting import format_number
 
 
-def grid(groups: Sequence[Group], album: Album) -> Html:
+def grid(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """The newest grid of each group, and others folded away."""
   found = [(group, i, m) for group in groups
            for i, m in enumerate(group.grids)]  # fmt: skip
@@ -26,8 +26,8 @@ def grid(groups: Sequence[Group], album: Album) -> Html:
     element('h2', 'Norm modes, query images and inner steps'),
     paragraph(
       'The same checkpoint and the same tasks in every cell. ',
-      words.kind_tag({'transductive': True}), f' {words.TRANSDUCTIVE}; ',
-      words.kind_tag({'transductive': False}), f' {words.INDUCTIVE}.',
+      formatting.protocol_tag({'transductive': True}), f' {formatting.TRANSDUCTIVE}; ',
+      formatting.protocol_tag({'transductive': False}), f' {formatting.INDUCTIVE}.',
     ),
     folded(parts, 1),
   ])  # fmt: skip
@@ -44,7 +44,7 @@ class Cells:
     base: the key of the base cell, or None.
   """
 
-  def __init__(self, measured: Measured):
+  def __init__(self, measured: EvaluationGroup):
     self.cells: dict[tuple, list[dict]] = {}
     for evaluation in measured.evaluations:
       for cell in evaluation.facts['cells']:
@@ -62,7 +62,7 @@ class Cells:
 
   def value(self, key: tuple) -> tuple[float, float | None]:
     cells = self.cells[key]
-    return arithmetic.over_seeds(
+    return statistics.over_seeds(
       [c[self.score] for c in cells], [c.get('interval') for c in cells]
     )
 
@@ -73,34 +73,34 @@ class Cells:
     cells = self.cells[key]
     if any(c.get('difference') is None for c in cells):
       return ''
-    return words.difference(self.score, *arithmetic.over_seeds(
+    return formatting.format_difference(self.score, *statistics.over_seeds(
       [c['difference'] for c in cells],
       [c.get('difference_interval') for c in cells]))  # fmt: skip
 
   def kind(self, row: tuple) -> str:
     found = next(c[0] for key, c in self.cells.items() if key[:2] == row)
-    return words.kind(found)
+    return formatting.protocol(found)
 
 
-def _grid(measured: Measured, album: Album, name: str) -> Html:
+def _grid(measured: EvaluationGroup, album: FigureWriter, name: str) -> Html:
   cells = Cells(measured)
   values = [[cells.value((*row, k))[0] if (*row, k) in cells.cells
              else float('nan') for k in cells.steps]
             for row in cells.rows]  # fmt: skip
   texts = [[_text(cells, (*row, k)) for k in cells.steps] for row in cells.rows]
-  labels = [f'{words.norm(json.loads(norm))}, {cells.kind((norm, queries))}, '
+  labels = [f'{formatting.format_norm(json.loads(norm))}, {cells.kind((norm, queries))}, '
             f'{_queries(queries)}' for norm, queries in cells.rows]
-  columns = [words.plural(k, 'step') for k in cells.steps]
-  album.keep(name, figures.heat(columns, labels, values, texts))
+  columns = [formatting.pluralize(k, 'step') for k in cells.steps]
+  album.keep(name, figures.heat_map(columns, labels, values, texts))
   heat = figures.scaled(values)
   body = [_row(cells, row, shade)
           for row, shade in zip(cells.rows, heat, strict=True)]  # fmt: skip
   head = element('tr', element('th', 'norm, queries'), *(
-    element('th', words.plural(k, 'step'), scope='col') for k in cells.steps))
+    element('th', formatting.pluralize(k, 'step'), scope='col') for k in cells.steps))
   unit = ' in %' if cells.score == 'accuracy' else ''
   caption = (
-    f'{words.conditions(measured.facts)}. Query {cells.score}{unit} '
-    f'± {words.interval(measured)}; below, the '
+    f'{formatting.describe_conditions(measured.facts)}. Query {cells.score}{unit} '
+    f'± {formatting.describe_interval(measured)}; below, the '
     'difference from the framed cell, taken task by task, with its interval. '
     'The stronger the colour, the more. ' + _extremes(cells)
   )
@@ -111,7 +111,7 @@ def _grid(measured: Measured, album: Album, name: str) -> Html:
 def _row(cells: Cells, row: tuple, shades) -> Html:
   norm, queries = row
   kind = cells.kind(row)
-  head = element('th', words.norm(json.loads(norm)), element(
+  head = element('th', formatting.format_norm(json.loads(norm)), element(
     'small', f'{_queries(queries)}, {kind}'), scope='row')  # fmt: skip
   shown = []
   for steps, shade in zip(cells.steps, shades, strict=True):
@@ -120,7 +120,7 @@ def _row(cells: Cells, row: tuple, shades) -> Html:
       shown.append(element('td', '–'))
       continue
     value, half = cells.value(key)
-    mean, around = words.digits(cells.score, value, half)
+    mean, around = formatting.format_digits(cells.score, value, half)
     shown.append(element(
       'td', element('b', mean),
       element('small', around) if around else '',
@@ -133,7 +133,7 @@ def _row(cells: Cells, row: tuple, shades) -> Html:
 def _text(cells: Cells, key: tuple) -> str:
   if key not in cells.cells:
     return ''
-  value = ''.join(words.digits(cells.score, *cells.value(key)))
+  value = ''.join(formatting.format_digits(cells.score, *cells.value(key)))
   lines = value, cells.difference(key)
   return '\n'.join(filter(None, lines))
 
@@ -146,9 +146,9 @@ def _extremes(cells: Cells) -> str:
   """The cells at both ends in words."""
   order = sorted(cells.cells, key=lambda key: cells.value(key)[0])
   low, high = (
-    f'{number(cells.score, *cells.value((norm, queries, steps)))} '
-    f'({words.norm(json.loads(norm))}, {cells.kind((norm, queries))}, '
-    f'{_queries(queries)}, {words.plural(steps, "step")})'
+    f'{format_number(cells.score, *cells.value((norm, queries, steps)))} '
+    f'({formatting.format_norm(json.loads(norm))}, {cells.kind((norm, queries))}, '
+    f'{_queries(queries)}, {formatting.pluralize(steps, "step")})'
     for norm, queries, steps in (order[0], order[-1])
   )
   return f'From {low} to {high}.'

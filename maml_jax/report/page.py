@@ -10,11 +10,11 @@ import pathlib
 from collections.abc import Sequence
 
 import maml_jax
-from maml_jax.errors import UserError
-from maml_jax.report import answers, grids, markup, runs, sections, style
-from maml_jax.report.album import Album
+from maml_jax.utils.errors import UserError
+from maml_jax.report import grids, markup, predictions, runs, sections, style
+from maml_jax.report.figure_writer import FigureWriter
 from maml_jax.report.markup import Html, element, paragraph
-from maml_jax.workdir import write_text
+from maml_jax.utils.files import write_text
 
 # What the line of links calls each part, and the part.
 PARTS = (
@@ -24,9 +24,9 @@ PARTS = (
   ('Baselines', sections.baselines),
   ('Adaptation', sections.adaptation),
   ('Learning curves', sections.learning),
-  ('Classes', answers.classes),
-  ('Best and worst', answers.tasks),
-  ('Fitted curves', answers.regressions),
+  ('Classes', predictions.classes),
+  ('Best and worst', predictions.tasks),
+  ('Fitted curves', predictions.regressions),
   ('All evaluations', sections.evaluations),
   ('Not measured', sections.missing),
   ('Sources', sections.provenance),
@@ -36,7 +36,7 @@ PARTS = (
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write(
+def write_report(
   path: str | os.PathLike | None,
   workdirs: Sequence[str | os.PathLike],
   *,
@@ -65,15 +65,15 @@ def write(
   if not workdirs:
     raise UserError('--mode=report needs at least one WORKDIR')
   distinct = {pathlib.Path(w).resolve(): w for w in workdirs}
-  found = [runs.read(workdir) for workdir in distinct.values()]
-  groups = runs.group(found)
+  found = [runs.read_run(workdir) for workdir in distinct.values()]
+  groups = runs.group_runs(found)
   if path is None:
     folder = found[0].path if len(found) == 1 else pathlib.Path()
     path = folder / 'report.html'
   path = pathlib.Path(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    album = Album(path.with_name(f'{path.stem}_pictures'))
+    album = FigureWriter(path.with_name(f'{path.stem}_pictures'))
     made = [(name, part(groups, album)) for name, part in PARTS]
     parts = [(nav, Html(extra_html)), *made]
     title = title or ', '.join(group.name for group in groups)

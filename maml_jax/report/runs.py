@@ -16,20 +16,20 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax import config as config_lib
-from maml_jax import metrics
-from maml_jax.errors import UserError
-from maml_jax.workdir import MAY_DIFFER
+from maml_jax.experiment import metrics, metrics_log
+from maml_jax.utils.errors import UserError
+from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS
 
 # What runs that are drawn as one may differ in.
-APART = ('seed', *(field for field in MAY_DIFFER if 'epochs' not in field))
-RECORD = {'step', 'split', 'loss'}
-CELL = ('norm', 'queries', 'num_steps')  # what sets cells of a grid apart
-TASK = ('data', 'split', 'ways', 'shots', 'num_tasks')
-NEEDED = {
-  'tasks': {*TASK, *CELL, 'loss', 'transductive'},
-  'grid': {*TASK, 'cells'},
+SEED_IGNORED_FIELDS = ('seed', *(field for field in RESUME_IGNORED_FIELDS if 'epochs' not in field))
+RECORD_FIELDS = {'step', 'split', 'loss'}
+CELL_FIELDS = ('norm', 'queries', 'num_steps')  # what sets cells of a grid apart
+TASK_FIELDS = ('data', 'split', 'ways', 'shots', 'num_tasks')
+REQUIRED_FIELDS = {
+  'tasks': {*TASK_FIELDS, *CELL_FIELDS, 'loss', 'transductive'},
+  'grid': {*TASK_FIELDS, 'cells'},
 }
-SETUP = ('data', 'split', 'ways', 'shots', 'queries', 'num_steps', 'norm',
+SETUP_FIELDS = ('data', 'split', 'ways', 'shots', 'queries', 'num_steps', 'norm',
          'augment_support')  # fmt: skip
 
 
@@ -49,7 +49,7 @@ class Evaluation(NamedTuple):
   @property
   def score(self) -> str:
     """What counts: 'accuracy' or, in regression, 'loss'."""
-    return metrics.score(self.facts)
+    return metrics.primary_metric(self.facts)
 
 
 class Run(NamedTuple):
@@ -74,7 +74,7 @@ class Run(NamedTuple):
   notes: list[str]
 
 
-class Measured(NamedTuple):
+class EvaluationGroup(NamedTuple):
   """One kind of evaluation, of runs that differ in their seed alone.
 
   Attributes:
@@ -108,7 +108,7 @@ class Measured(NamedTuple):
     return np.stack([array[:least] for array in found])
 
 
-class Group(NamedTuple):
+class RunGroup(NamedTuple):
   """Runs that differ in their seed alone.
 
   Attributes:
@@ -127,26 +127,26 @@ class Group(NamedTuple):
     return self.runs[0].path
 
   @property
-  def measured(self) -> list[Measured]:
+  def measured(self) -> list[EvaluationGroup]:
     """The evaluations, newest first; those of the same kind are one."""
     return self._by_kind(run.evaluations for run in self.runs)
 
   @property
-  def grids(self) -> list[Measured]:
+  def grids(self) -> list[EvaluationGroup]:
     """Likewise."""
     return self._by_kind(run.grids for run in self.runs)
 
-  def _by_kind(self, lists: Iterable[list[Evaluation]]) -> list[Measured]:
+  def _by_kind(self, lists: Iterable[list[Evaluation]]) -> list[EvaluationGroup]:
     kinds = []
     for kind in _by_kind(lists):
       name, count = self.name, len(self.runs)
       if len(kind) < count:
         name = name.replace(f'({count} ', f'({len(kind)} of {count} ')
-      kinds.append(Measured(name, self.number, kind))
+      kinds.append(EvaluationGroup(name, self.number, kind))
     return kinds
 
 
-def read(workdir: str | os.PathLike) -> Run:
+def read_run(workdir: str | os.PathLike) -> Run:
   """Reads one workdir.
 
   Raises:
@@ -159,11 +159,11 @@ def read(workdir: str | os.PathLike) -> Run:
     path.glob('eval/*.json'), key=lambda f: (-f.stat().st_mtime, f.name)
   )
   found = [e for file in files if (e := _evaluation(file, notes))]
-  records = [r for r in metrics.read(path)
-             if isinstance(r, dict) and RECORD <= r.keys()]  # fmt: skip
+  records = [r for r in metrics_log.read_records(path)
+             if isinstance(r, dict) and RECORD_FIELDS <= r.keys()]  # fmt: skip
   if not found and not records:
     raise UserError(
-      f'no run in {path}: it holds neither {metrics.FILE} nor eval/*.json'
+      f'no run in {path}: it holds neither {metrics_log.METRICS_FILE} nor eval/*.json'
     )
   config = _config(path, found)
   seed = config.get('seed', found[0].facts.get('seed') if found else None)
@@ -172,7 +172,7 @@ def read(workdir: str | os.PathLike) -> Run:
   return Run(path, seed, config, records, tasks, grids, notes)
 
 
-def group(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
   """Puts runs together that differ in their seed alone.
 
   A run of the same config and the same seed as another is no second seed.
@@ -185,12 +185,12 @@ def group(runs: Sequence[Run]) -> list[Group]:
   grouped = _by_occurrence(runs, course, lambda run: (course(run), run.seed))
   names = _names([[run.path for run in runs] for runs in grouped])
   return [
-    Group(name, number, sorted(runs, key=lambda run: run.seed or 0))
+    RunGroup(name, number, sorted(runs, key=lambda run: run.seed or 0))
     for number, (name, runs) in enumerate(zip(names, grouped, strict=True))
   ]
 
 
-def chosen(groups: Sequence[Group]) -> list[Measured]:
+def main_evaluations(groups: Sequence[RunGroup]) -> list[EvaluationGroup]:
   """The evaluation of each group that is shown at length.
 
   Of the kinds that every group has, the one with the most seeds, else the
@@ -208,14 +208,14 @@ def chosen(groups: Sequence[Group]) -> list[Measured]:
   return [max(found, key=lambda m: len(m.evaluations)) for found in lists]
 
 
-def first_with(
-  groups: Sequence[Group], has: Callable[[Measured], bool]
-) -> dict[int, Measured]:
+def first_evaluations_with(
+  groups: Sequence[RunGroup], has: Callable[[EvaluationGroup], bool]
+) -> dict[int, EvaluationGroup]:
   """The first evaluation of each group that has something, if any does.
 
   Those of `chosen` go first. The keys are the numbers of the groups.
   """
-  main = {m.number: m for m in chosen(groups)}
+  main = {m.number: m for m in main_evaluations(groups)}
   found = {}
   for group in groups:
     kept = [main[group.number]] if group.number in main else []
@@ -223,13 +223,13 @@ def first_with(
   return {number: m for number, m in found.items() if m}
 
 
-def has_answers(measured: Measured) -> bool:
+def has_predictions(measured: EvaluationGroup) -> bool:
   """Whether it is known what every single query image was taken for."""
   needed = ('predicted', 'classes', 'accuracy', 'loss')
   return all(measured.array(name) is not None for name in needed)
 
 
-def differing(groups: Sequence[Group]) -> dict[str, list]:
+def differing_fields(groups: Sequence[RunGroup]) -> dict[str, list]:
   """The fields that differ among groups, with the value in each."""
   configs = [group.runs[0].config for group in groups]
   fields = sorted({field for config in configs for field in config})
@@ -246,7 +246,7 @@ def differing(groups: Sequence[Group]) -> dict[str, list]:
 
 
 def _may_differ(field: str) -> bool:
-  return any(f'{field}.'.startswith(f'{part}.') for part in APART)
+  return any(f'{field}.'.startswith(f'{part}.') for part in SEED_IGNORED_FIELDS)
 
 
 def _by_kind(lists: Iterable[list[Evaluation]]) -> list[list[Evaluation]]:
@@ -266,8 +266,8 @@ def _by_kind(lists: Iterable[list[Evaluation]]) -> list[list[Evaluation]]:
 def _kind(evaluation: Evaluation) -> str:
   """What evaluations of several seeds must have in common."""
   facts = evaluation.facts
-  cells = [[c[f] for f in CELL] for c in facts.get('cells', ())]
-  return json.dumps([[facts.get(field) for field in SETUP], cells])
+  cells = [[c[f] for f in CELL_FIELDS] for c in facts.get('cells', ())]
+  return json.dumps([[facts.get(field) for field in SETUP_FIELDS], cells])
 
 
 def _evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
@@ -275,10 +275,10 @@ def _evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
   try:
     facts = json.loads(file.read_text())
     facts = {'kind': 'tasks'} | facts
-    if not NEEDED[facts['kind']] <= facts.keys() or facts.get('cells') == []:
+    if not REQUIRED_FIELDS[facts['kind']] <= facts.keys() or facts.get('cells') == []:
       raise ValueError('fields are missing')
     if facts['kind'] == 'grid':  # a single cell has these
-      facts = {k: v for k, v in facts.items() if k not in CELL}
+      facts = {k: v for k, v in facts.items() if k not in CELL_FIELDS}
   except (OSError, ValueError, TypeError, KeyError) as error:
     notes.append(f'{file} is passed over, for it is damaged or of another '
                  f'version: {error}')  # fmt: skip

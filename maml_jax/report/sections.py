@@ -8,42 +8,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maml_jax.intervals import (
-  first_against_all,
-  mean_interval,
-  paired_difference,
-)
-from maml_jax.report import arithmetic, figures, words
-from maml_jax.report.album import Album
-from maml_jax.report.markup import (
-  Html,
-  details,
-  element,
-  folded,
-  join,
-  note,
-  paragraph,
-  table,
-)
-from maml_jax.report.runs import (
-  Group,
-  Measured,
-  chosen,
-  differing,
-  first_with,
-  has_answers,
-)
+from maml_jax.evaluation.statistics import mean_interval, paired_difference, prefix_difference
+from maml_jax.report import figures, formatting, statistics
+from maml_jax.report.figure_writer import FigureWriter
+from maml_jax.report.markup import Html, details, element, folded, join, note, paragraph, table
+from maml_jax.report.runs import EvaluationGroup, RunGroup, differing_fields, first_evaluations_with, has_predictions, main_evaluations
 from maml_jax.report.style import color
-from maml_jax.report.words import number
+from maml_jax.report.formatting import format_number
 
 SAME_TASKS = ('data', 'split', 'ways', 'shots', 'queries')
 COUNTS = (100, 200, 600, 1_000, 2_000, 6_000, 10_000)
 
 
-def summary(groups: Sequence[Group], album: Album) -> Html:
+def summary(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """What was measured and how, in words."""
   del album
-  main = {m.number: m for m in chosen(groups)}
+  main = {m.number: m for m in main_evaluations(groups)}
   cards = [_card(group, main.get(group.number)) for group in groups]
   unread = [line for g in groups for run in g.runs for line in run.notes]
   return join([
@@ -54,7 +34,7 @@ def summary(groups: Sequence[Group], album: Album) -> Html:
   ])  # fmt: skip
 
 
-def learning(groups: Sequence[Group], album: Album) -> Html:
+def learning(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """Learning curves."""
   lacking = [group.name for group in groups if not any(
     run.records for run in group.runs)]  # fmt: skip
@@ -81,9 +61,9 @@ def learning(groups: Sequence[Group], album: Album) -> Html:
   ])  # fmt: skip
 
 
-def single_tasks(groups: Sequence[Group], album: Album) -> Html:
+def single_tasks(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """Histogram and running mean; whether there are enough tasks."""
-  measured = chosen(groups)
+  measured = main_evaluations(groups)
   if not measured:
     return Html()
   panels, texts = [], []
@@ -110,9 +90,9 @@ def single_tasks(groups: Sequence[Group], album: Album) -> Html:
   ])  # fmt: skip
 
 
-def adaptation(groups: Sequence[Group], album: Album) -> Html:
+def adaptation(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """Accuracy and loss after each inner step."""
-  found = first_with(groups, lambda m: bool(m.facts.get('curve')))
+  found = first_evaluations_with(groups, lambda m: bool(m.facts.get('curve')))
   if not found:
     return Html()
   measured = list(found.values())
@@ -122,7 +102,7 @@ def adaptation(groups: Sequence[Group], album: Album) -> Html:
     alt = f'{name.capitalize()} on support and query set after each inner step'
     panels.append(album.show(f'adaptation_{name}', figure, alt))
   texts = [
-    f'{m.name}: {words.setup(m.facts | {"num_tasks": _curve_tasks(m)})}'
+    f'{m.name}: {formatting.describe_setup(m.facts | {"num_tasks": _curve_tasks(m)})}'
     for m in measured
   ]
   several = any(len(m.evaluations) > 1 for m in measured)
@@ -139,9 +119,9 @@ def adaptation(groups: Sequence[Group], album: Album) -> Html:
   ])  # fmt: skip
 
 
-def baselines(groups: Sequence[Group], album: Album) -> Html:
+def baselines(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """What does without the inner loop, on the same tasks."""
-  found = first_with(groups, lambda m: bool(m.facts.get('baselines')))
+  found = first_evaluations_with(groups, lambda m: bool(m.facts.get('baselines')))
   if not found:
     return Html()
   parts = [(m.name, _baselines(m, album)) for m in found.values()]
@@ -149,9 +129,9 @@ def baselines(groups: Sequence[Group], album: Album) -> Html:
                folded(parts, 3)])  # fmt: skip
 
 
-def evaluations(groups: Sequence[Group], album: Album) -> Html:
+def evaluations(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """All evaluations, newest first, those not shown above with their figures."""
-  shown = {m.evaluations[0].path for m in chosen(groups)}
+  shown = {m.evaluations[0].path for m in main_evaluations(groups)}
   rows, others = [], []
   for group in groups:
     for i, m in enumerate(group.measured):
@@ -160,8 +140,8 @@ def evaluations(groups: Sequence[Group], album: Album) -> Html:
       if not above and m.array(m.score) is not None:
         prefix = f'more_{group.number}_{i}_'
         panels = _panels_of_tasks([m], album, prefix)
-        value = number(m.score, *words.mean(m))
-        head = f'{m.name}: {words.setup(m.facts)}: {value}'
+        value = format_number(m.score, *formatting.mean_with_interval(m))
+        head = f'{m.name}: {formatting.describe_setup(m.facts)}: {value}'
         others.append(details(head, element('div', *panels, class_='panels')))
   if not rows:
     return Html()
@@ -178,7 +158,7 @@ def evaluations(groups: Sequence[Group], album: Album) -> Html:
   ])  # fmt: skip
 
 
-def missing(groups: Sequence[Group], album: Album) -> Html:
+def missing(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """What was not measured, with the commands that do."""
   del album
   lines = []
@@ -196,10 +176,10 @@ def missing(groups: Sequence[Group], album: Album) -> Html:
       lacks['baselines'] = None
     if not measured or any(m.facts.get('curve') for m in measured):
       lacks['curve of adaptation'] = None
-    if not classifies or any(has_answers(m) for m in measured):
+    if not classifies or any(has_predictions(m) for m in measured):
       lacks['answers of single tasks'] = None
     lines += [
-      note(f'{group.name}: no {what}.', words.command(group, *flags))
+      note(f'{group.name}: no {what}.', formatting.eval_command(group, *flags))
       for what, flags in lacks.items()
       if flags is not None
     ]
@@ -208,7 +188,7 @@ def missing(groups: Sequence[Group], album: Album) -> Html:
   return join([element('h2', 'Not measured yet'), *lines])
 
 
-def provenance(groups: Sequence[Group], album: Album) -> Html:
+def provenance(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """Which checkpoint, seed, version and device each number is from."""
   del album
   rows = [
@@ -236,52 +216,52 @@ def provenance(groups: Sequence[Group], album: Album) -> Html:
   ])  # fmt: skip
 
 
-def _card(group: Group, measured: Measured | None) -> Html:
+def _card(group: RunGroup, measured: EvaluationGroup | None) -> Html:
   own = f'--own:{color(group.number)}'
   head = element('h3', group.name)
   if measured is None:
     text = 'Not evaluated yet.' if not group.grids else 'Only a grid, below.'
-    return element('article', head, note(text, words.command(group)),
+    return element('article', head, note(text, formatting.eval_command(group)),
                    class_='card', style=own)  # fmt: skip
   facts, score = measured.facts, measured.score
   unit = 'of query images answered right' if score == 'accuracy' else (
     'mean squared error of query points')  # fmt: skip
-  value = number(score, *words.mean(measured))
+  value = format_number(score, *formatting.mean_with_interval(measured))
   texts = [
     paragraph(value, class_='headline'),
-    paragraph(unit, '. ± is the ', words.interval(measured), '.'),
-    paragraph('Measured on ', words.conditions(facts), '.'),
+    paragraph(unit, '. ± is the ', formatting.describe_interval(measured), '.'),
+    paragraph('Measured on ', formatting.describe_conditions(facts), '.'),
   ]  # fmt: skip
   if score == 'accuracy':
-    meaning = words.INDUCTIVE
-    if words.kind(facts) == 'transductive':
-      meaning = words.TRANSDUCTIVE
-    texts.append(paragraph(words.kind_tag(facts), f' {meaning}.'))
+    meaning = formatting.INDUCTIVE
+    if formatting.protocol(facts) == 'transductive':
+      meaning = formatting.TRANSDUCTIVE
+    texts.append(paragraph(formatting.protocol_tag(facts), f' {meaning}.'))
   texts += [_spread(measured), _origin(measured)]
   return element('article', head, *texts, class_='card', style=own)
 
 
-def _spread(measured: Measured) -> Html:
+def _spread(measured: EvaluationGroup) -> Html:
   """Median, share of tasks at chance, and each seed."""
   facts, score = [e.facts for e in measured.evaluations], measured.score
   parts = []
-  if (median := words.average(facts, 'median')) is not None:
-    parts.append(f'Median of tasks {number(score, median)}.')
-  if (share := words.average(facts, 'at_chance')) is not None:
-    text = f'{words.share(share)} of tasks at or below chance '
-    text += f'({words.share(1 / facts[0]["ways"])} right)'
+  if (median := formatting.average_field(facts, 'median')) is not None:
+    parts.append(f'Median of tasks {format_number(score, median)}.')
+  if (share := formatting.average_field(facts, 'at_chance')) is not None:
+    text = f'{formatting.format_share(share)} of tasks at or below chance '
+    text += f'({formatting.format_share(1 / facts[0]["ways"])} right)'
     if 'at_chance_by_luck' in facts[0]:
-      luck = words.share(facts[0]['at_chance_by_luck'])
+      luck = formatting.format_share(facts[0]['at_chance_by_luck'])
       text += f'; guessing puts {luck} there'
     parts.append(f'{text}.')
   if len(facts) > 1:
-    each = ', '.join(f'{number(score, f[score])} (seed {f.get("seed", "?")})'
+    each = ', '.join(f'{format_number(score, f[score])} (seed {f.get("seed", "?")})'
                      for f in facts)  # fmt: skip
     parts.append(f'Seed by seed: {each}.')
   return paragraph(' '.join(parts)) if parts else Html()
 
 
-def _origin(measured: Measured) -> Html:
+def _origin(measured: EvaluationGroup) -> Html:
   facts = [e.facts for e in measured.evaluations]
   seeds = ', '.join(str(f.get('seed', '?')) for f in facts)
   steps = [f'{f["step"]:,}' for f in facts if 'step' in f]
@@ -303,7 +283,7 @@ def _version(facts: dict) -> str:
   return f'{version}, jax {facts.get("jax", "?")}'
 
 
-def _side_by_side(measured: Sequence[Measured]) -> Html:
+def _side_by_side(measured: Sequence[EvaluationGroup]) -> Html:
   """Each run against the first, on the tasks that both were measured on."""
   alike = [m for m in measured if m.array(m.score) is not None and all(
     m.facts[f] == measured[0].facts[f] for f in SAME_TASKS)]  # fmt: skip
@@ -314,10 +294,10 @@ def _side_by_side(measured: Sequence[Measured]) -> Html:
     first, own = alike[0].array(m.score).mean(0), m.array(m.score).mean(0)
     least = min(len(first), len(own))
     apart = paired_difference(own[:least], first[:least])
-    kind = words.kind_tag(m.facts) if m.score == 'accuracy' else '–'
+    kind = formatting.protocol_tag(m.facts) if m.score == 'accuracy' else '–'
     rows.append([
-      m.name, kind, number(m.score, *words.mean(m)),
-      '–' if m is alike[0] else words.difference(m.score, *apart), f'{least:,}'
+      m.name, kind, format_number(m.score, *formatting.mean_with_interval(m)),
+      '–' if m is alike[0] else formatting.format_difference(m.score, *apart), f'{least:,}'
     ])  # fmt: skip
   points = ' in points of 1 %' if alike[0].score == 'accuracy' else ''
   seeds = ', of the mean over seeds' if any(
@@ -328,9 +308,9 @@ def _side_by_side(measured: Sequence[Measured]) -> Html:
   return table(columns, rows, numbers=(2, 3, 4), caption=caption)
 
 
-def _differences(groups: Sequence[Group]) -> Html:
+def _differences(groups: Sequence[RunGroup]) -> Html:
   rows = [[field, *map(str, values)]
-          for field, values in differing(groups).items()]  # fmt: skip
+          for field, values in differing_fields(groups).items()]  # fmt: skip
   if len(groups) < 2 or not rows:
     return Html()
   names = [group.name for group in groups]
@@ -339,7 +319,7 @@ def _differences(groups: Sequence[Group]) -> Html:
 
 
 def _panels_of_tasks(
-  measured: Sequence[Measured], album: Album, prefix: str = ''
+  measured: Sequence[EvaluationGroup], album: FigureWriter, prefix: str = ''
 ) -> list:
   score = measured[0].score
   names = ', '.join(m.name for m in measured)
@@ -364,7 +344,7 @@ def _panels_of_tasks(
   ]  # fmt: skip
 
 
-def _enough(measured: Sequence[Measured]) -> Html:
+def _enough(measured: Sequence[EvaluationGroup]) -> Html:
   """How well so many tasks tell a mean, and whether the first 600 would do."""
   prefixes = [_prefixes(m) for m in measured]
   if not measured:
@@ -378,9 +358,9 @@ def _enough(measured: Sequence[Measured]) -> Html:
   for m in measured:
     values = m.array(m.score).mean(0)
     total, deviation = len(values), values.std(ddof=1)
-    row = [m.name, *(number(m.score, x) for x in (
+    row = [m.name, *(format_number(m.score, x) for x in (
       deviation, 1.96 * deviation / 600**0.5))]  # fmt: skip
-    row += [f'{total:,}', number(m.score, 1.96 * deviation / total**0.5)]
+    row += [f'{total:,}', format_number(m.score, 1.96 * deviation / total**0.5)]
     row += _against_all(m.score, values, 600)
     rows.append(row)
   return join([
@@ -397,39 +377,39 @@ def _against_all(score: str, values: np.ndarray, n: int) -> tuple[str, str]:
   """
   if n >= len(values):
     return '–', '–'
-  apart, luck = first_against_all(values, n)
-  return words.difference(score, apart, None), words.within(score, luck)
+  apart, luck = prefix_difference(values, n)
+  return formatting.format_difference(score, apart, None), formatting.format_margin(score, luck)
 
 
-def _precision(measured: Measured) -> str:
+def _precision(measured: EvaluationGroup) -> str:
   """What the deviation of single tasks means for their mean."""
   score, values = measured.score, measured.array(measured.score).mean(0)
   total, deviation = len(values), values.std(ddof=1)
   half = 1.96 * deviation
   goal = 0.005 if score == 'accuracy' else 0.05 * abs(values.mean())
   text = (
-    f'A single task has a standard deviation of {number(score, deviation)}, so '
-    f'the mean of 600 is known to {words.within(score, half / 600**0.5)}'
+    f'A single task has a standard deviation of {format_number(score, deviation)}, so '
+    f'the mean of 600 is known to {formatting.format_margin(score, half / 600**0.5)}'
   )
   if total != 600:
-    ours = words.within(score, half / total**0.5)
+    ours = formatting.format_margin(score, half / total**0.5)
     text += f', and that of these {total:,} to {ours}'
   text += (
     '. Two learners measured on 600 different tasks each must be '
-    f'{number(score, half * (2 / 600) ** 0.5)} apart to be told apart'
+    f'{format_number(score, half * (2 / 600) ** 0.5)} apart to be told apart'
   )
   if goal and deviation:
     needed = f'{(half / goal) ** 2:,.0f}'
-    text += f'; {words.within(score, goal)} takes {needed} tasks'
+    text += f'; {formatting.format_margin(score, goal)} takes {needed} tasks'
   return f'{text}.'
 
 
-def _prefixes(measured: Measured) -> Html:
+def _prefixes(measured: EvaluationGroup) -> Html:
   """The means of the first n tasks beside that of all."""
   score, values = measured.score, measured.array(measured.score).mean(0)
   counts = sorted({n for n in COUNTS if n < len(values)} | {len(values)})
   rows = [
-    [f'{n:,}', number(score, *mean_interval(values[:n])),
+    [f'{n:,}', format_number(score, *mean_interval(values[:n])),
      *_against_all(score, values, n)]
     for n in counts
   ]  # fmt: skip
@@ -437,60 +417,60 @@ def _prefixes(measured: Measured) -> Html:
   return table(columns, rows, numbers=range(len(columns)), stack=False)
 
 
-def _curve_tasks(measured: Measured) -> int:
+def _curve_tasks(measured: EvaluationGroup) -> int:
   curve = measured.facts['curve']
   return curve.get('num_tasks', measured.facts['num_tasks'])
 
 
-def _baselines(measured: Measured, album: Album) -> Html:
+def _baselines(measured: EvaluationGroup, album: FigureWriter) -> Html:
   """A table and a figure; MAML goes first."""
   score = measured.score
   lists = [
     {b['name']: b for b in e.facts.get('baselines') or () if score in b}
     for e in measured.evaluations
   ]
-  value, half = words.mean(measured)
-  rows = [['MAML', 'adapted by the inner loop', number(score, value, half),
+  value, half = formatting.mean_with_interval(measured)
+  rows = [['MAML', 'adapted by the inner loop', format_number(score, value, half),
            '–']]  # fmt: skip
   dots, scale = [], 100 if score == 'accuracy' else 1
   for name, first in lists[0].items():
     every = [found[name] for found in lists if name in found]
     own, apart = (
-      arithmetic.over_seeds([b[f] for b in every], [b.get(i) for b in every])
+      statistics.over_seeds([b[f] for b in every], [b.get(i) for b in every])
       for f, i in ((score, 'interval'), ('difference', 'difference_interval'))
     )
     title = name.replace('_', ' ')
-    rows.append([title, first.get('about', ''), number(score, *own),
-                 words.difference(score, *apart)])  # fmt: skip
+    rows.append([title, first.get('about', ''), format_number(score, *own),
+                 formatting.format_difference(score, *apart)])  # fmt: skip
     dots.append((title, *(x and scale * x for x in apart)))
   unit = ', points of 1 %' if score == 'accuracy' else ''
   columns = ('learner', 'what it does', score, f'minus MAML{unit}')
   figure = figures.differences(dots, f'{score} minus that of MAML{unit}')
   return join([
-    paragraph('All on the same tasks: ', words.setup(measured.facts),
+    paragraph('All on the same tasks: ', formatting.describe_setup(measured.facts),
               '. Differences are taken task by task.'),
     table(columns, rows, numbers=(2, 3)),
     album.show(f'baselines_{measured.number}', figure,
                f'{score.capitalize()} of each baseline minus that of MAML, '
-               'with intervals', f'± is the {words.interval(measured)}.'),
+               'with intervals', f'± is the {formatting.describe_interval(measured)}.'),
   ])  # fmt: skip
 
 
-def _evaluation_row(group: Group, measured: Measured) -> list:
+def _evaluation_row(group: RunGroup, measured: EvaluationGroup) -> list:
   facts, score = measured.facts, measured.score
   every = [e.facts for e in measured.evaluations]
-  median = words.average(every, 'median')
-  share = words.average(every, 'at_chance')
+  median = formatting.average_field(every, 'median')
+  share = formatting.average_field(every, 'at_chance')
   classifies = score == 'accuracy'
   return [
     group.name,
-    f'{facts["data"]} {facts["split"]}, {words.task(facts)}',
-    words.kind_tag(facts) if classifies else '–',
+    f'{facts["data"]} {facts["split"]}, {formatting.describe_task(facts)}',
+    formatting.protocol_tag(facts) if classifies else '–',
     facts['queries'],
     facts['num_steps'],
-    words.norm(facts['norm']) if classifies else '–',
+    formatting.format_norm(facts['norm']) if classifies else '–',
     f'{facts["num_tasks"]:,}',
-    number(score, *words.mean(measured)),
-    '–' if median is None else number(score, median),
-    '–' if share is None else words.share(share),
+    format_number(score, *formatting.mean_with_interval(measured)),
+    '–' if median is None else format_number(score, median),
+    '–' if share is None else formatting.format_share(share),
   ]

@@ -1,0 +1,33 @@
+"""CIFAR-FS: CIFAR-100, split at random into 64, 16 and 20 classes.
+
+Bertinetto et al., "Meta-learning with differentiable closed-form solvers",
+2019.
+"""
+
+from maml_jax.data.datasets import cifar
+from maml_jax.data import records
+
+LAYOUT = """\
+CIFAR_FS_{train,val,test}.pickle, or {train,val,test}.pickle
+cifar100/3.0.2/ of tfds build cifar100 --file_format=array_record"""
+
+VAL = (
+  'beaver beetle butterfly camel cattle crab crocodile flatfish lamp'
+  ' maple_tree motorcycle otter sea shark television tractor'
+)
+TEST = (
+  'baby bed bicycle chimpanzee fox leopard man pickup_truck plain poppy'
+  ' rocket rose snail sweet_pepper table telephone wardrobe whale woman worm'
+)
+SPLIT_OF = cifar.split_classes(VAL.split(), TEST.split())
+
+SPEC = records.DatasetSpec(
+  name='cifar_fs',
+  image_shape=cifar.IMAGE_SHAPE,
+  layout=LAYOUT,
+  source=cifar.make_source('cifar_fs', 'CIFAR_FS_', SPLIT_OF),
+  mean=cifar.MEAN,
+  std=cifar.STD,
+  num_classes={'train': 64, 'val': 16, 'test': 20},
+  images_per_class=600,
+)

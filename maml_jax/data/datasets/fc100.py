@@ -1,0 +1,35 @@
+"""FC100: CIFAR-100, split by superclass into 60, 20 and 20 classes.
+
+Oreshkin et al., "TADAM: Task dependent adaptive metric for improved few-shot
+learning", 2018. No superclass is in two splits.
+"""
+
+from maml_jax.data.datasets import cifar
+from maml_jax.data import records
+
+LAYOUT = """\
+FC100_{train,val,test}.pickle, or {train,val,test}.pickle
+cifar100/3.0.2/ of tfds build cifar100 --file_format=array_record"""
+
+VAL = (
+  'large carnivores',
+  'large omnivores and herbivores',
+  'non-insect invertebrates',
+  'small mammals',
+)
+TEST = ('aquatic mammals', 'insects', 'medium mammals', 'people')
+SPLIT_OF = cifar.split_classes(
+  ' '.join(cifar.SUPERCLASSES[name] for name in VAL).split(),
+  ' '.join(cifar.SUPERCLASSES[name] for name in TEST).split(),
+)
+
+SPEC = records.DatasetSpec(
+  name='fc100',
+  image_shape=cifar.IMAGE_SHAPE,
+  layout=LAYOUT,
+  source=cifar.make_source('fc100', 'FC100_', SPLIT_OF),
+  mean=cifar.MEAN,
+  std=cifar.STD,
+  num_classes={'train': 60, 'val': 20, 'test': 20},
+  images_per_class=600,
+)

@@ -1,0 +1,47 @@
+"""iNaturalist 2017: species of animals, plants and fungi, made 84 x 84.
+
+Van Horn et al., "The iNaturalist species classification and detection
+dataset", 2018. The classes are those of the tables, their number is not
+checked: they are often a part of the 5,089, split at will.
+
+# differs from PyTorch-MAML: it has no classes to validate on. Without val.csv
+a fifth of the classes of train.csv is held out, by a hash of their names.
+"""
+
+import hashlib
+from pathlib import Path
+
+from maml_jax.data import csv_splits, records
+
+LAYOUT = """\
+images/ and fs-splits/{train,val,test}.csv (filename,label)
+train_val_images/ and {train,val,test}.csv beside it
+either without val.csv: a fifth of the training classes validates"""
+
+VAL = 0.2  # part of the training classes, without a table
+
+
+def _source(directory: Path) -> records.Splits:
+  rows = csv_splits.find_csv_splits(SPEC.name, directory, 'val')
+  splits = csv_splits.records_from_rows(SPEC.name, directory, rows) if rows else {}
+  if rows and 'val' not in rows:
+    labels = sorted(
+      {record.label for record in splits['train']},
+      key=lambda label: hashlib.sha256(label.encode()).digest(),
+    )
+    held_out = set(labels[: max(1, round(VAL * len(labels)))])
+    splits |= {
+      'train': [r for r in splits['train'] if r.label not in held_out],
+      'val': [r for r in splits['train'] if r.label in held_out],
+    }
+  return splits
+
+
+SPEC = records.DatasetSpec(
+  name='inat2017',
+  image_shape=(84, 84, 3),
+  layout=LAYOUT,
+  source=_source,
+  mean=(0.4905, 0.4961, 0.4330),
+  std=(0.1737, 0.1713, 0.1779),
+)
