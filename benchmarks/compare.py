@@ -24,11 +24,11 @@ from maml_jax.utils.errors import UserError
 
 # What a peer does otherwise on the same workload.
 PEERS = {
-    'pytorch_maml': 'nothing but the framework',
-    'learn2learn': (
-        'adapts batch norm too and keeps its running averages; one task after '
-        'another; gradients are not clipped'
-    ),
+  'pytorch_maml': 'nothing but the framework',
+  'learn2learn': (
+    'adapts batch norm too and keeps its running averages; one task after '
+    'another; gradients are not clipped'
+  ),
 }
 
 
@@ -41,12 +41,12 @@ class Worker:
     if use_huge_pages:
       env |= huge_pages.huge_pages_environment()
     self._process = subprocess.Popen(
-        [python, '-m', 'benchmarks.worker', *args],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=env,
+      [python, '-m', 'benchmarks.worker', *args],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+      env=env,
     )
 
   def ready(self) -> dict:
@@ -92,8 +92,8 @@ def start(commands: dict[str, list[str]], huge_pages: bool):
     UserError: maml_jax itself cannot run.
   """
   workers = {
-      name: Worker(*command, use_huge_pages=huge_pages or name == 'maml_jax')
-      for name, command in commands.items()
+    name: Worker(*command, use_huge_pages=huge_pages or name == 'maml_jax')
+    for name, command in commands.items()
   }
   about = {}
   for name, worker in list(workers.items()):
@@ -120,16 +120,16 @@ def rounds(workers: dict[str, Worker], count: int) -> list[dict[str, float]]:
     here = times['maml_jax']
     parts = [f'maml_jax {here:7.3f} s']
     parts += [
-        f'{name} {times[name]:7.3f} s = {times[name] / here:5.2f} x'
-        for name in workers
-        if name != 'maml_jax'
+      f'{name} {times[name]:7.3f} s = {times[name] / here:5.2f} x'
+      for name in workers
+      if name != 'maml_jax'
     ]
     print('  ' + '   '.join(parts), flush=True)
   return done
 
 
 def compare(
-    name: str, commands: dict[str, list[str]], count: int, huge_pages: bool
+  name: str, commands: dict[str, list[str]], count: int, huge_pages: bool
 ):
   """Yields a row for each peer."""
   print(name, flush=True)
@@ -142,27 +142,27 @@ def compare(
   for peer in [name for name in workers if name != 'maml_jax']:
     ratios = [times[peer] / times['maml_jax'] for times in done]
     print(
-        f'  {peer}: median ratio {statistics.median(ratios):.2f} '
-        f'({min(ratios):.2f}..{max(ratios):.2f}); differs: {PEERS[peer]}',
-        flush=True,
+      f'  {peer}: median ratio {statistics.median(ratios):.2f} '
+      f'({min(ratios):.2f}..{max(ratios):.2f}); differs: {PEERS[peer]}',
+      flush=True,
     )
     yield {
-        'group': 'compare',
-        'name': name,
-        'peer': peer,
-        **about,
-        **milliseconds('ms', [times['maml_jax'] for times in done]),
-        **milliseconds('peer_ms', [times[peer] for times in done]),
-        **spread('ratio', ratios),
-        'differs': PEERS[peer],
-        'peer_huge_pages': huge_pages,
-        'repeats': count,
+      'group': 'compare',
+      'name': name,
+      'peer': peer,
+      **about,
+      **milliseconds('ms', [times['maml_jax'] for times in done]),
+      **milliseconds('peer_ms', [times[peer] for times in done]),
+      **spread('ratio', ratios),
+      'differs': PEERS[peer],
+      'peer_huge_pages': huge_pages,
+      'repeats': count,
     }
 
 
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   for peer in PEERS:
     parser.add_argument(f'--{peer}', metavar='DIR')
@@ -175,9 +175,9 @@ def main(argv=None) -> int:
   add('--json', metavar='FILE', help='append JSON lines here')
   args = parser.parse_args(argv)
   checkouts = {
-      peer: os.path.abspath(getattr(args, peer))
-      for peer in PEERS
-      if getattr(args, peer)
+    peer: os.path.abspath(getattr(args, peer))
+    for peer in PEERS
+    if getattr(args, peer)
   }
   if not checkouts:
     parser.error('nothing to compare with: give --pytorch_maml, --learn2learn')
@@ -187,8 +187,8 @@ def main(argv=None) -> int:
   for name in args.workloads:
     what = [name, args.precision]
     commands = {'maml_jax': [sys.executable, 'maml_jax', *what]} | {
-        peer: [args.python, peer, *what, checkout]
-        for peer, checkout in checkouts.items()
+      peer: [args.python, peer, *what, checkout]
+      for peer, checkout in checkouts.items()
     }
     for row in compare(name, commands, args.pairs, args.huge_pages):
       rows += 1

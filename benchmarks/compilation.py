@@ -18,24 +18,24 @@ from benchmarks import workload
 from benchmarks.measure import Settings, child, spread
 from benchmarks.table import Ranged
 from benchmarks.with_jax import (
-    fitting_mesh,
-    program,
-    sampler,
-    synthetic,
-    train_step,
+  fitting_mesh,
+  program,
+  sampler,
+  synthetic,
+  train_step,
 )
 from benchmarks.workload import Workload
 from maml_jax.data.episodes import make_transform
 from maml_jax.sharding import one_device_per_core
 
 COLUMNS = {
-    'cold_s': Ranged('.1f'),
-    'cold_trace_s': '.1f',
-    'cold_compile_s': '.1f',
-    'cached_s': Ranged('.1f'),
-    'cached_trace_s': '.1f',
-    'cached_compile_s': '.1f',
-    'repeats': 'd',
+  'cold_s': Ranged('.1f'),
+  'cold_trace_s': '.1f',
+  'cold_compile_s': '.1f',
+  'cached_s': Ranged('.1f'),
+  'cached_trace_s': '.1f',
+  'cached_compile_s': '.1f',
+  'repeats': 'd',
 }
 PROGRAMS = ('iteration', 'train_step')
 
@@ -55,10 +55,10 @@ def measure(name: str, settings: Settings) -> dict:
     with tempfile.TemporaryDirectory() as cache:
       for times in samples.values():
         result = child(
-            'benchmarks.compilation',
-            *args,
-            precision=settings.precision,
-            JAX_COMPILATION_CACHE_DIR=cache,
+          'benchmarks.compilation',
+          *args,
+          precision=settings.precision,
+          JAX_COMPILATION_CACHE_DIR=cache,
         )
         times.append(result)
     if time.monotonic() - start > settings.seconds:
@@ -86,8 +86,8 @@ def stages(name: str, work: Workload) -> dict:
   middle = time.perf_counter()
   lowered.compile()
   return {
-      'trace_s': middle - start,
-      'compile_s': time.perf_counter() - middle,
+    'trace_s': middle - start,
+    'compile_s': time.perf_counter() - middle,
   }
 
 

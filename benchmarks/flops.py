@@ -86,8 +86,8 @@ def _kernel_grad(equation) -> int:
 
 
 _COUNTERS: dict[str, Callable[..., int]] = {
-    'dot_general': _dot_general,
-    'conv_general_dilated': _lax_conv,
-    'conv': _conv,
-    'conv_kernel_grad': _kernel_grad,
+  'dot_general': _dot_general,
+  'conv_general_dilated': _lax_conv,
+  'conv': _conv,
+  'conv_kernel_grad': _kernel_grad,
 }

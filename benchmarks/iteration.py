@@ -10,10 +10,10 @@ from benchmarks.with_jax import compiled, fitting_mesh
 from benchmarks.workload import WORKLOADS, Workload
 
 COLUMNS = {
-    'ms': Ranged('.2f'),
-    'tasks_per_s': '.2f',
-    'used': 'd',
-    'repeats': 'd',
+  'ms': Ranged('.2f'),
+  'tasks_per_s': '.2f',
+  'used': 'd',
+  'repeats': 'd',
 }
 
 
@@ -30,8 +30,8 @@ def measure(work: Workload, settings: Settings) -> dict:
   run, args = compiled(work, mesh)
   times = in_turn({'ms': lambda: run(*args)}, settings)['ms']
   return {
-      **milliseconds('ms', times),
-      'tasks_per_s': work.tasks / statistics.median(times),
-      'used': mesh.size,  # devices
-      'repeats': len(times),
+    **milliseconds('ms', times),
+    'tasks_per_s': work.tasks / statistics.median(times),
+    'used': mesh.size,  # devices
+    'repeats': len(times),
   }

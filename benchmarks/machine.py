@@ -16,16 +16,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def machine() -> dict:
   """Device, cores, versions and commit, by name."""
   return {
-      'device': jax.devices()[0].device_kind,
-      'devices': jax.device_count(),
-      'platform': jax.default_backend(),
-      'processor': processor(),
-      'cores': cores(),
-      'jax': jax.__version__,
-      'jaxlib': jaxlib.__version__,
-      'python': platform.python_version(),
-      'maml_jax': maml_jax.__version__,
-      'commit': commit(),
+    'device': jax.devices()[0].device_kind,
+    'devices': jax.device_count(),
+    'platform': jax.default_backend(),
+    'processor': processor(),
+    'cores': cores(),
+    'jax': jax.__version__,
+    'jaxlib': jaxlib.__version__,
+    'python': platform.python_version(),
+    'maml_jax': maml_jax.__version__,
+    'commit': commit(),
   }
 
 
@@ -51,7 +51,7 @@ def commit() -> str:
 
   def git(*args):
     done = subprocess.run(
-        ['git', '-C', ROOT, *args], capture_output=True, text=True
+      ['git', '-C', ROOT, *args], capture_output=True, text=True
     )
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import jax
 
-from maml_jax.utils.errors import UserError
 from maml_jax.experiment.setup import PRECISIONS
+from maml_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A sample lasts at least so long: it takes as many calls as that needs.
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
 
 
 def in_turn(
-    calls: dict[str, Callable], settings: Settings
+  calls: dict[str, Callable], settings: Settings
 ) -> dict[str, list[float]]:
   """Seconds per call of several sides, sampled in turn.
 
@@ -81,9 +81,9 @@ def spread(name: str, values: Sequence[float], scale: float = 1.0) -> dict:
   """{name: median, name_min, name_max} of scaled values."""
   values = [scale * value for value in values]
   return {
-      name: statistics.median(values),
-      f'{name}_min': min(values),
-      f'{name}_max': max(values),
+    name: statistics.median(values),
+    f'{name}_min': min(values),
+    f'{name}_max': max(values),
   }
 
 
@@ -105,16 +105,16 @@ def child(module: str, *args: str, precision: str, **env: str) -> dict:
     UserError: it failed; with the last line that it wrote.
   """
   shared = {
-      'JAX_DEFAULT_MATMUL_PRECISION': PRECISIONS[precision][1],
-      # The accelerator's memory may be held by this process.
-      'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+    'JAX_DEFAULT_MATMUL_PRECISION': PRECISIONS[precision][1],
+    # The accelerator's memory may be held by this process.
+    'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
   }
   done = subprocess.run(
-      [sys.executable, '-m', module, *args],
-      cwd=ROOT,
-      env=os.environ | shared | env,
-      capture_output=True,
-      text=True,
+    [sys.executable, '-m', module, *args],
+    cwd=ROOT,
+    env=os.environ | shared | env,
+    capture_output=True,
+    text=True,
   )
   if done.returncode:
     last = done.stderr.strip().splitlines()[-1:] or ['no message']

@@ -13,14 +13,14 @@ from benchmarks.with_jax import compiled, fitting_mesh
 from benchmarks.workload import Workload
 
 COLUMNS = {
-    'mb': '.1f',
-    'mb_remat': '.1f',
-    'mb_mixed': '.1f',
-    'saved': '.1%',
-    'ms': '.2f',
-    'extra_remat': Ranged('.1%'),
-    'extra_mixed': Ranged('.1%'),
-    'repeats': 'd',
+  'mb': '.1f',
+  'mb_remat': '.1f',
+  'mb_mixed': '.1f',
+  'saved': '.1%',
+  'ms': '.2f',
+  'extra_remat': Ranged('.1%'),
+  'extra_mixed': Ranged('.1%'),
+  'repeats': 'd',
 }
 STEPS = (1, 5, 10, 20)
 TIMED = 5
@@ -40,9 +40,9 @@ def cases(settings: Settings):
 def measure(work: Workload, settings: Settings, timed: bool) -> dict:
   """Memory in megabytes, and if wanted milliseconds, without remat and with."""
   works = {
-      '': work,
-      '_remat': work._replace(remat=True),
-      '_mixed': work._replace(mixed_mode=True),
+    '': work,
+    '_remat': work._replace(remat=True),
+    '_mixed': work._replace(mixed_mode=True),
   }
   row = {f'mb{name}': megabytes(work) for name, work in works.items()}
   row['saved'] = 1 - row['mb_remat'] / row['mb']

@@ -63,17 +63,17 @@ def resident_bytes(task: Task) -> float:
 
 
 def iteration(
-    task: Task, chip: Chip, chips: int, tasks_per_chip: int, utilisation: float
+  task: Task, chip: Chip, chips: int, tasks_per_chip: int, utilisation: float
 ) -> dict[str, float]:
   """One meta-iteration: seconds, tasks a second, share of the all-reduce."""
   sent = all_reduce_bytes(task.params, chips)
   reduce = sent / chip.links
   seconds = tasks_per_chip * seconds_of_task(task, chip, utilisation) + reduce
   return {
-      'seconds': seconds,
-      'tasks_per_second': chips * tasks_per_chip / seconds,
-      'sent': sent,
-      'share_of_reduce': reduce / seconds,
+    'seconds': seconds,
+    'tasks_per_second': chips * tasks_per_chip / seconds,
+    'sent': sent,
+    'share_of_reduce': reduce / seconds,
   }
 
 
@@ -83,45 +83,45 @@ def count(work: Workload) -> Task:
   fn, args = program(work)
   run, _ = compiled(work)
   return Task(
-      flops.count(jax.make_jaxpr(fn)(*args)),
-      sum(math.prod(x.shape) for x in jax.tree.leaves(args[0])),
-      run.memory_analysis().temp_size_in_bytes,
+    flops.count(jax.make_jaxpr(fn)(*args)),
+    sum(math.prod(x.shape) for x in jax.tree.leaves(args[0])),
+    run.memory_analysis().temp_size_in_bytes,
   )
 
 
 def tables(tasks: dict[str, Task], chip: Chip, utilisation: float) -> str:
   """What is printed, as Markdown."""
   lines = [
-      '| encoder | parameters | GFLOP a task | memory of a chip | of it '
-      'temporary |',
-      '|---|---|---|---|---|',
+    '| encoder | parameters | GFLOP a task | memory of a chip | of it '
+    'temporary |',
+    '|---|---|---|---|---|',
   ]
   for name, task in tasks.items():
     resident = resident_bytes(task)
     lines.append(
-        f'| {name} | {task.params:,} | {task.flop / 1e9:,.1f} | '
-        f'{resident / 1e9:.2f} GB | {task.temporary / 1e9:.2f} GB |'
+      f'| {name} | {task.params:,} | {task.flop / 1e9:,.1f} | '
+      f'{resident / 1e9:.2f} GB | {task.temporary / 1e9:.2f} GB |'
     )
   lines += [
-      '',
-      '| encoder | chips | tasks | iteration | tasks/s | sent by each chip | '
-      'all-reduce |',
-      '|---|---|---|---|---|---|---|',
+    '',
+    '| encoder | chips | tasks | iteration | tasks/s | sent by each chip | '
+    'all-reduce |',
+    '|---|---|---|---|---|---|---|',
   ]
   for name, task in tasks.items():
     for chips in CHIPS:
       row = iteration(task, chip, chips, 1, utilisation)
       lines.append(
-          f'| {name} | {chips} | {chips} | {1e3 * row["seconds"]:.2f} ms | '
-          f'{row["tasks_per_second"]:,.0f} | {row["sent"] / 1e6:.2f} MB | '
-          f'{row["share_of_reduce"]:.1%} |'
+        f'| {name} | {chips} | {chips} | {1e3 * row["seconds"]:.2f} ms | '
+        f'{row["tasks_per_second"]:,.0f} | {row["sent"] / 1e6:.2f} MB | '
+        f'{row["share_of_reduce"]:.1%} |'
       )
   return '\n'.join(lines)
 
 
 def main(argv=None) -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--utilisation', type=float, default=0.3)
   parser.add_argument('--tiny', action='store_true', help='to try it out')

@@ -24,10 +24,10 @@ COLUMNS = {'ms': '.1f', 'share': '.1%', 'calls': 'd', 'repeats': 'd'}
 
 # The first pattern that is found in an operation's definition decides.
 KINDS = {
-    'gradients of kernels': r'conv/while/body/|body/\w+/conv_general',
-    'convolutions': r'conv_general_dilated',
-    'reductions': r'reduce|dot_general',
-    'pixel by pixel': r'',
+  'gradients of kernels': r'conv/while/body/|body/\w+/conv_general',
+  'convolutions': r'conv_general_dilated',
+  'reductions': r'reduce|dot_general',
+  'pixel by pixel': r'',
 }
 LEAF = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (?!.* while\()(.*)$', re.M)
 
@@ -46,10 +46,10 @@ def measure(kind: str, shares: dict, settings: Settings) -> dict:
   nanoseconds, calls = shares[kind]
   total = sum(t for t, _ in shares.values())
   return {
-      'ms': nanoseconds / 1e6,
-      'share': nanoseconds / total,
-      'calls': round(calls),
-      'repeats': settings.repeats,
+    'ms': nanoseconds / 1e6,
+    'share': nanoseconds / total,
+    'calls': round(calls),
+    'repeats': settings.repeats,
   }
 
 
@@ -59,8 +59,8 @@ def profile(settings: Settings) -> dict[str, tuple[float, float]]:
   work = workload.tiny(work) if settings.tiny else work
   run, args = compiled(work, make_mesh(jax.devices()[:1]))
   kind_of = {
-      name: next(k for k, pattern in KINDS.items() if re.search(pattern, text))
-      for name, text in LEAF.findall(run.as_text())
+    name: next(k for k, pattern in KINDS.items() if re.search(pattern, text))
+    for name, text in LEAF.findall(run.as_text())
   }
   jax.block_until_ready(run(*args))
   with tempfile.TemporaryDirectory() as folder:

@@ -18,14 +18,14 @@ from benchmarks.with_jax import compiled, fitting_mesh, program
 from benchmarks.workload import Workload
 
 COLUMNS = {
-    'gflop': '.2f',
-    'xla_gflop': '.2f',
-    'ms': Ranged('.2f'),
-    'gflops': '.1f',
-    'matmul_gflops': '.1f',
-    'share': Ranged('.1%'),
-    'matmul': 's',
-    'repeats': 'd',
+  'gflop': '.2f',
+  'xla_gflop': '.2f',
+  'ms': Ranged('.2f'),
+  'gflops': '.1f',
+  'matmul_gflops': '.1f',
+  'share': Ranged('.1%'),
+  'matmul': 's',
+  'repeats': 'd',
 }
 SIZES = (1024, 2048, 4096)
 ACCELERATOR_SIZES = (*SIZES, 8192)
@@ -52,14 +52,14 @@ def measure(work: Workload, settings: Settings) -> dict:
   peaks = [product_flop / seconds for seconds in times['product']]
   pairs = zip(rates, peaks, strict=True)
   return {
-      'gflop': work_flop / 1e9,
-      'xla_gflop': counted_by_xla.get('flops', 0.0) / 1e9,
-      **milliseconds('ms', times['iteration']),
-      **spread('gflops', rates, 1e-9),
-      **spread('matmul_gflops', peaks, 1e-9),
-      **spread('share', [rate / peak for rate, peak in pairs]),
-      'matmul': name,
-      'repeats': len(rates),
+    'gflop': work_flop / 1e9,
+    'xla_gflop': counted_by_xla.get('flops', 0.0) / 1e9,
+    **milliseconds('ms', times['iteration']),
+    **spread('gflops', rates, 1e-9),
+    **spread('matmul_gflops', peaks, 1e-9),
+    **spread('share', [rate / peak for rate, peak in pairs]),
+    'matmul': name,
+    'repeats': len(rates),
   }
 
 

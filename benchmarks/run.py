@@ -16,34 +16,34 @@ import time
 import jax
 
 from benchmarks import (
-    compilation,
-    iteration,
-    memory,
-    profile,
-    rate,
-    sampling,
-    scaling,
-    variants,
+  compilation,
+  iteration,
+  memory,
+  profile,
+  rate,
+  sampling,
+  scaling,
+  variants,
 )
 from benchmarks.machine import machine
 from benchmarks.measure import Settings
 from benchmarks.table import Table
 from benchmarks.workload import Workload
 from maml_jax.config import CHOICES
-from maml_jax.utils.errors import UserError, check_choice
 from maml_jax.experiment.setup import PRECISIONS
-from maml_jax.utils.huge_pages import restart_with_huge_pages
 from maml_jax.sharding import one_device_per_core
+from maml_jax.utils.errors import UserError, check_choice
+from maml_jax.utils.huge_pages import restart_with_huge_pages
 
 GROUPS = {
-    'iteration': iteration,
-    'compile': compilation,
-    'memory': memory,
-    'sampling': sampling,
-    'flops': rate,
-    'scaling': scaling,
-    'profile': profile,
-    'variants': variants,
+  'iteration': iteration,
+  'compile': compilation,
+  'memory': memory,
+  'sampling': sampling,
+  'flops': rate,
+  'scaling': scaling,
+  'profile': profile,
+  'variants': variants,
 }
 
 
@@ -58,12 +58,12 @@ def chosen(only: list[str], settings: Settings):
   for name in only:
     check_choice('--only', name, known)
   wanted = {
-      group: {
-          row: measure
-          for row, measure in rows.items()
-          if not only or group in only or f'{group}/{row}' in only
-      }
-      for group, rows in groups.items()
+    group: {
+      row: measure
+      for row, measure in rows.items()
+      if not only or group in only or f'{group}/{row}' in only
+    }
+    for group, rows in groups.items()
   }
   return {group: rows for group, rows in wanted.items() if rows}
 
@@ -71,8 +71,8 @@ def chosen(only: list[str], settings: Settings):
 def measure_all(groups, settings: Settings, path=None) -> int:
   """Prints and appends every row; returns how many could not be measured."""
   about = machine() | {
-      'precision': settings.precision,
-      'tiny': settings.tiny,
+    'precision': settings.precision,
+    'tiny': settings.tiny,
   }
   print(', '.join(f'{name} {value}' for name, value in about.items()))
   failed, start = 0, time.monotonic()
@@ -98,14 +98,18 @@ def measure_all(groups, settings: Settings, path=None) -> int:
 
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add, default = parser.add_argument, Settings()
   add('--only', nargs='+', default=[], metavar='NAME')
   add('--json', metavar='FILE', help='append JSON lines here')
   add('--repeats', type=int, default=default.repeats)
-  add('--seconds', type=float, default=default.seconds,
-      help='begin no further repeat after so long')  # fmt: skip
+  add(
+    '--seconds',
+    type=float,
+    default=default.seconds,
+    help='begin no further repeat after so long',
+  )
   add('--precision', default=default.precision, choices=CHOICES['precision'])
   add('--tiny', action='store_true', help='small sizes, to try it out')
   args = parser.parse_args(argv)

@@ -24,24 +24,24 @@ from benchmarks.measure import ROOT, Settings, in_turn, milliseconds, spread
 from benchmarks.table import Ranged
 from benchmarks.workload import Workload
 from maml_jax import config as config_lib
-from maml_jax import ops, train
+from maml_jax import sharding, train
 from maml_jax.data import spec
 from maml_jax.data.augment import with_augmentation
 from maml_jax.data.episodes import make_transform
 from maml_jax.experiment.metrics_log import MetricsLog
 from maml_jax.experiment.run_display import TrainingDisplay
-from maml_jax.sharding import mean_over_tasks
 from maml_jax.experiment.task_source import Prefetcher
+from maml_jax.sharding import mean_over_tasks
 
 COLUMNS = {
-    'ms': '.2f',
-    'ms_with': '.2f',
-    'share': Ranged('.2%'),
-    'alone_ms': '.2f',
-    'alone_share': '.2%',
-    'repeats': 'd',
+  'ms': '.2f',
+  'ms_with': '.2f',
+  'share': Ranged('.2%'),
+  'alone_ms': '.2f',
+  'alone_share': '.2%',
+  'repeats': 'd',
 }
-AUGMENTATIONS = ('flip', 'crop', 'color', 'resize')
+AUGMENTATIONS = ('flip', 'random_crop', 'color_jitter', 'random_resized_crop')
 SIZE = {'classes': 64, 'per_class': 600}  # of mini-ImageNet's training split
 TINY_SIZE = {'classes': 4, 'per_class': 8}
 LOOP_SECONDS = 6.0
@@ -66,9 +66,9 @@ class Bench:
     """Draws, augments and normalises one task."""
     mini = spec('mini_imagenet')
     transform = with_augmentation(
-        make_transform(mini.mean, mini.std),
-        support=augmentation,
-        query=augmentation,
+      make_transform(mini.mean, mini.std),
+      support=augmentation,
+      query=augmentation,
     )
     return with_jax.sampler(self.work, transform)
 
@@ -135,9 +135,9 @@ def _draw(bench: Bench, augmentation: str) -> dict:
   calls = {'ms': partial(bench.given.run, n), 'ms_with': partial(drawn.run, n)}
   row = _compare(in_turn(calls, bench.settings), n)
   draw_all = mean_over_tasks(
-      lambda dataset, key: ((), bench.sample(augmentation)(key, dataset)),
-      bench.mesh,
-      ops.default_chunk(),
+    lambda dataset, key: ((), bench.sample(augmentation)(key, dataset)),
+    bench.mesh,
+    sharding.default_tasks_per_chunk(),
   )
   keys = jax.random.split(jax.random.key(0), bench.work.tasks)
   alone = partial(jax.jit(draw_all), bench.dataset, keys)
@@ -150,8 +150,8 @@ def _loop(bench: Bench) -> dict:
   steps = bench.drawn
   n = steps.per_call(LOOP_SECONDS, with_jax.MAX_STEPS)
   config = config_lib.load(
-      str(ROOT / 'configs' / 'mini_5w1s.py'),
-      [f'--config.train.steps_per_epoch={n}'],
+    str(ROOT / 'configs' / 'mini_5w1s.py'),
+    [f'--config.train.steps_per_epoch={n}'],
   )
   quiet = io.StringIO()
   with contextlib.ExitStack() as stack:
@@ -160,16 +160,16 @@ def _loop(bench: Bench) -> dict:
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
       screen = stack.enter_context(TrainingDisplay(config, 0))
     session = train.LoopContext(
-        train=config.train,
-        shared=bench.dataset,
-        ahead=Prefetcher(None, None, n),
-        run=steps.step,
-        validate=None,
-        pace=train.CallLengthController(),
-        saver=SimpleNamespace(due=lambda: False),
-        log=log,
-        screen=screen,
-        stop=False,
+      train=config.train,
+      shared=bench.dataset,
+      ahead=Prefetcher(None, None, n),
+      run=steps.step,
+      validate=None,
+      pace=train.CallLengthController(),
+      saver=SimpleNamespace(due=lambda: False),
+      log=log,
+      screen=screen,
+      stop=False,
     )
 
     def epoch():
@@ -184,9 +184,9 @@ def _compare(times: dict[str, list[float]], n: int) -> dict:
   """A row from the seconds of calls of `n` iterations, without and with."""
   pairs = list(zip(times['ms'], times['ms_with'], strict=True))
   return {
-      **spread('ms', times['ms'], 1e3 / n),
-      **spread('ms_with', times['ms_with'], 1e3 / n),
-      **spread('share', [(b - a) / b for a, b in pairs]),
-      'steps_per_call': n,
-      'repeats': len(pairs),
+    **spread('ms', times['ms'], 1e3 / n),
+    **spread('ms_with', times['ms_with'], 1e3 / n),
+    **spread('share', [(b - a) / b for a, b in pairs]),
+    'steps_per_call': n,
+    'repeats': len(pairs),
   }

@@ -23,10 +23,10 @@ from benchmarks.with_jax import program
 from benchmarks.workload import Workload
 
 COLUMNS = iteration.COLUMNS | {
-    'gflop': '.1f',
-    'params': 'd',
-    'cores': 'd',
-    'platform': 's',
+  'gflop': '.1f',
+  'params': 'd',
+  'cores': 'd',
+  'platform': 's',
 }
 TASKS = (1, 2, 4, 8, 16, 32)
 STEPS = (1, 2, 5, 10, 20)
@@ -62,24 +62,24 @@ def measure(work: Workload, settings: Settings) -> dict:
   """The time of a workload, and what there is to do."""
   fn, args = program(work)
   return {
-      **iteration.measure(work, settings),
-      'gflop': flops.count(jax.make_jaxpr(fn)(*args)) / 1e9,
-      'params': sum(math.prod(x.shape) for x in jax.tree.leaves(args[0])),
+    **iteration.measure(work, settings),
+    'gflop': flops.count(jax.make_jaxpr(fn)(*args)) / 1e9,
+    'params': sum(math.prod(x.shape) for x in jax.tree.leaves(args[0])),
   }
 
 
 def table(rows: list[dict]) -> str:
   """Rows as Markdown, with the time of each per GFLOP."""
   lines = [
-      '| what | parameters | GFLOP | devices | time | tasks/s | per GFLOP |',
-      '|---|---|---|---|---|---|---|',
+    '| what | parameters | GFLOP | devices | time | tasks/s | per GFLOP |',
+    '|---|---|---|---|---|---|---|',
   ]
   for row in rows:
     lines.append(
-        f'| {row["name"]} | {row["params"]:,} | {row["gflop"]:,.1f} | '
-        f'{row["used"]} | {row["ms"]:,.0f} ms ({row["ms_min"]:,.0f} - '
-        f'{row["ms_max"]:,.0f}) | {row["tasks_per_s"]:.2f} | '
-        f'{row["ms"] / row["gflop"]:.2f} ms |'
+      f'| {row["name"]} | {row["params"]:,} | {row["gflop"]:,.1f} | '
+      f'{row["used"]} | {row["ms"]:,.0f} ms ({row["ms_min"]:,.0f} - '
+      f'{row["ms_max"]:,.0f}) | {row["tasks_per_s"]:.2f} | '
+      f'{row["ms"] / row["gflop"]:.2f} ms |'
     )
   return '\n'.join(lines)
 
@@ -89,10 +89,10 @@ def _on_fake_devices(devices: int, settings: Settings) -> dict:
   args += [f'--seconds={settings.seconds}']
   args += ['--tiny'] if settings.tiny else []
   return child(
-      'benchmarks.scaling',
-      *args,
-      precision=settings.precision,
-      JAX_PLATFORMS='cpu',
+    'benchmarks.scaling',
+    *args,
+    precision=settings.precision,
+    JAX_PLATFORMS='cpu',
   )
 
 

@@ -31,8 +31,8 @@ class Table:
   def end(self, values: dict) -> None:
     """Prints its values; columns that it lacks stay empty."""
     cells = ''.join(
-        f'  {self._pad(name, cell(name, form, values))}'
-        for name, form in self._columns.items()
+      f'  {self._pad(name, cell(name, form, values))}'
+      for name, form in self._columns.items()
     )
     print(cells.rstrip(), flush=True)
 

@@ -19,17 +19,17 @@ from benchmarks.measure import Settings, in_turn, milliseconds, spread
 from benchmarks.table import Ranged
 from benchmarks.with_jax import compiled, fitting_mesh
 from benchmarks.workload import Workload
-from maml_jax import inner_loop, ops
+from maml_jax import inner_loop, ops, sharding
 from maml_jax.models import norm
 from maml_jax.sharding import make_mesh
 
 COLUMNS = {
-    'ms': '.2f',
-    'ms_variant': '.2f',
-    'ratio': Ranged('.2f'),
-    'mb': '.1f',
-    'mb_variant': '.1f',
-    'repeats': 'd',
+  'ms': '.2f',
+  'ms_variant': '.2f',
+  'ratio': Ranged('.2f'),
+  'mb': '.1f',
+  'mb_variant': '.1f',
+  'repeats': 'd',
 }
 
 
@@ -72,9 +72,9 @@ def patches(image, kernel, *, stride, padding):
   image = jnp.pad(image, pad)
   height, width = (n - size + 1 for n in image.shape[1:3])
   rows = [
-      image[:, i : i + height, j : j + width]
-      for i in range(size)
-      for j in range(size)
+    image[:, i : i + height, j : j + width]
+    for i in range(size)
+    for j in range(size)
   ]
   return jnp.concatenate(rows, -1) @ kernel.reshape(-1, out)
 
@@ -86,9 +86,9 @@ def patches_kernel_grad(image, g, *, padding):
   image = jnp.pad(image, pad)
   height, width = g.shape[1:3]
   rows = [
-      jnp.einsum('nhwc,nhwo->co', image[:, i : i + height, j : j + width], g)
-      for i in range(size)
-      for j in range(size)
+    jnp.einsum('nhwc,nhwo->co', image[:, i : i + height, j : j + width], g)
+    for i in range(size)
+    for j in range(size)
   ]
   return jnp.stack(rows).reshape(size, size, *rows[0].shape)
 
@@ -126,27 +126,25 @@ class Unrolled:
 
 def patched_norm(change):
   """Batch norm, otherwise."""
-  return replaced(
-      norm.BatchNorm, '__call__', change(norm.BatchNorm.__call__)
-  )
+  return replaced(norm.BatchNorm, '__call__', change(norm.BatchNorm.__call__))
 
 
 def variants():
   """Row name -> a context in which a program is built otherwise."""
   conv = partial(lowered, ops._conv_p, shipped=ops._conv_in_fours)
-  grad = partial(
-      lowered, ops._kernel_grad_p, shipped=ops._kernel_grad_by_image
-  )
+  grad = partial(lowered, ops._kernel_grad_p, shipped=ops._kernel_grad_by_image)
   return {
-      'unrolled inner loop': replaced(inner_loop, 'lax', Unrolled),
-      'all tasks at once': replaced(ops, 'default_chunk', lambda: None),
-      'threads, one device': contextlib.nullcontext(),
-      'maxima after scaling': patched_norm(pool_after_scaling),
-      'bias at every pixel': patched_norm(shift_at_pixels),
-      '3 channels': conv(ops._conv_single),
-      'patches': conv(patches),
-      'kernel gradient at once': grad(ops._kernel_grad_single),
-      'kernel gradient by patches': grad(patches_kernel_grad),
+    'unrolled inner loop': replaced(inner_loop, 'lax', Unrolled),
+    'all tasks at once': replaced(
+      sharding, 'default_tasks_per_chunk', lambda: None
+    ),
+    'threads, one device': contextlib.nullcontext(),
+    'maxima after scaling': patched_norm(pool_after_scaling),
+    'bias at every pixel': patched_norm(shift_at_pixels),
+    '3 channels': conv(ops._conv_single),
+    'patches': conv(patches),
+    'kernel gradient at once': grad(ops._kernel_grad_single),
+    'kernel gradient by patches': grad(patches_kernel_grad),
   }
 
 
@@ -170,17 +168,17 @@ def measure(name: str, context, settings: Settings) -> dict:
     row['mb_variant'] = megabytes(work, one)
   jax.clear_caches()
   calls = {
-      'ms': partial(run, *args),
-      'ms_variant': partial(run_variant, *args_variant),
+    'ms': partial(run, *args),
+    'ms_variant': partial(run_variant, *args_variant),
   }
   times = in_turn(calls, settings)
   pairs = zip(times['ms'], times['ms_variant'], strict=True)
   return {
-      **row,
-      **milliseconds('ms', times['ms']),
-      **milliseconds('ms_variant', times['ms_variant']),
-      **spread('ratio', [variant / shipped for shipped, variant in pairs]),
-      'repeats': len(times['ms']),
+    **row,
+    **milliseconds('ms', times['ms']),
+    **milliseconds('ms_variant', times['ms_variant']),
+    **spread('ratio', [variant / shipped for shipped, variant in pairs]),
+    'repeats': len(times['ms']),
   }
 
 

@@ -9,12 +9,19 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.workload import Workload, arrays
-from maml_jax import ops
+from maml_jax import ops, sharding
 from maml_jax.data.episodes import sample_episode
-from maml_jax.experiment.setup import PRECISIONS
-from maml_jax.learner import Batch, Episode, InnerConfig, Model, make_learner, meta_gradient
-from maml_jax.models import make_model
 from maml_jax.experiment.optimizers import make_optimizer
+from maml_jax.experiment.setup import PRECISIONS
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  InnerConfig,
+  Model,
+  make_learner,
+  meta_gradient,
+)
+from maml_jax.models import make_model
 from maml_jax.sharding import make_mesh, mean_over_tasks, one_device_per_core
 from maml_jax.train import init_state, make_train_step
 from maml_jax.types import Dataset
@@ -30,11 +37,11 @@ def inner_config(work: Workload) -> InnerConfig:
   else:
     args = {'frozen': ('bn',)}
   return InnerConfig(
-      num_steps=work.num_steps,
-      first_order=work.first_order,
-      remat=work.remat,
-      mixed_mode=work.mixed_mode,
-      **args,
+    num_steps=work.num_steps,
+    first_order=work.first_order,
+    remat=work.remat,
+    mixed_mode=work.mixed_mode,
+    **args,
   )
 
 
@@ -44,11 +51,11 @@ def learner_of(work: Workload):
     model = tiny_model(work.ways)
   else:
     model = make_model(
-        work.encoder,
-        work.ways,
-        (work.side, work.side, 3),
-        norm='episodic' if work.inductive else 'batch',
-        dtype=activations(),
+      work.encoder,
+      work.ways,
+      (work.side, work.side, 3),
+      norm='episodic' if work.inductive else 'batch',
+      dtype=activations(),
     )
   return make_learner(model, inner_config(work))
 
@@ -67,8 +74,8 @@ def tiny_model(num_ways: int) -> Model:
     kernel = jax.random.normal(encoder_key, (3, 3, 3, 4)) / 27**0.5
     weight = jax.random.normal(classifier_key, (4, num_ways)) / 2
     return {
-        'encoder': {'conv': kernel, 'bn': jnp.zeros((1, 1, 1, 4))},
-        'classifier': {'weight': weight},
+      'encoder': {'conv': kernel, 'bn': jnp.zeros((1, 1, 1, 4))},
+      'classifier': {'weight': weight},
     }, {}
 
   def apply(params, stats, image, *, train):
@@ -83,15 +90,15 @@ def tiny_model(num_ways: int) -> Model:
 def optimizer_of(work: Workload):
   """The outer optimiser of a workload."""
   if work.inductive:
-    return make_optimizer('sgd', 0.01, weight_decay=5e-4, clip=10.0)
-  return make_optimizer('adam', 1e-3, clip=10.0)
+    return make_optimizer('sgd', 0.01, weight_decay=5e-4, clip_value=10.0)
+  return make_optimizer('adam', 1e-3, clip_value=10.0)
 
 
 def fitting_mesh(num_tasks: int):
   """A mesh of as many devices as the tasks divide over."""
-  devices, chunk = jax.devices(), ops.default_chunk() or 1
+  devices, chunk = jax.devices(), sharding.default_tasks_per_chunk() or 1
   fitting = [
-      n for n in range(1, len(devices) + 1) if num_tasks % (n * chunk) == 0
+    n for n in range(1, len(devices) + 1) if num_tasks % (n * chunk) == 0
   ]
   return make_mesh(devices[: max(fitting, default=1)])
 
@@ -101,11 +108,11 @@ def program(work: Workload, mesh=None):
   learner, tx = learner_of(work), optimizer_of(work)
   params, stats = learner.init(jax.random.key(0))
   episodes = Episode(*(Batch(*map(jnp.asarray, b)) for b in arrays(work)))
-  chunk = ops.default_chunk()
+  chunk = sharding.default_tasks_per_chunk()
 
   def train(params, opt_state, episodes):
     grads, *_ = meta_gradient(
-        learner, params, stats, episodes, mesh=mesh, chunk=chunk
+      learner, params, stats, episodes, mesh=mesh, chunk=chunk
     )
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
@@ -138,11 +145,11 @@ def iteration(work: Workload, precision: str = 'float32'):
 def sampler(work: Workload, transform):
   """`sample(key, dataset)`, as `make_train_step` takes it."""
   return partial(
-      sample_episode,
-      ways=work.ways,
-      shots=work.shots,
-      queries=work.queries,
-      transform=transform,
+    sample_episode,
+    ways=work.ways,
+    shots=work.shots,
+    queries=work.queries,
+    transform=transform,
   )
 
 
@@ -150,14 +157,14 @@ def train_step(work: Workload, sample, mesh):
   """The train step of `main.py`, and the state that it begins with."""
   learner, tx = learner_of(work), optimizer_of(work)
   step = make_train_step(
-      learner,
-      tx,
-      sample,
-      key=jax.random.key(1),
-      num_tasks=work.tasks,
-      max_steps=MAX_STEPS,
-      mesh=mesh,
-      chunk=ops.default_chunk(),
+    learner,
+    tx,
+    sample,
+    key=jax.random.key(1),
+    num_tasks=work.tasks,
+    max_steps=MAX_STEPS,
+    mesh=mesh,
+    chunk=sharding.default_tasks_per_chunk(),
   )
   return step, jax.jit(partial(init_state, learner, tx))(jax.random.key(0))
 
@@ -166,11 +173,11 @@ def synthetic(work: Workload, mesh, *, classes: int, per_class: int) -> Dataset:
   """Random images, whole on every device of a mesh."""
   total = classes * per_class
   dataset = Dataset(
-      np.random.default_rng(0).integers(
-          256, size=(total, work.side, work.side, 3), dtype=np.uint8
-      ),
-      np.arange(total, dtype=np.int32).reshape(classes, per_class),
-      np.full(classes, per_class, np.int32),
+    np.random.default_rng(0).integers(
+      256, size=(total, work.side, work.side, 3), dtype=np.uint8
+    ),
+    np.arange(total, dtype=np.int32).reshape(classes, per_class),
+    np.full(classes, per_class, np.int32),
   )
   return replicated(dataset, mesh)
 

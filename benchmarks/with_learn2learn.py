@@ -14,10 +14,10 @@ from benchmarks.workload import Workload
 # Packages whose own __init__ would import gym, torchvision, Lightning and
 # compiled extensions, none of which the two modules needed here use.
 PACKAGES = (
-    'learn2learn',
-    'learn2learn.algorithms',
-    'learn2learn.vision',
-    'learn2learn.vision.models',
+  'learn2learn',
+  'learn2learn.algorithms',
+  'learn2learn.vision',
+  'learn2learn.vision.models',
 )
 
 
@@ -35,8 +35,8 @@ def load(checkout: str):
     package.__path__ = [str(root.joinpath(*name.split('.')))]
     sys.modules[name] = package
   return (
-      importlib.import_module('learn2learn.algorithms.maml'),
-      importlib.import_module('learn2learn.vision.models.cnn4'),
+    importlib.import_module('learn2learn.algorithms.maml'),
+    importlib.import_module('learn2learn.vision.models.cnn4'),
   )
 
 
@@ -44,9 +44,9 @@ def iteration(work: Workload, checkout: str):
   """A function that runs one iteration and waits for its end."""
   maml, cnn4 = load(checkout)
   model = maml.MAML(
-      cnn4.CNN4(work.ways, hidden_size=32).to(device()),
-      lr=0.01,
-      first_order=work.first_order or work.evaluation,
+    cnn4.CNN4(work.ways, hidden_size=32).to(device()),
+    lr=0.01,
+    first_order=work.first_order or work.evaluation,
   )
   support, query = tensors(work)
   optimizer = torch.optim.Adam(model.parameters(), 1e-3)

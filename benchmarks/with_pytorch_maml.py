@@ -16,17 +16,17 @@ def iteration(work: Workload, checkout: str):
 
   encoder_args = {'bn_args': {'track_running_stats': False, 'n_episode': 4}}
   model = models.make(
-      'convnet4', encoder_args, 'logistic', {'n_way': work.ways}
+    'convnet4', encoder_args, 'logistic', {'n_way': work.ways}
   ).to(device())
   inner_args = {
-      'n_step': work.num_steps,
-      'encoder_lr': 0.01,
-      'classifier_lr': 0.01,
-      'first_order': work.first_order,
-      'frozen': ['bn'],
-      'momentum': 0.0,
-      'weight_decay': 0.0,
-      'reset_classifier': False,
+    'n_step': work.num_steps,
+    'encoder_lr': 0.01,
+    'classifier_lr': 0.01,
+    'first_order': work.first_order,
+    'frozen': ['bn'],
+    'momentum': 0.0,
+    'weight_decay': 0.0,
+    'reset_classifier': False,
   }
   (x_shot, y_shot), (x_query, y_query) = tensors(work)
   optimizer = torch.optim.Adam(model.parameters(), 1e-3)

@@ -32,9 +32,9 @@ def about() -> dict:
 def tensors(work: Workload):
   """The arrays of a workload, channel first, on the device."""
   return [
-      (
-          torch.tensor(image.transpose(0, 1, 4, 2, 3).copy(), device=device()),
-          torch.tensor(label, device=device()),
-      )
-      for image, label in arrays(work)
+    (
+      torch.tensor(image.transpose(0, 1, 4, 2, 3).copy(), device=device()),
+      torch.tensor(label, device=device()),
+    )
+    for image, label in arrays(work)
   ]

@@ -30,22 +30,22 @@ class Workload(NamedTuple):
 
 # What peers are timed at too.
 COMPARED = {
-    '5w1s': Workload(),
-    '5w5s': Workload(shots=5),
-    'first_order': Workload(first_order=True),
-    'evaluation': Workload(num_steps=10, evaluation=True),
+  '5w1s': Workload(),
+  '5w5s': Workload(shots=5),
+  'first_order': Workload(first_order=True),
+  'evaluation': Workload(num_steps=10, evaluation=True),
 }
 WORKLOADS = {
-    **COMPARED,
-    'inductive': Workload(inductive=True),
-    'resnet12': Workload(encoder='resnet12', remat=True),
+  **COMPARED,
+  'inductive': Workload(inductive=True),
+  'resnet12': Workload(encoder='resnet12', remat=True),
 }
 
 
 def tiny(work: Workload) -> Workload:
   """The same at a size for tests, with a network of one convolution."""
   return work._replace(
-      tasks=min(work.tasks, 2), ways=2, queries=2, side=8, encoder='tiny'
+    tasks=min(work.tasks, 2), ways=2, queries=2, side=8, encoder='tiny'
   )
 
 

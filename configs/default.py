@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
   outer.lr = 1e-3  # learning rate
   outer.momentum = 0.9  # of sgd
   outer.weight_decay = 0.0  # L2, added to the gradient; adamw: decoupled
-  outer.clip = 10.0  # bound of each gradient component; inf = none
+  outer.clip_value = 10.0  # bound of each gradient component; inf = none
   outer.schedule = 'constant'  # constant, step, cosine; changes between epochs
   # step: epochs after which lr is multiplied by gamma; cosine: its last is the
   # epoch at which lr reaches 0.
@@ -102,11 +102,13 @@ def get_config() -> ConfigDict:
   config.train = train = ConfigDict()
   train.num_epochs = 10  # an epoch ends with validation and a checkpoint
   train.steps_per_epoch = 100  # meta-iterations
-  train.num_tasks = 4  # tasks per meta-iteration, over all devices
-  train.chunk = 0  # tasks at once on a device; 0 = what suits the hardware
+  train.meta_batch_size = 4  # tasks per meta-iteration, over all devices
+  train.tasks_per_chunk = (
+    0  # tasks at once on a device; 0 = what suits the hardware
+  )
   train.steps_per_call = 10  # most meta-iterations per jitted call
   # A checkpoint whose parameters to begin with; '' = random ones.
-  train.start = ''
+  train.init_from = ''
 
   # Validation on the val split chooses the best checkpoint.
   config.val = val = ConfigDict()

@@ -11,6 +11,6 @@ def get_config():
   config.model.update(norm_scale=False, norm_eps=1e-3, init='xavier')
   # Its losses are sums: over 5 support images, over 75 query images.
   config.inner.update(encoder_lr=5 * 0.01, classifier_lr=5 * 0.01)
-  config.outer.clip = 10 / 75
+  config.outer.clip_value = 10 / 75
   config.eval.checkpoint = 'latest'
   return config

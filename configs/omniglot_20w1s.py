@@ -13,7 +13,7 @@ def get_config():
   config.model.encoder = 'wide_convnet4'
   config.inner.update(num_steps=5, encoder_lr=0.1, classifier_lr=0.1)
   config.inner.frozen = ('bn',)
-  config.train.update(num_epochs=300, steps_per_epoch=200, num_tasks=16)
+  config.train.update(num_epochs=300, steps_per_epoch=200, meta_batch_size=16)
   config.val.queries = 5
   config.eval.queries = 1
   return config

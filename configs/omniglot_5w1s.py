@@ -12,7 +12,7 @@ def get_config():
   config.task.queries = 5
   config.inner.update(num_steps=1, encoder_lr=0.4, classifier_lr=0.4)
   config.inner.frozen = ('bn',)
-  config.train.update(num_epochs=20, steps_per_epoch=100, num_tasks=16)
+  config.train.update(num_epochs=20, steps_per_epoch=100, meta_batch_size=16)
   config.val.queries = 5
   config.eval.update(num_steps=3, queries=1)
   return config

@@ -13,7 +13,7 @@ def get_config():
   config.task.update(ways=1, shots=10, queries=10)
   config.model.encoder = 'mlp'
   config.inner.update(num_steps=1, encoder_lr=0.01, classifier_lr=0.01)
-  config.train.update(num_epochs=70, steps_per_epoch=1000, num_tasks=25)
+  config.train.update(num_epochs=70, steps_per_epoch=1000, meta_batch_size=25)
   config.train.update(chunk=25, steps_per_call=1000)
   config.val.update(num_tasks=600, queries=100)
   config.eval.update(num_steps=10, queries=100)

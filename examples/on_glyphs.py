@@ -10,11 +10,11 @@ import jax
 import optax
 
 from maml_jax import config as config_lib
-from maml_jax.experiment import setup
 from maml_jax.evaluation.evaluate import make_evaluator
-from maml_jax.learner import InnerConfig, make_learner
 from maml_jax.evaluation.statistics import summarize
+from maml_jax.experiment import setup
 from maml_jax.experiment.task_source import eval_tasks, train_tasks
+from maml_jax.learner import InnerConfig, make_learner
 from maml_jax.train import init_state, make_train_step
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
@@ -43,12 +43,12 @@ def learn(model, steps, num_tasks=200):
     tx,
     tasks.sample,
     key=jax.random.key(1),
-    num_tasks=config.train.num_tasks,
+    num_tasks=config.train.meta_batch_size,
     max_steps=steps,
     mesh=machine.mesh,
-    chunk=machine.chunk,
+    chunk=machine.tasks_per_chunk,
   )
-  random = machine.put(init_state(learner, tx, jax.random.key(0)))
+  random = machine.replicate(init_state(learner, tx, jax.random.key(0)))
   learned, _ = run(jax.tree.map(lambda x: x + 0, random), tasks.shared, steps)
 
   phase = setup.eval_phase(config)

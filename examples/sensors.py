@@ -78,13 +78,17 @@ def make(num_steps):
 def main(steps=5000, num_tasks=1000):
   learner, tx = make(num_steps=3), optax.adam(1e-3)
   run = make_train_step(
-    learner, tx, lambda key, _: place(key), key=jax.random.key(1),
-    num_tasks=16, max_steps=steps,
-  )  # fmt: skip
+    learner,
+    tx,
+    lambda key, _: place(key),
+    key=jax.random.key(1),
+    num_tasks=16,
+    max_steps=steps,
+  )
   state, _ = run(init_state(learner, tx, jax.random.key(0)), (), steps)
 
   tests = jax.vmap(place)(jax.random.split(jax.random.key(-1), num_tasks))
-  target = tests.query.label
+  target = tests.query.targets
   anything = {'mean': target.mean(), 'deviation': target.std()}
   result = {'one distribution for all': float(surprise(anything, target))}
   for k in (0, 3):

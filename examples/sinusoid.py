@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maml_jax.learner import Batch, Episode, InnerConfig, Model, make_learner, meta_gradient, squared_error
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  InnerConfig,
+  Model,
+  make_learner,
+  meta_gradient,
+  squared_error,
+)
 
 
 def init(key):

@@ -34,7 +34,9 @@ def load(checkpoint, *, which='best', norm=None):
     maml_jax.errors.UserError: there is no sound checkpoint, or it lacks the
       statistics that `norm` needs.
   """
-  from maml_jax.fewshot import classifier  # what this needs takes seconds to import
+  from maml_jax.fewshot import (
+    classifier,  # what this needs takes seconds to import
+  )
 
   return classifier.load(checkpoint, which=which, norm=norm)
 

@@ -18,8 +18,13 @@ from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
 from maml_jax.utils import console
+from maml_jax.utils.errors import (
+  NonFiniteError,
+  UserError,
+  check_choice,
+  suggest,
+)
 from maml_jax.utils.files import oserror_message
-from maml_jax.utils.errors import NonFiniteError, UserError, check_choice, suggest
 
 HELP = """\
 Learns to classify from few images, and resumes what was interrupted.
@@ -58,12 +63,12 @@ the presets. Those used most:
 
 # What a system may refuse whatever a program does.
 OS_REFUSALS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EFBIG,
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EFBIG,
 )
 
 
@@ -84,36 +89,49 @@ class Mode(NamedTuple):
 
 COMMON_FLAGS = ('mode', 'quiet', 'no_color')
 SHORT_FIELDS = ('--seed', '--precision')
-DISTRIBUTED_FLAGS = ('coordinator', 'num_processes', 'process_id', 'distributed')
+DISTRIBUTED_FLAGS = (
+  'coordinator',
+  'num_processes',
+  'process_id',
+  'distributed',
+)
 RUN_FLAGS = ('config', 'workdir', 'tag')
 MODES = {
-    'train': Mode(
-        'maml_jax.cli:train',
-        (*RUN_FLAGS, *DISTRIBUTED_FLAGS, 'checkpoint'),
-        'meta-train in a workdir, from where it is; --checkpoint to start from',
+  'train': Mode(
+    'maml_jax.cli:train',
+    (*RUN_FLAGS, *DISTRIBUTED_FLAGS, 'checkpoint'),
+    'meta-train in a workdir, from where it is; --checkpoint to start from',
+  ),
+  'eval': Mode(
+    'maml_jax.cli:evaluate',
+    (*RUN_FLAGS, *DISTRIBUTED_FLAGS, 'checkpoint'),
+    'measure the workdir, or --checkpoint, on many tasks',
+  ),
+  'report': Mode(
+    'maml_jax.cli:report',
+    ('paths', 'output'),
+    'draw one page, FILE, of what lies in the workdirs PATH...',
+  ),
+  'demo': Mode('maml_jax.cli:demo', RUN_FLAGS, 'train, measure, draw'),
+  'adapt': Mode(
+    'maml_jax.adapt:adapt',
+    (
+      'config',
+      'checkpoint',
+      'support',
+      'query',
+      'paths',
+      'output',
+      'head',
+      'num_steps',
     ),
-    'eval': Mode(
-        'maml_jax.cli:evaluate',
-        (*RUN_FLAGS, *DISTRIBUTED_FLAGS, 'checkpoint'),
-        'measure the workdir, or --checkpoint, on many tasks',
-    ),
-    'report': Mode(
-        'maml_jax.cli:report',
-        ('paths', 'output'),
-        'draw one page, FILE, of what lies in the workdirs PATH...',
-    ),
-    'demo': Mode('maml_jax.cli:demo', RUN_FLAGS, 'train, measure, draw'),
-    'adapt': Mode(
-        'maml_jax.adapt:adapt',
-        ('config', 'checkpoint', 'support', 'query', 'paths', 'output', 'head',
-         'num_steps'),
-        'learn from folders of your own images, and answer for --query',
-    ),
-    'predict': Mode(
-        'maml_jax.adapt:predict',
-        ('model', 'paths', 'output'),
-        'answer for image files, PATHs, with the --model that adapt has left',
-    ),
+    'learn from folders of your own images, and answer for --query',
+  ),
+  'predict': Mode(
+    'maml_jax.adapt:predict',
+    ('model', 'paths', 'output'),
+    'answer for image files, PATHs, with the --model that adapt has left',
+  ),
 }
 
 
@@ -128,39 +146,70 @@ def make_parser() -> Parser:
   """The parser of all flags but those of config fields."""
   about = ''.join(f'  {name:8} {mode.about}\n' for name, mode in MODES.items())
   parser = Parser(
-      description=HELP + about + EXIT_CODES + FIELDS_HELP,
-      allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=HELP + about + EXIT_CODES + FIELDS_HELP,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
   add('paths', nargs='*', metavar='PATH', help='what the mode says')
   add('--mode', default='train', metavar='MODE', help='default: train')
-  add('--config', metavar='FILE', help='default: configs/glyphs_5w1s.py, or '
-      'the config of the checkpoint that is named')  # fmt: skip
+  add(
+    '--config',
+    metavar='FILE',
+    help='default: configs/glyphs_5w1s.py, or '
+    'the config of the checkpoint that is named',
+  )
   add('--workdir', metavar='DIR', help='of a run; default: runs/CONFIG[-TAG]')
   add('--tag', help='sets runs of one config apart')
   add('--checkpoint', metavar='DIR', help='a workdir or one checkpoint')
-  add('--support', metavar='DIR', help='images to learn from: DIR/CLASS/*.jpg '
-      'or other formats, two classes or more')  # fmt: skip
-  add('--query', metavar='PATH', nargs='+', action='extend',
-      help='images to answer for: files, or folders; in DIR/CLASS/ the class '
-      'is taken for the truth')  # fmt: skip
-  add('--output', metavar='PATH', help='of report, a file; default: report.html'
-      ', in the workdir if it is a single one; of adapt, a folder; default: '
-      'adapted/SUPPORT; of predict, which prints only by default')  # fmt: skip
-  add('--head', help='checkpoint, zero or prototype: what the last layer '
-      'begins with; default: what suits')  # fmt: skip
-  add('--num_steps', metavar='K', type=int, help='inner steps of adapt; '
-      'default: 10, or more if an evaluation takes more')  # fmt: skip
+  add(
+    '--support',
+    metavar='DIR',
+    help='images to learn from: DIR/CLASS/*.jpg '
+    'or other formats, two classes or more',
+  )
+  add(
+    '--query',
+    metavar='PATH',
+    nargs='+',
+    action='extend',
+    help='images to answer for: files, or folders; in DIR/CLASS/ the class '
+    'is taken for the truth',
+  )
+  add(
+    '--output',
+    metavar='PATH',
+    help='of report, a file; default: report.html'
+    ', in the workdir if it is a single one; of adapt, a folder; default: '
+    'adapted/SUPPORT; of predict, which prints only by default',
+  )
+  add(
+    '--head',
+    help='checkpoint, zero or prototype: what the last layer '
+    'begins with; default: what suits',
+  )
+  add(
+    '--num_steps',
+    metavar='K',
+    type=int,
+    help='inner steps of adapt; '
+    'default: 10, or more if an evaluation takes more',
+  )
   add('--model', metavar='FILE', help='what adapt has left: OUTPUT/model.npz')
   add('--quiet', action='store_true', help='say results and errors only')
-  add('--no_color', action='store_true', help='no colours on a terminal; so '
-      'does the environment variable NO_COLOR')  # fmt: skip
+  add(
+    '--no_color',
+    action='store_true',
+    help='no colours on a terminal; so does the environment variable NO_COLOR',
+  )
   add('--coordinator', metavar='HOST:PORT', help='where process 0 is to be met')
   add('--num_processes', type=int, metavar='N', help='of one run')
   add('--process_id', type=int, metavar='I', help='this one, from 0')
-  add('--distributed', action='store_true', help='ask the cluster for these; '
-      'Slurm and Open MPI are asked anyway')  # fmt: skip
+  add(
+    '--distributed',
+    action='store_true',
+    help='ask the cluster for these; Slurm and Open MPI are asked anyway',
+  )
   return parser
 
 
@@ -219,7 +268,7 @@ def main(argv: Sequence[str], preset: str) -> int:
   """`run`, with complaints of one line in the place of exceptions."""
   words = set(argv)  # before they are parsed, for complaints about them
   with console.console_settings(
-      quiet='--quiet' in words, color='--no_color' not in words
+    quiet='--quiet' in words, color='--no_color' not in words
   ):
     try:
       return run(argv, preset)
@@ -255,11 +304,11 @@ def _fail(error: Exception) -> int:
 def _join(flags) -> None:
   """Joins other processes if there are any; JAX takes its seconds."""
   _hosts().join(
-      flags.coordinator,
-      flags.num_processes,
-      flags.process_id,
-      detect=flags.distributed,
-      preemption=flags.mode != 'eval',
+    flags.coordinator,
+    flags.num_processes,
+    flags.process_id,
+    detect=flags.distributed,
+    preemption=flags.mode != 'eval',
   )
 
 
@@ -279,7 +328,7 @@ def train(flags, config) -> int:
   from maml_jax import train
 
   if flags.checkpoint:
-    config.train.start = flags.checkpoint
+    config.train.init_from = flags.checkpoint
   return train.train(config, flags.workdir)
 
 
@@ -298,8 +347,8 @@ def report(flags, config) -> None:
 
 
 def demo(flags, config) -> int:
-  from maml_jax.evaluation import evaluate
   from maml_jax import report, train
+  from maml_jax.evaluation import evaluate
 
   if status := train.train(config, flags.workdir):
     return status

@@ -77,8 +77,8 @@ MINIMUM = {
   'outer.warmup_epochs': 0,
   'train.num_epochs': 0,
   'train.steps_per_epoch': 1,
-  'train.num_tasks': 1,
-  'train.chunk': 0,
+  'train.meta_batch_size': 1,
+  'train.tasks_per_chunk': 0,
   'train.steps_per_call': 1,
   'val.num_tasks': 1,
   'val.ways': 1,
@@ -93,7 +93,7 @@ MINIMUM = {
   'eval.curve_tasks': 0,
 }
 
-POSITIVE = ('model.norm_eps', 'model.temperature', 'outer.clip')
+POSITIVE = ('model.norm_eps', 'model.temperature', 'outer.clip_value')
 
 # Beyond these a value is a slip, and would take memory or time without end.
 DEFAULT_MAXIMUM = 10**6
@@ -139,7 +139,7 @@ TUPLES = (
   'eval.grid_queries',
   'eval.grid_steps',
 )
-STRINGS = (*CHOICES, 'data.root', 'train.start')
+STRINGS = (*CHOICES, 'data.root', 'train.init_from')
 NORM_FIELDS = ('model.norm', 'eval.norm')  # a word or pairs
 TYPES = (
   dict.fromkeys(MINIMUM, int)
@@ -151,7 +151,7 @@ TYPES = (
 
 # Fields that came later, with what their absence from an older config means.
 ADDED_FIELDS = {
-  'train.start': '',
+  'train.init_from': '',
   'eval.baselines': False,
   'eval.curve_tasks': 0,
   'eval.grid': False,
@@ -455,11 +455,13 @@ def _check_numbers(fields: dict[str, Any]) -> None:
       raise UserError(f'config.{field}={fields[field]}: at least {least}')
     most = MAXIMUM.get(field, DEFAULT_MAXIMUM)
     if TYPES[field] is int and fields[field] > most:
-      raise UserError(f'config.{field}={printable(fields[field])}: at most {most}')
+      raise UserError(
+        f'config.{field}={printable(fields[field])}: at most {most}'
+      )
   for field in POSITIVE:
     if not fields[field] > 0:
       raise UserError(f'config.{field}={fields[field]}: must be above 0')
-    if fields[field] == math.inf and field != 'outer.clip':
+    if fields[field] == math.inf and field != 'outer.clip_value':
       raise UserError(f'config.{field}={fields[field]}: must be finite')
   epochs, length = fields['train.num_epochs'], fields['train.steps_per_epoch']
   if epochs * length > MAX_STEP:
@@ -533,4 +535,6 @@ def _check_items(field: str, items: tuple, kind: type) -> None:
       raise UserError(f'config.{field}: {item} is not {_KINDS[kind]}')
     if kind is int and not 0 <= item <= DEFAULT_MAXIMUM:
       item = printable(item)
-      raise UserError(f'config.{field}: {item} is not within 0 .. {DEFAULT_MAXIMUM}')
+      raise UserError(
+        f'config.{field}: {item} is not within 0 .. {DEFAULT_MAXIMUM}'
+      )

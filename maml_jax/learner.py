@@ -1,12 +1,12 @@
-"""MAML as four pure functions, for any model and any loss.
+"""MAML as pure functions, for any model and any loss.
 
     learner = make_learner(model, InnerConfig(num_steps=5))
     params, stats = learner.init(jax.random.key(0))
     adapted, stats, losses = learner.adapt(params, stats, support)
-    logits = learner.predict(adapted, stats, image)
+    logits = learner.predict(adapted, stats, inputs)
 
 `learner.loss` is the outer loss of one task, and `meta_gradient` its gradient
-over a meta-batch. Nothing here knows about images, batch norm or devices.
+over a meta-batch. This module does not depend on images or batch norm.
 """
 
 from collections.abc import Callable
@@ -16,87 +16,96 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maml_jax import inner_loop as inner_loop
+from maml_jax import inner_loop
 from maml_jax.inner_loop import InnerConfig
 from maml_jax.sharding import mean_over_tasks
-from maml_jax.types import Batch, EPISODE, Episode, MetaState, Model, PyTree, SUPPORT
+from maml_jax.types import (
+  EPISODE,
+  SUPPORT,
+  Batch,
+  Episode,
+  MetaState,
+  Model,
+  PyTree,
+)
 
 __all__ = [
-    'Batch',
-    'Episode',
-    'InnerConfig',
-    'Learner',
-    'MetaState',
-    'Model',
-    'accuracy',
-    'cross_entropy',
-    'make_learner',
-    'meta_gradient',
-    'squared_error',
+  'Batch',
+  'Episode',
+  'InnerConfig',
+  'Learner',
+  'MetaState',
+  'Model',
+  'accuracy',
+  'cross_entropy',
+  'make_learner',
+  'meta_gradient',
+  'squared_error',
 ]
 
 
 class Learner(NamedTuple):
-  """A model that learns from a support set.
+  """A model together with its inner loop, as pure functions.
 
   Attributes:
     init: `init(key) -> (params, stats)`.
-    adapt: `adapt(params, stats, support) -> (params, stats, losses [K])`: the
-      inner loop on one support set `Batch`.
-    loss: `loss(params, stats, episode) -> (loss [], (stats, metrics))`: adapt
-      on the support set, then the mean loss over the query set. `metrics` holds
-      scalars; `stats` those to carry on to the next task.
-    predict: `predict(params, stats, image) -> logits [N, W]`: the query pass.
-    judge: `judge(params, stats, batch) -> metrics`: the query pass on a
-      `Batch`; its mean 'loss' and what else is reported, each [].
-    trace: `trace(params, stats, support, observe, at=None)`: the inner loop
-      again; returns what `observe(params, stats)` says after `at` steps each,
-      stacked, by default after 0, 1, ..., K.
-    reset: `reset(params) -> params`: what an outer step starts from; zeroes the
-      head where every task does so, else the identity.
+    adapt: `adapt(params, stats, support) -> (params, stats, losses [K])`: runs
+      the inner loop on one support set, a `Batch`.
+    loss: `loss(params, stats, episode) -> (loss [], (stats, metrics))`: adapts
+      to the support set and returns the mean loss over the query set. `metrics`
+      holds scalars, `stats` the statistics to carry to the next task.
+    predict: `predict(params, stats, inputs) -> logits [N, W]`: the query pass.
+    evaluate: `evaluate(params, stats, batch) -> metrics`: the query pass on a
+      `Batch`; returns its mean 'loss' and the other metrics, each [].
+    adapt_and_observe: `adapt_and_observe(params, stats, support, observe,
+      at=None)`: runs the inner loop and returns the stacked results of
+      `observe(params, stats)` after `at` steps each, default 0, 1, ..., K.
+    reset_head: `reset_head(params) -> params`: zeroes the head if every task
+      starts with a zero head, else returns `params`. Call it before an outer
+      update so that weight decay sees the head that the tasks start from.
   """
 
   init: Callable[..., tuple[PyTree, PyTree]]
   adapt: Callable[..., tuple[PyTree, PyTree, jax.Array]]
   loss: Callable[..., tuple[jax.Array, tuple[PyTree, dict]]]
   predict: Callable[..., PyTree]
-  judge: Callable[..., dict]
-  trace: Callable[..., PyTree]
-  reset: Callable[[PyTree], PyTree]
+  evaluate: Callable[..., dict]
+  adapt_and_observe: Callable[..., PyTree]
+  reset_head: Callable[[PyTree], PyTree]
 
 
-def cross_entropy(logits, label):
-  """Mean cross entropy of `logits` [N, W] against `label` [N] int."""
-  return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+def cross_entropy(logits, targets):
+  """Returns the mean cross entropy of `logits` [N, W], `targets` [N] int."""
+  return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
 
-def squared_error(outputs, label):
-  """Mean squared error of `outputs` against `label`, of one shape."""
-  return jnp.square(outputs - label).mean()
+def squared_error(outputs, targets):
+  """Returns the mean squared error of two arrays of one shape."""
+  return jnp.square(outputs - targets).mean()
 
 
-def accuracy(logits, label):
-  """Share of right answers in [0, 1]; `logits` [N, W], `label` [N] int."""
-  return (logits.argmax(-1) == label).mean()
+def accuracy(logits, targets):
+  """Returns the accuracy in [0, 1]; `logits` [N, W], `targets` [N] int."""
+  return (logits.argmax(-1) == targets).mean()
 
 
 def make_learner(
-    model: Model,
-    inner: InnerConfig,
-    *,
-    loss_fn: Callable = cross_entropy,
-    metric_fns: dict[str, Callable] | None = None,
+  model: Model,
+  inner: InnerConfig,
+  *,
+  loss_fn: Callable = cross_entropy,
+  metric_fns: dict[str, Callable] | None = None,
 ) -> Learner:
   """Makes a MAML learner from a model.
 
   Args:
-    model: any network that fits `Model`. Its params may be any nested dict;
-      those below the key 'classifier' take `inner.classifier_lr`.
-    inner: the inner loop.
-    loss_fn: `loss_fn(outputs, label) -> []`, mean over the batch; both the
-      inner and the outer loss.
-    metric_fns: name -> `fn(outputs, label) -> []`, reported beside 'loss' for
-      the query set; default {'accuracy': accuracy}.
+    model: any network wrapped as a `Model`. Its params may be any nested dict;
+      those under the key 'classifier' use `inner.classifier_lr`.
+    inner: the settings of the inner loop.
+    loss_fn: `loss_fn(outputs, targets) -> []`, mean over the batch; used as
+      inner and outer loss.
+    metric_fns: name -> `fn(outputs, targets) -> []`, reported in addition to
+      'loss' for the query set; default {'accuracy': accuracy}.
 
   Returns:
     A `Learner`.
@@ -105,82 +114,103 @@ def make_learner(
     metric_fns = {'accuracy': accuracy}
 
   def support_loss(params, stats, support):
-    outputs, stats = model.apply(params, stats, support.image, train=True)
-    return loss_fn(outputs, support.label), stats
+    outputs, stats = model.apply(params, stats, support.inputs, train=True)
+    return loss_fn(outputs, support.targets), stats
 
   def adapt(params, stats, support):
     args = params, stats, support
     params, stats, losses = inner_loop.adapt(support_loss, inner, *args)
-    return params, look_back(params, stats, support), losses
+    return params, refresh_support_stats(params, stats, support), losses
 
-  def trace(params, stats, support, observe, at=None):
-    def look(params, stats):
-      return observe(params, look_back(params, stats, support))
+  def adapt_and_observe(params, stats, support, observe, at=None):
+    def observe_refreshed(params, stats):
+      return observe(params, refresh_support_stats(params, stats, support))
 
-    args = params, stats, support
-    return inner_loop.adapt_and_observe(support_loss, inner, *args, look, at)
+    args = params, stats, support, observe_refreshed
+    return inner_loop.adapt_and_observe(support_loss, inner, *args, at)
 
-  def look_back(params, stats, support):
-    """The moments of the support set under the adapted parameters."""
+  def refresh_support_stats(params, stats, support):
+    """Recomputes the support moments under the adapted parameters."""
     if SUPPORT not in stats:
       return stats
-    _, last = model.apply(params, stats, support.image, train=True)
+    _, last = model.apply(params, stats, support.inputs, train=True)
     return {**stats, SUPPORT: last[SUPPORT]}
 
-  def predict(params, stats, image):
-    return model.apply(params, stats, image, train=False)[0]
+  def predict(params, stats, inputs):
+    return model.apply(params, stats, inputs, train=False)[0]
 
-  def judge(params, stats, batch):
-    outputs = predict(params, stats, batch.image)
+  def evaluate(params, stats, batch):
+    outputs = predict(params, stats, batch.inputs)
     fns = {**metric_fns, 'loss': loss_fn}
-    return {name: fn(outputs, batch.label) for name, fn in fns.items()}
+    return {name: fn(outputs, batch.targets) for name, fn in fns.items()}
 
   def loss(params, stats, episode):
     adapted, task_stats, losses = adapt(params, stats, episode.support)
-    metrics = judge(adapted, task_stats, episode.query)
+    metrics = evaluate(adapted, task_stats, episode.query)
     if inner.num_steps:
       metrics |= {'support_loss': losses[0]}
     kept = {k: stats[k] for k in (EPISODE, SUPPORT) if k in stats}
     return metrics['loss'], ({**task_stats, **kept}, metrics)
 
-  reset = inner_loop.reset_head if inner.reset_classifier else _same
-  return Learner(model.init, adapt, loss, predict, judge, trace, reset)
+  reset_head = inner_loop.reset_head if inner.reset_classifier else _identity
+  return Learner(
+    model.init, adapt, loss, predict, evaluate, adapt_and_observe, reset_head
+  )
 
 
-def _same(params):
+def _identity(params):
   return params
 
 
-def meta_gradient(learner, params, stats, episodes, *, mesh=None, chunk=None):
-  """The outer gradient of a meta-batch: mean over its T tasks.
+def meta_gradient(
+  learner,
+  params,
+  stats,
+  tasks,
+  *,
+  make_episode=None,
+  shared=(),
+  mesh=None,
+  tasks_per_chunk=None,
+):
+  """Computes the outer gradient of a meta-batch: the mean over its T tasks.
 
   MAML, Finn et al. 2017, equation 1 and algorithm 2, line 10.
+
+      meta_gradient(learner, params, stats, episodes)
+      meta_gradient(
+          learner, params, stats, jax.random.split(key, 4),
+          make_episode=lambda dataset, key: draw(key, dataset), shared=dataset)
 
   Args:
     learner: a `Learner`.
     params: the meta-parameters.
     stats: the statistics that every task starts from.
-    episodes: an `Episode` whose leaves have a leading axis T.
-    mesh: devices to spread the tasks over, from `parallel.make_mesh`; default
-      none.
-    chunk: tasks vectorised at a time on one device; default all.
+    tasks: an `Episode` whose leaves have a leading axis T; with `make_episode`,
+      any pytree of arrays with that axis, such as random keys.
+    make_episode: `make_episode(shared, task) -> Episode`, called on each task
+      where it is computed, so that no device holds the episodes of others.
+    shared: arrays that `make_episode` reads for every task, such as a data set;
+      replicated over the devices.
+    mesh: devices to distribute the tasks over, from `sharding.make_mesh`;
+      default none.
+    tasks_per_chunk: tasks vectorized at a time on one device; default all.
 
   Returns:
     grads like `params`; stats to carry on, the mean over tasks; and metrics,
     each [T].
 
   Raises:
-    UserError: T is no multiple of devices times chunk.
+    UserError: T is not a multiple of devices times `tasks_per_chunk`.
   """
 
-  def one_task(shared, episode):
-    params, stats = shared
+  def one_task(shared, task):
+    params, stats, shared = shared
+    episode = make_episode(shared, task) if make_episode else task
     grad_fn = jax.value_and_grad(learner.loss, has_aux=True)
     (_, (stats, metrics)), grads = grad_fn(params, stats, episode)
     return (grads, stats), metrics
 
-  params = learner.reset(params)
-  (grads, stats), metrics = mean_over_tasks(one_task, mesh, chunk)(
-      (params, stats), episodes
-  )
+  run = mean_over_tasks(one_task, mesh, tasks_per_chunk)
+  (grads, stats), metrics = run((params, stats, shared), tasks)
   return grads, stats, metrics

@@ -50,13 +50,13 @@ def conv(image, kernel, *, stride=1, padding=None):
   padding = size // 2 if padding is None else padding
   if image.ndim != 4 or kernel.ndim != 4 or kernel.shape[1] != size:
     raise ValueError(
-        'conv takes an image [N, H, W, C] and a kernel [k, k, C, O], got '
-        f'{image.shape} and {kernel.shape}'
+      'conv takes an image [N, H, W, C] and a kernel [k, k, C, O], got '
+      f'{image.shape} and {kernel.shape}'
     )
   if image.shape[-1] != kernel.shape[2]:
     raise ValueError(
-        f'the image has {image.shape[-1]} channels, the kernel takes '
-        f'{kernel.shape[2]}'
+      f'the image has {image.shape[-1]} channels, the kernel takes '
+      f'{kernel.shape[2]}'
     )
   if not 0 <= padding < size:
     raise ValueError(f'padding must be in 0..{size - 1}, got {padding}')
@@ -131,10 +131,10 @@ def _leading(operands, axes):
   pairs = list(zip(operands, axes, strict=True))
   count = next(x.shape[axis] for x, axis in pairs if axis is not None)
   return count, [
-      jnp.broadcast_to(x, (count, *x.shape))
-      if axis is None
-      else jnp.moveaxis(x, axis, 0)
-      for x, axis in pairs
+    jnp.broadcast_to(x, (count, *x.shape))
+    if axis is None
+    else jnp.moveaxis(x, axis, 0)
+    for x, axis in pairs
   ]
 
 
@@ -266,12 +266,12 @@ def _kernel_grad_wrt_g(kernel, image, g, *, padding):
 
 def _canonical(image, kernel, stride, padding, groups=1):
   return lax.conv_general_dilated(
-      image,
-      kernel,
-      (stride, stride),
-      [(padding, padding)] * 2,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=groups,
+    image,
+    kernel,
+    (stride, stride),
+    [(padding, padding)] * 2,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
   )
 
 
@@ -291,7 +291,7 @@ def _conv_in_fours(image, kernel, *, stride, padding):
 def _kernel_grad_single(image, g, *, padding):
   # Channels take the part of the images, and images that of the channels.
   return _canonical(
-      image.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), 1, padding
+    image.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), 1, padding
   ).transpose(1, 2, 0, 3)
 
 
@@ -361,9 +361,9 @@ def _convolution(name, default, cpu, wrt_first, wrt_second):
   """
 
   def by_rank(single, tasks):
-    return lambda first, second, **kw: (
-        single if first.ndim == 4 else tasks
-    )(first, second, **kw)
+    return lambda first, second, **kw: (single if first.ndim == 4 else tasks)(
+      first, second, **kw
+    )
 
   def batch(operands, axes, **kw):
     count, operands = _leading(operands, axes)
@@ -378,16 +378,16 @@ def _convolution(name, default, cpu, wrt_first, wrt_second):
 
 
 _conv_p = _convolution(
-    'conv',
-    (_conv_single, _conv_grouped),
-    (_conv_in_fours, _one_by_one(_conv_in_fours)),
-    _conv_wrt_image,
-    _conv_wrt_kernel,
+  'conv',
+  (_conv_single, _conv_grouped),
+  (_conv_in_fours, _one_by_one(_conv_in_fours)),
+  _conv_wrt_image,
+  _conv_wrt_kernel,
 )
 _kernel_grad_p = _convolution(
-    'conv_kernel_grad',
-    (_kernel_grad_single, _kernel_grad_grouped),
-    (_kernel_grad_by_image, _one_by_one(_kernel_grad_by_image)),
-    _kernel_grad_wrt_image,
-    _kernel_grad_wrt_g,
+  'conv_kernel_grad',
+  (_kernel_grad_single, _kernel_grad_grouped),
+  (_kernel_grad_by_image, _one_by_one(_kernel_grad_by_image)),
+  _kernel_grad_wrt_image,
+  _kernel_grad_wrt_g,
 )

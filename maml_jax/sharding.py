@@ -1,4 +1,4 @@
-"""Spreading the tasks of a meta-batch over devices and over time."""
+"""Distributes the tasks of a meta-batch over devices and over time."""
 
 import contextlib
 import os
@@ -7,69 +7,103 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
 
+__all__ = [
+  'MAX_IMAGE_MEMORY_SHARE',
+  'TASK_AXIS',
+  'DeviceLayout',
+  'TaskSharding',
+  'choose_layout',
+  'constrain_replicated',
+  'default_tasks_per_chunk',
+  'first_devices',
+  'make_mesh',
+  'map_tasks',
+  'mean_over_tasks',
+  'nearest_multiples',
+  'one_device_per_core',
+  'require_divisible',
+  'uses_all_gather',
+]
+
 TASK_AXIS = 'task'
-_FORCED = 'xla_force_host_platform_device_count'
+# The images of a split stay on the host if they need more of a device's memory.
+MAX_IMAGE_MEMORY_SHARE = 1 / 3
+_FORCED_DEVICE_COUNT = 'xla_force_host_platform_device_count'
 
 
 def make_mesh(devices=None):
-  """A one-dimensional mesh over `devices`, default all of them."""
+  """Returns a one-dimensional mesh over `devices`, default all of them."""
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
-      (len(devices),), (TASK_AXIS,), (AxisType.Auto,), devices=devices
+    (len(devices),), (TASK_AXIS,), (AxisType.Auto,), devices=devices
   )
 
 
 def first_devices(number: int) -> list:
-  """So many devices, as many of each process; `number` is a multiple."""
+  """Returns `number` devices, equally many of each process."""
   share = number // jax.process_count()
   return [
-      device
-      for process in range(jax.process_count())
-      for device in jax.local_devices(process_index=process)[:share]
+    device
+    for process in range(jax.process_count())
+    for device in jax.local_devices(process_index=process)[:share]
   ]
 
 
-def one_device_per_core(num_tasks, chunk=1):
-  """Makes a device of every core of a CPU, as many as the tasks divide over.
+def one_device_per_core(meta_batch_size, tasks_per_chunk=1):
+  """Makes JAX use each CPU core as a device, as far as the tasks divide evenly.
 
-  One device runs many small operations on one core, whatever the others do;
-  devices side by side keep all cores busy. Without effect on accelerators,
-  where somebody has chosen the number of CPU devices, or once JAX has run.
+  One CPU device runs many small operations on a single core; several devices
+  keep all cores busy. Has no effect on accelerators, if the number of CPU
+  devices is already configured, or once JAX is initialized.
 
   Args:
-    num_tasks: T, tasks per meta-batch.
-    chunk: tasks vectorised at a time on one device.
+    meta_batch_size: T, tasks per meta-batch.
+    tasks_per_chunk: tasks vectorized at a time on one device.
   """
-  chosen = jax.config.jax_num_cpu_devices > 0
-  if chosen or _FORCED in os.environ.get('XLA_FLAGS', ''):
+  is_configured = jax.config.jax_num_cpu_devices > 0
+  if is_configured or _FORCED_DEVICE_COUNT in os.environ.get('XLA_FLAGS', ''):
     return
   if hasattr(os, 'sched_getaffinity'):
     cores = len(os.sched_getaffinity(0))
   else:  # not Linux
     cores = os.cpu_count() or 1
-  fitting = [n for n in range(1, cores + 1) if num_tasks % (n * chunk) == 0]
+  counts = [
+    n
+    for n in range(1, cores + 1)
+    if meta_batch_size % (n * tasks_per_chunk) == 0
+  ]
   with contextlib.suppress(RuntimeError):
-    jax.config.update('jax_num_cpu_devices', max(fitting, default=1))
+    jax.config.update('jax_num_cpu_devices', max(counts, default=1))
 
 
-def mean_over_tasks(fn, mesh=None, chunk=None):
-  """Runs `fn` on every task of a meta-batch and averages a part of its result.
+def default_tasks_per_chunk():
+  """Returns how many tasks a device should vectorize; None: all of them.
 
-  The tasks of one device run in chunks, one chunk after another; the tasks of
-  a chunk are vectorised. Gradients taken inside `fn` therefore need the memory
-  of one chunk alone.
+  A CPU runs the kernels of several tasks one after another anyway, and faster
+  with a small working set; an accelerator needs the work of all tasks at once.
+  """
+  return 1 if jax.default_backend() == 'cpu' else None
+
+
+def mean_over_tasks(fn, mesh=None, tasks_per_chunk=None):
+  """Maps `fn` over the tasks of a meta-batch and averages part of its results.
+
+  Each device processes its tasks chunk by chunk; the tasks of a chunk are
+  vectorized. Gradients taken inside `fn` need the memory of one chunk.
 
   Args:
     fn: `fn(shared, task) -> (averaged, kept)`, pytrees of arrays.
-    mesh: from `make_mesh`; None runs all tasks where they are.
-    chunk: tasks vectorised at a time; None is all of a device's at once, 1 is
-      one after another.
+    mesh: from `make_mesh`; None does not distribute the tasks.
+    tasks_per_chunk: tasks vectorized at a time; None vectorizes all tasks of a
+      device, 1 processes them one by one.
 
   Returns:
     A function of (shared, tasks), each leaf of `tasks` with a leading axis T,
@@ -77,50 +111,74 @@ def mean_over_tasks(fn, mesh=None, chunk=None):
     with a leading axis T.
 
   Raises:
-    UserError: when called, if T is no multiple of devices times chunk.
+    UserError: when called, if T is not a multiple of devices times
+      `tasks_per_chunk`.
   """
-
-  local = _on_one_device(fn, chunk)
+  local = _on_one_device(fn, tasks_per_chunk)
 
   def on_device(shared, tasks):
-    # Unless told that they vary, jax.grad would sum the gradients of shared
-    # params over devices, the inner gradients of unlike tasks among them.
-    vary = partial(lax.pcast, axis_name=TASK_AXIS, to='varying')
-    averaged, kept = local(vary(shared), tasks, vary)
+    # Without this cast, jax.grad would sum the gradients of shared params over
+    # devices, including the inner gradients of different tasks.
+    to_varying = partial(lax.pcast, axis_name=TASK_AXIS, to='varying')
+    averaged, kept = local(to_varying(shared), tasks, to_varying)
     if uses_all_gather(mesh):
       return jax.tree.map(lambda x: x[None], averaged), kept
     return lax.pmean(averaged, TASK_AXIS), kept
 
   def run(shared, tasks):
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-    require_divisible(num_tasks, mesh.size if mesh else 1, chunk)
+    require_divisible(num_tasks, mesh.size if mesh else 1, tasks_per_chunk)
     if mesh is None:
       return local(shared, tasks)
     averaged, kept = jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(P(), P(TASK_AXIS)),
-        out_specs=(P(TASK_AXIS) if uses_all_gather(mesh) else P(), P(TASK_AXIS)),
+      on_device,
+      mesh=mesh,
+      in_specs=(P(), P(TASK_AXIS)),
+      out_specs=(
+        P(TASK_AXIS) if uses_all_gather(mesh) else P(),
+        P(TASK_AXIS),
+      ),
     )(shared, tasks)
     if uses_all_gather(mesh):
-      of_all = constrain_replicated(averaged, mesh)
-      averaged = jax.tree.map(lambda x: x.mean(0), of_all)
+      gathered = constrain_replicated(averaged, mesh)
+      averaged = jax.tree.map(lambda x: x.mean(0), gathered)
     return averaged, kept
 
   return run
 
 
-def _on_one_device(fn, chunk):
-  """`mean_over_tasks` for the tasks of one device."""
+def map_tasks(fn, mesh=None, tasks_per_chunk=None):
+  """Maps `fn` over tasks, distributed as in `mean_over_tasks`.
 
-  def local(shared, tasks, vary=lambda x: x):
+  Args:
+    fn: `fn(shared, task) -> pytree of arrays`.
+    mesh: see `mean_over_tasks`.
+    tasks_per_chunk: see `mean_over_tasks`.
+
+  Returns:
+    A function of (shared, tasks), each leaf of `tasks` with a leading axis T,
+    that returns the results of `fn`, each leaf with a leading axis T.
+
+  Raises:
+    UserError: when called; see `mean_over_tasks`.
+  """
+  run = mean_over_tasks(
+    lambda shared, task: ((), fn(shared, task)), mesh, tasks_per_chunk
+  )
+  return lambda shared, tasks: run(shared, tasks)[1]
+
+
+def _on_one_device(fn, tasks_per_chunk):
+  """Returns `mean_over_tasks` for the tasks of one device."""
+
+  def local(shared, tasks, to_varying=lambda x: x):
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-    size = chunk or num_tasks
+    size = tasks_per_chunk or num_tasks
     num_chunks = num_tasks // size
     if num_chunks == 1 and size > 1:
       return run_chunk(shared, tasks)
     chunks = jax.tree.map(
-        lambda x: x.reshape(num_chunks, size, *x.shape[1:]), tasks
+      lambda x: x.reshape(num_chunks, size, *x.shape[1:]), tasks
     )
 
     def step(total, chunk):
@@ -128,13 +186,13 @@ def _on_one_device(fn, chunk):
       return jax.tree.map(lax.add, total, averaged), kept
 
     averaged, _ = jax.eval_shape(
-        run_chunk, shared, jax.tree.map(lambda x: x[0], chunks)
+      run_chunk, shared, jax.tree.map(lambda x: x[0], chunks)
     )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), averaged)
-    total, kept = lax.scan(step, vary(zeros), chunks)
+    total, kept = lax.scan(step, to_varying(zeros), chunks)
     return (
-        jax.tree.map(lambda x: x / num_chunks, total),
-        jax.tree.map(lambda x: x.reshape(num_tasks, *x.shape[2:]), kept),
+      jax.tree.map(lambda x: x / num_chunks, total),
+      jax.tree.map(lambda x: x.reshape(num_tasks, *x.shape[2:]), kept),
     )
 
   def run_chunk(shared, tasks):
@@ -148,102 +206,174 @@ def _on_one_device(fn, chunk):
 
 
 def uses_all_gather(mesh) -> bool:
-  """Whether every device gets the sums of all devices and adds them itself.
+  """Returns whether sums over devices use an all-gather, not an all-reduce.
 
-  On CPUs: there an all-reduce between processes adds in another order than one
-  between the devices of a process, and the results should be the same bits.
+  This is the case on CPUs, where an all-reduce between processes adds in a
+  different order than one between the devices of a process, so that results
+  would not be bit-identical.
   """
   return mesh.devices.flat[0].platform == 'cpu'
 
 
 def constrain_replicated(tree, mesh):
-  """Under jit: whole on every device."""
+  """Constrains arrays to be replicated over all devices; call under jit."""
   return lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
-class DeviceLayout(NamedTuple):
-  """How a meta-batch lies on the devices.
+class TaskSharding(NamedTuple):
+  """The devices and how tasks are distributed over them.
+
+  With several processes, each one places its share on its own devices.
 
   Attributes:
-    devices: how many are used, the same number in every process.
-    parts: into how many parts each task's query set is split, each with a
-      device of its own; 1 unless there are so many devices.
+    mesh: the devices; None runs everything on the default device.
+    tasks_per_chunk: tasks vectorized at a time on one device; None: all.
+    query_splits: number of parts of each task's query set, one per device.
+  """
+
+  mesh: jax.sharding.Mesh | None
+  tasks_per_chunk: int | None
+  query_splits: int = 1
+
+  def replicate(self, tree):
+    """Replicates arrays over all devices; every process passes the same."""
+    sharding = NamedSharding(self.mesh, P())
+    if not distributed.is_multiprocess():
+      return jax.device_put(tree, sharding)
+
+    def place(x):
+      x = np.asarray(x)
+      return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+    return jax.tree.map(place, tree)
+
+  def local_task_ids(self, num_tasks: int) -> np.ndarray:
+    """Returns which of `num_tasks` tasks this process computes: [n] int."""
+    task_ids = np.arange(num_tasks)
+    if self.mesh is None:
+      return task_ids
+    sharding = NamedSharding(self.mesh, P(TASK_AXIS))
+    slices = sharding.addressable_devices_indices_map(task_ids.shape).values()
+    return np.unique(np.concatenate([task_ids[at] for at in slices]))
+
+  def shard(self, tree, axis: int):
+    """Shards arrays along the task axis.
+
+    Args:
+      tree: arrays with the tasks of this process, see `local_task_ids`.
+      axis: their task axis.
+
+    Returns:
+      Global arrays with the tasks of all processes.
+    """
+    if self.mesh is None:
+      return tree
+    sharding = NamedSharding(self.mesh, P(*[None] * axis, TASK_AXIS))
+
+    def place(x):
+      shape = list(x.shape)
+      shape[axis] *= jax.process_count()
+      return jax.make_array_from_process_local_data(sharding, x, tuple(shape))
+
+    return jax.tree.map(place, tree)
+
+  def fits_in_memory(self, num_bytes: int) -> bool:
+    """Returns whether every device has room for a data set of `num_bytes`."""
+    device = self.mesh.local_devices[0]
+    memory = (device.memory_stats() or {}).get('bytes_limit')
+    if memory is None:  # CPU devices share the memory of the host
+      memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+      memory //= len(self.mesh.local_devices)
+    return num_bytes <= MAX_IMAGE_MEMORY_SHARE * memory
+
+
+class DeviceLayout(NamedTuple):
+  """How a meta-batch is distributed over devices.
+
+  Attributes:
+    devices: number of devices used, the same in every process.
+    query_splits: number of parts of each task's query set, one per device; 1
+      unless there are more devices than tasks.
   """
 
   devices: int
-  parts: int
+  query_splits: int
 
 
 def choose_layout(
-    num_tasks: int,
-    num_devices: int,
-    chunk: int | None = None,
-    *,
-    processes: int = 1,
-    queries: int = 0,
+  meta_batch_size: int,
+  num_devices: int,
+  tasks_per_chunk: int | None = None,
+  *,
+  processes: int = 1,
+  queries: int = 0,
 ) -> DeviceLayout:
-  """The layout that uses most of the devices there are.
+  """Chooses the layout that uses the most devices.
 
   Args:
-    num_tasks: T, tasks per meta-batch.
-    num_devices: of all processes.
-    chunk: tasks vectorised at a time on one device; None: all.
-    processes: each needs a device that is used.
-    queries: query images of a task that may be split; 0 if they may not.
+    meta_batch_size: T, tasks per meta-batch.
+    num_devices: number of devices of all processes.
+    tasks_per_chunk: tasks vectorized at a time on one device; None: all.
+    processes: number of processes, each of which needs a device.
+    queries: query images of a task that may be split; 0 to never split them.
 
   Raises:
-    UserError: there is none; names numbers that would do.
+    UserError: there is no such layout; the message suggests numbers that work.
   """
-  size = chunk or 1
-  fitting = [
-      DeviceLayout(n, 1)
-      for n in range(processes, num_devices + 1, processes)
-      if num_tasks % (n * size) == 0
+  size = tasks_per_chunk or 1
+  layouts = [
+    DeviceLayout(n, 1)
+    for n in range(processes, num_devices + 1, processes)
+    if meta_batch_size % (n * size) == 0
   ]
-  if size == 1:
-    fitting += [
-        DeviceLayout(num_tasks * parts, parts)
-        for parts in range(2, num_devices // num_tasks + 1)
-        if queries % parts == 0 and num_tasks * parts % processes == 0
-        if queries
+  if size == 1 and queries:
+    layouts += [
+      DeviceLayout(meta_batch_size * splits, splits)
+      for splits in range(2, num_devices // meta_batch_size + 1)
+      if queries % splits == 0
+      if meta_batch_size * splits % processes == 0
     ]
-  if not fitting:
-    what = 'processes' if processes > 1 else 'device(s)'
-    require_divisible(num_tasks, processes, chunk, what)
-  return max(fitting)
+  if not layouts:
+    unit = 'processes' if processes > 1 else 'device(s)'
+    require_divisible(meta_batch_size, processes, tasks_per_chunk, unit)
+  return max(layouts)
 
 
-def nearest_multiples(num_tasks: int, unit: int) -> list[int]:
-  """The multiples of `unit` next to `num_tasks`, above 0."""
-  below = num_tasks // unit * unit
+def nearest_multiples(number: int, unit: int) -> list[int]:
+  """Returns the positive multiples of `unit` next to `number`."""
+  below = number // unit * unit
   return [below, below + unit] if below else [unit]
 
 
-def require_divisible(num_tasks, num_devices, chunk=None, what='device(s)'):
-  """Refuses a meta-batch that does not divide evenly.
+def require_divisible(
+  num_tasks, num_devices, tasks_per_chunk=None, unit='device(s)'
+):
+  """Checks that tasks divide evenly over devices and chunks.
 
   Args:
     num_tasks: T, tasks per meta-batch.
-    num_devices: devices they are spread over.
-    chunk: tasks vectorised at a time on one device; None: all.
-    what: they are, for the message.
+    num_devices: devices that the tasks are distributed over.
+    tasks_per_chunk: tasks vectorized at a time on one device; None: all.
+    unit: what the message calls the devices.
 
   Raises:
-    UserError: T is no multiple of devices times chunk; names numbers that are.
+    UserError: T is not a multiple of devices times `tasks_per_chunk`; the
+      message suggests numbers that work.
   """
-  unit = num_devices * (chunk or 1)
-  if num_tasks % unit == 0:
+  multiple = num_devices * (tasks_per_chunk or 1)
+  if num_tasks % multiple == 0:
     return
-  fitting = [
-      str(n)
-      for n in range(1, num_devices + 1)
-      if num_tasks % (n * (chunk or 1)) == 0
+  divisors = [
+    str(n)
+    for n in range(1, num_devices + 1)
+    if num_tasks % (n * (tasks_per_chunk or 1)) == 0
   ]
-  advice = f'take {" or ".join(map(str, nearest_multiples(num_tasks, unit)))} tasks'
-  if fitting:
-    advice += f', or {" or ".join(fitting)} {what}'
+  suggestions = map(str, nearest_multiples(num_tasks, multiple))
+  advice = f'use {" or ".join(suggestions)} tasks'
+  if divisors:
+    advice += f', or {" or ".join(divisors)} {unit}'
   raise UserError(
-      f'{num_tasks} tasks do not divide over {num_devices} {what}'
-      + (f' in chunks of {chunk}' if chunk else '')
-      + f': {advice}'
+    f'{num_tasks} tasks cannot be divided evenly over {num_devices} {unit}'
+    + (f' in chunks of {tasks_per_chunk}' if tasks_per_chunk else '')
+    + f': {advice}'
   )

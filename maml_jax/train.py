@@ -16,87 +16,107 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
-from maml_jax.experiment import checkpoint, setup
-from maml_jax.utils import console, distributed
-from maml_jax.experiment.checkpoint import Checkpoint, CheckpointWriter
 from maml_jax.data.episodes import task_keys
-from maml_jax.utils.errors import NonFiniteError
-from maml_jax.experiment.transfer import transfer_params
-from maml_jax.evaluation.evaluate import phase_evaluator
-from maml_jax.learner import Learner, meta_gradient
-from maml_jax.experiment.metrics_log import METRICS_FILE, MetricsLog
-from maml_jax.experiment.run_display import TrainingDisplay
-from maml_jax.experiment.formatting import describe_validation_protocol, format_metrics
-from maml_jax.utils.distributed import describe_devices
-from maml_jax.experiment.metrics import is_transductive
+from maml_jax.evaluation.runner import phase_evaluator
 from maml_jax.evaluation.statistics import summarize
-from maml_jax.sharding import constrain_replicated, nearest_multiples
+from maml_jax.experiment import checkpoint, setup
+from maml_jax.experiment.checkpoint import Checkpoint, CheckpointWriter
+from maml_jax.experiment.formatting import (
+  describe_validation_protocol,
+  format_metrics,
+)
+from maml_jax.experiment.metrics import is_transductive
+from maml_jax.experiment.metrics_log import METRICS_FILE, MetricsLog
+from maml_jax.experiment.run_dir import (
+  RESUME_IGNORED_FIELDS,
+  lock_run_dir,
+  require_same_config,
+)
+from maml_jax.experiment.run_display import TrainingDisplay
 from maml_jax.experiment.task_source import Prefetcher, train_tasks
+from maml_jax.experiment.transfer import transfer_params
+from maml_jax.learner import Learner, meta_gradient
+from maml_jax.sharding import constrain_replicated, nearest_multiples
 from maml_jax.types import Episode, MetaState, PyTree
-from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS, lock_run_dir, require_same_config
+from maml_jax.utils import console, distributed
+from maml_jax.utils.errors import NonFiniteError
 from maml_jax.utils.signals import StopSignal
 
-# Calls are kept about this long, so that the bar moves and a stop is prompt.
+__all__ = [
+  'CallLengthController',
+  'init_state',
+  'make_train_step',
+  'resume_state',
+  'train',
+]
+
+# Calls take about this long, so that the progress bar moves and stops are quick.
 SECONDS_PER_CALL = 2.0
 
 
 def make_train_step(
-    learner: Learner,
-    tx: optax.GradientTransformation,
-    sample: Callable,
-    *,
-    key,
-    num_tasks: int,
-    max_steps: int,
-    mesh=None,
-    chunk: int | None = None,
-    parts: int = 1,
+  learner: Learner,
+  tx: optax.GradientTransformation,
+  sample_episode: Callable,
+  *,
+  key,
+  meta_batch_size: int,
+  max_steps: int,
+  mesh=None,
+  tasks_per_chunk: int | None = None,
+  query_splits: int = 1,
 ):
   """Makes the jitted function that runs meta-iterations.
 
   Args:
-    learner: what is meta-trained.
-    tx: the outer optimiser.
-    sample: `sample(key, shared, *given) -> Episode`, see `tasks.Stream`.
+    learner: the learner to meta-train.
+    tx: the outer optimizer.
+    sample_episode: `sample_episode(key, shared, *host_data) -> Episode`, see
+      `task_source.TrainTasks`.
     key: a typed random key. Step i draws its tasks from fold_in(key, i),
-      whatever the devices and the chunks.
-    num_tasks: T, tasks per meta-iteration.
-    max_steps: most meta-iterations per call.
+      independent of devices and chunks.
+    meta_batch_size: T, tasks per meta-iteration.
+    max_steps: maximum number of meta-iterations per call.
     mesh: see `meta_gradient`.
-    chunk: see `meta_gradient`.
-    parts: into how many parts each task's query set is split; each adapts by
-      itself and takes a place of a task on the devices. The results are the
-      same, if query images are normalised each by itself.
+    tasks_per_chunk: see `meta_gradient`.
+    query_splits: number of parts of each task's query set; each part adapts
+      separately, like a task of its own. The results do not change if query
+      images are normalized independently of each other.
 
   Returns:
-    `step(state, shared, num_steps, given=()) -> (state, metrics)`, which runs
-    `num_steps` <= `max_steps` meta-iterations, with `given` [max_steps, T *
-    parts, ...] for `sample`. `state` is donated. `metrics` are [max_steps], the
-    first `num_steps` of which are meant; beside the mean over tasks of what the
-    learner reports there are 'grad_norm', and 'finite': whether loss and
-    gradient are. The number of steps per call does not change their results.
+    `step(state, shared, num_steps, host_data=()) -> (state, metrics)`, which
+    runs `num_steps` <= `max_steps` meta-iterations, with `host_data`
+    [max_steps, T * query_splits, ...] for `sample_episode`. `state` is donated.
+    `metrics` are [max_steps], of which the first `num_steps` are valid: the
+    means over tasks of the learner's metrics, 'grad_norm', and 'finite',
+    whether loss and gradient are. Results do not depend on the number of steps
+    per call.
   """
 
-  @jax.jit  # traced once, for `like` and for the loop
-  def one_step(state, shared, given):
-    def loss_of_drawn(params, shared, task):
-      (stats, shared), (key, part, given) = shared, task
-      support, query = sample(key, shared, *given)
-      query = jax.tree.map(lambda x: _part(x, part, parts), query)
-      return learner.loss(params, stats, Episode(support, query))
+  def make_episode(shared, task):
+    task_key, split, host_data = task
+    support, query = sample_episode(task_key, shared, *host_data)
+    query = jax.tree.map(lambda x: _query_split(x, split, query_splits), query)
+    return Episode(support, query)
 
-    params = learner.reset(state.params)
+  @jax.jit  # traced once, for the shapes of the metrics and for the loop
+  def one_step(state, shared, host_data):
+    params = learner.reset_head(state.params)
+    keys = task_keys(key, state.step, meta_batch_size)
+    tasks = (
+      jnp.repeat(keys, query_splits),
+      jnp.tile(jnp.arange(query_splits), meta_batch_size),
+      host_data,
+    )
     grads, stats, metrics = meta_gradient(
-        learner._replace(loss=loss_of_drawn),
-        params,
-        (state.stats, shared),
-        (
-            jnp.repeat(task_keys(key, state.step, num_tasks), parts),
-            jnp.tile(jnp.arange(parts), num_tasks),
-            given,
-        ),
-        mesh=mesh,
-        chunk=chunk,
+      learner,
+      params,
+      state.stats,
+      tasks,
+      make_episode=make_episode,
+      shared=shared,
+      mesh=mesh,
+      tasks_per_chunk=tasks_per_chunk,
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
@@ -107,23 +127,23 @@ def make_train_step(
     metrics |= {'grad_norm': optax.tree.norm(grads), 'finite': finite}
     return MetaState(state.step + 1, params, stats, opt_state), metrics
 
-  return _repeated(one_step, max_steps)
+  return _scan_steps(one_step, max_steps)
 
 
-def _repeated(one_step: Callable, max_steps: int) -> Callable:
-  """Makes `step` of `make_train_step` from one meta-iteration."""
+def _scan_steps(one_step: Callable, max_steps: int) -> Callable:
+  """Makes `step` of `make_train_step` from a single meta-iteration."""
 
   @partial(jax.jit, donate_argnums=0)
-  def step(state, shared, num_steps, given=()):
+  def step(state, shared, num_steps, host_data=()):
     def body(i, carry):
       state, kept = carry
-      state, metrics = one_step(state, shared, given_at(i))
+      state, metrics = one_step(state, shared, host_data_at(i))
       return state, jax.tree.map(lambda k, m: k.at[i].set(m), kept, metrics)
 
-    def given_at(i):
-      return jax.tree.map(lambda x: x[i], given)
+    def host_data_at(i):
+      return jax.tree.map(lambda x: x[i], host_data)
 
-    like = jax.eval_shape(one_step, state, shared, given_at(0))[1]
+    like = jax.eval_shape(one_step, state, shared, host_data_at(0))[1]
     kept = jax.tree.map(lambda x: jnp.zeros((max_steps,), x.dtype), like)
     return lax.fori_loop(0, num_steps, body, (state, kept))
 
@@ -131,99 +151,106 @@ def _repeated(one_step: Callable, max_steps: int) -> Callable:
 
 
 def _all_finite(tree):
-  """Whether no leaf holds an infinity or a NaN: []."""
+  """Returns whether all leaves are finite: []."""
   finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
   return jnp.stack(finite).all()
 
 
-def _part(x, part, parts: int):
-  """One part of the rows of x [N, ...], of which there are `parts`."""
-  size = len(x) // parts
-  return x if parts == 1 else lax.dynamic_slice_in_dim(x, part * size, size)
+def _query_split(x, split, query_splits: int):
+  """Returns one of `query_splits` equal parts of the rows of x [N, ...]."""
+  if query_splits == 1:
+    return x
+  size = len(x) // query_splits
+  return lax.dynamic_slice_in_dim(x, split * size, size)
 
 
 def init_state(learner: Learner, tx, key) -> MetaState:
-  """The state before the first meta-iteration."""
+  """Returns the state before the first meta-iteration."""
   params, stats = learner.init(key)
-  params = learner.reset(params)
+  params = learner.reset_head(params)
   return MetaState(jnp.int32(0), params, stats, tx.init(params))
 
 
 def resume_state(fresh: MetaState, saved: Checkpoint) -> MetaState:
-  """The state of a checkpoint, in the structure of a fresh one."""
+  """Returns the state of a checkpoint in the structure of a fresh state."""
   structure = jax.tree.structure(fresh.opt_state)
   return MetaState(
-      jnp.int32(saved.step),
-      saved.params,
-      saved.stats,
-      jax.tree.unflatten(structure, saved.opt_state),
+    jnp.int32(saved.step),
+    saved.params,
+    saved.stats,
+    jax.tree.unflatten(structure, saved.opt_state),
   )
 
 
 def train(config, workdir: str | os.PathLike) -> int:
-  """Meta-trains up to `config.train.num_epochs`, from where the workdir is.
+  """Meta-trains for `config.train.num_epochs` epochs, resuming if possible.
+
+  Call `experiment.setup.configure_jax` first to use all CPU cores.
 
   Args:
-    config: see `configs/default.py`.
-    workdir: the directory of the run; made if missing.
+    config: see `maml_jax.default_config`.
+    workdir: the directory of the run; created if missing.
 
   Returns:
-    The exit status, 0 when done; 1 if a loss, a gradient or the state is not
-    finite; 130 after Ctrl-C or 143 after SIGTERM, when the same call goes on.
+    The exit status: 0 when done; 1 if a loss, a gradient or the state is not
+    finite; 130 after Ctrl-C or 143 after SIGTERM, when the same call resumes.
 
   Raises:
-    UserError: something of the config, the data or the workdir does not fit.
+    UserError: the config, the data or the workdir is invalid.
   """
   workdir = pathlib.Path(workdir)
-  setup.configure_jax(config)
   with (
-      setup.matmul_precision(config),
-      lock_run_dir(workdir, config),
-      StopSignal() as stop,
-      contextlib.ExitStack() as stack,
+    setup.matmul_precision(config),
+    lock_run_dir(workdir, config),
+    StopSignal() as stop,
+    contextlib.ExitStack() as stack,
   ):
-    session, state = _prepare(config, workdir, stop, stack)
+    context, state = _set_up(config, workdir, stop, stack)
     try:
-      step = _loop(session, state)
+      step = _loop(context, state)
     except NonFiniteError as error:
-      kept = f'the last good one, of step {session.saver.saved}, is kept'
-      print(f'stopped: {error}; {kept} in {workdir}', file=sys.stderr)
+      saved = context.writer.last_step
+      print(
+        f'stopped: {error}; the last good checkpoint, step {saved}, is in '
+        f'{workdir}',
+        file=sys.stderr,
+      )
       return 1
   if stop:
-    print(f'saved at step {step}; the same command goes on from there')
+    print(f'saved at step {step}; run the same command to resume')
   else:
-    _say_result(config, workdir, step)
+    _print_summary(config, workdir, step)
   return stop.status
 
 
-def _say_result(config, workdir: pathlib.Path, step: int) -> None:
+def _print_summary(config, workdir: pathlib.Path, step: int) -> None:
   best = checkpoint.find(workdir, 'best')
   if best:
     console.print_result(
-        f'trained to step {step}; best on validation '
-        f'{describe_validation_protocol(config)}: {format_metrics(best.metrics)}, at step '
-        f'{best.step}'
+      f'trained to step {step}; best validation '
+      f'{describe_validation_protocol(config)}: '
+      f'{format_metrics(best.metrics)}, at step {best.step}'
     )
   print(f'in {workdir}: checkpoints, {METRICS_FILE}, tensorboard, config.json')
 
 
 class LoopContext(NamedTuple):
-  """What the loop works with."""
+  """Everything that the training loop uses."""
 
   train: ConfigDict  # the section of the config
-  shared: PyTree  # of the `Stream` of tasks
-  ahead: Prefetcher
+  shared: PyTree  # of the `TrainTasks`
+  prefetcher: Prefetcher
   run: Callable  # from `make_train_step`
   validate: Callable  # from `make_evaluator`
-  pace: 'Pace'
-  saver: CheckpointWriter
+  call_length: 'CallLengthController'
+  writer: CheckpointWriter
   log: MetricsLog
-  screen: TrainingDisplay
+  display: TrainingDisplay
   stop: StopSignal
 
 
 class CallLengthController:
-  """Chooses how many meta-iterations to run per call, by the time they take."""
+  """Chooses the number of meta-iterations per call from their duration."""
 
   def __init__(self):
     self._start = time.monotonic()
@@ -231,11 +258,11 @@ class CallLengthController:
     self.length = 1
 
   def start(self) -> None:
-    """The next lap starts now."""
+    """Starts timing."""
     self._start = time.monotonic()
 
   def lap(self, n: int) -> float:
-    """Ends a lap of `n` meta-iterations; returns the seconds that it took."""
+    """Returns the seconds since the last lap, during which n iterations ran."""
     now = time.monotonic()
     seconds, self._start = now - self._start, now
     longest = self._longest(max(seconds, 1e-6) / n)
@@ -243,129 +270,131 @@ class CallLengthController:
     return seconds
 
 
-def _prepare(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
-  """Builds everything, and takes the state from the workdir if it has one."""
-  machine = setup.train_sharding(
-      config, splits=not is_transductive(config.model.norm)
+def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
+  """Builds the context of the loop and the state to start from."""
+  sharding = setup.train_sharding(
+    config, split_queries=not is_transductive(config.model.norm)
   )
   phase, val = setup.train_phase(config), setup.val_phase(config)
-  tasks = train_tasks(config, machine)
-  validate = phase_evaluator(config, val, config.val.num_tasks, machine)
+  tasks = train_tasks(config, sharding)
+  validate = phase_evaluator(config, val, config.val.num_tasks, sharding)
   learner = setup.phase_learner(config, phase)
   tx = setup.make_outer_optimizer(config)
   saved, state = _first_state(config, learner, tx, workdir)
   run = make_train_step(
-      learner,
-      tx,
-      tasks.sample,
-      key=setup.rng_stream(config.seed, setup.TRAIN_STREAM),
-      num_tasks=config.train.num_tasks,
-      max_steps=config.train.steps_per_call,
-      mesh=machine.mesh,
-      chunk=machine.chunk,
-      parts=machine.parts,
+    learner,
+    tx,
+    tasks.sample_episode,
+    key=setup.rng_stream(config.seed, setup.TRAIN_STREAM),
+    meta_batch_size=config.train.meta_batch_size,
+    max_steps=config.train.steps_per_call,
+    mesh=sharding.mesh,
+    tasks_per_chunk=sharding.tasks_per_chunk,
+    query_splits=sharding.query_splits,
   )
   step = int(state.step)
-  ahead = stack.enter_context(_ahead(config, tasks, machine))
-  saver = stack.enter_context(CheckpointWriter(workdir, config, saved and step))
-  log = stack.enter_context(MetricsLog(workdir, step))
-  screen = TrainingDisplay(config, step, tasks.place, _where(config, machine))
-  screen = stack.enter_context(screen)
-  session = LoopContext(
-      config.train,
-      tasks.shared,
-      ahead,
-      run,
-      validate,
-      CallLengthController(),
-      saver,
-      log,
-      screen,
-      stop,
+  prefetcher = _make_prefetcher(config, tasks, sharding)
+  devices = _describe_used_devices(config, sharding)
+  context = LoopContext(
+    train=config.train,
+    shared=tasks.shared,
+    prefetcher=stack.enter_context(prefetcher),
+    run=run,
+    validate=validate,
+    call_length=CallLengthController(),
+    writer=stack.enter_context(
+      CheckpointWriter(workdir, config, saved and step)
+    ),
+    log=stack.enter_context(MetricsLog(workdir, step)),
+    display=stack.enter_context(
+      TrainingDisplay(config, step, tasks.placement, devices)
+    ),
+    stop=stop,
   )
-  return session, machine.put(state)
+  return context, sharding.replicate(state)
 
 
-def _ahead(config, tasks, machine) -> Prefetcher:
-  """Gathers for coming calls what the host has to give to the tasks."""
-  given = tasks.given
-  if given:
-    rows = machine.rows(config.train.num_tasks * machine.parts)
-    given = partial(given, rows=rows // machine.parts)
-  return Prefetcher(given, machine, config.train.steps_per_call)
+def _make_prefetcher(config, tasks, sharding) -> Prefetcher:
+  host_data = tasks.host_data
+  if host_data:
+    num_tasks = config.train.meta_batch_size * sharding.query_splits
+    task_ids = sharding.local_task_ids(num_tasks) // sharding.query_splits
+    host_data = partial(host_data, task_ids=task_ids)
+  return Prefetcher(host_data, sharding, config.train.steps_per_call)
 
 
-def _where(config, machine) -> str:
-  """The devices that are used, and how all of them would be."""
-  mesh, everything = machine.mesh, describe_devices()
-  used = everything
+def _describe_used_devices(config, sharding) -> str:
+  """Describes the devices in use, and how to use all of them."""
+  mesh, available = sharding.mesh, distributed.describe_devices()
+  used = available
   if mesh.size < jax.device_count():
-    used = f'{mesh.size} of {everything}'
-  if machine.parts > 1:
-    return f'{used}, {machine.parts} for each task'
-  if used == everything:
-    return everything
-  unit = jax.device_count() * (config.train.chunk or 1)
-  numbers = ' or '.join(map(str, nearest_multiples(config.train.num_tasks, unit)))
-  return f'{used} (--train.num_tasks={numbers} would use all)'
+    used = f'{mesh.size} of {available}'
+  if sharding.query_splits > 1:
+    return f'{used}, {sharding.query_splits} per task'
+  if used == available:
+    return available
+  unit = jax.device_count() * (config.train.tasks_per_chunk or 1)
+  numbers = nearest_multiples(config.train.meta_batch_size, unit)
+  numbers = ' or '.join(map(str, numbers))
+  return f'{used} (--train.meta_batch_size={numbers} would use all)'
 
 
 def _first_state(config, learner, tx, workdir):
-  """The latest checkpoint, or None, and the state to begin with."""
-  initial = setup.rng_stream(config.seed, setup.INIT_STREAM)
-  begin = partial(init_state, learner, tx, initial)
+  """Returns the latest checkpoint, or None, and the state to start from."""
+  key = setup.rng_stream(config.seed, setup.INIT_STREAM)
+  make_state = partial(init_state, learner, tx, key)
   saved = checkpoint.find_on_all_processes(workdir, 'latest')
   if saved:
     require_same_config(saved.config, config, saved.path, RESUME_IGNORED_FIELDS)
-    return saved, resume_state(jax.eval_shape(begin), saved)
-  if not config.train.start:
-    return None, jax.jit(begin)()
-  start = checkpoint.load(config.train.start)
-  params, stats = transfer_params(learner, start.params, start.stats)
-  begin = partial(init_state, learner._replace(init=lambda _: (params, stats)))
-  return None, jax.jit(partial(begin, tx, initial))()
+    return saved, resume_state(jax.eval_shape(make_state), saved)
+  if not config.train.init_from:
+    return None, jax.jit(make_state)()
+  source = checkpoint.load(config.train.init_from)
+  params, stats = transfer_params(learner, source.params, source.stats)
+  learner = learner._replace(init=lambda _: (params, stats))
+  return None, jax.jit(partial(init_state, learner, tx, key))()
 
 
-def _loop(s: LoopContext, state: MetaState) -> int:
-  """Epochs, until the last is validated or until told to stop."""
-  length = s.train.steps_per_epoch
-  step, last = int(state.step), s.train.num_epochs * length
+def _loop(c: LoopContext, state: MetaState) -> int:
+  """Runs epochs until the last one is validated or a stop is requested."""
+  length = c.train.steps_per_epoch
+  step, last = int(state.step), c.train.num_epochs * length
   while True:
-    if step and step % length == 0 and not s.log.is_validated(step):
-      _validate(s, state, step)
-    if step >= last or s.stop:
+    if step and step % length == 0 and not c.log.is_validated(step):
+      _validate(c, state, step)
+    if step >= last or c.stop:
       return step
-    state, step = _run_epoch(s, state, step)
-    s.saver.save(state)
+    state, step = _run_epoch(c, state, step)
+    c.writer.save(state)
 
 
-def _run_epoch(s: LoopContext, state: MetaState, step: int):
-  """Meta-iterations to the end of an epoch, or until told to stop.
+def _run_epoch(c: LoopContext, state: MetaState, step: int):
+  """Runs meta-iterations to the end of an epoch or until a stop is requested.
 
-  The metrics of a call are read while the next one runs, so that the device
+  The metrics of a call are read while the next call runs, so that the device
   does not wait for the host.
   """
-  every = s.train.steps_per_call
-  end = (step // s.train.steps_per_epoch + 1) * s.train.steps_per_epoch
+  every = c.train.steps_per_call
+  end = (step // c.train.steps_per_epoch + 1) * c.train.steps_per_epoch
   pending = None
-  s.pace.start()
-  while step < end and not s.stop:
-    n = min(s.pace.length, every - step % every, end - step)
-    state, metrics = s.run(state, s.shared, n, s.ahead.take(step, n))
-    _report(s, pending)
+  c.call_length.start()
+  while step < end and not c.stop:
+    n = min(c.call_length.length, every - step % every, end - step)
+    state, metrics = c.run(state, c.shared, n, c.prefetcher.take(step, n))
+    _report(c, pending)
     step += n
     pending = step, n, metrics
-    if s.saver.due():
-      _report(s, pending)
+    if c.writer.is_due():
+      _report(c, pending)
       pending = None
-      s.saver.save(state)
-  _report(s, pending)
-  s.log.flush(step)
+      c.writer.save(state)
+  _report(c, pending)
+  c.log.flush(step)
   return state, step
 
 
-def _report(s: LoopContext, pending) -> None:
-  """Waits for the metrics of the `n` meta-iterations that ended at `step`."""
+def _report(c: LoopContext, pending) -> None:
+  """Reads and logs the metrics of the `n` meta-iterations up to `step`."""
   if pending is None:
     return
   step, n, metrics = pending
@@ -374,23 +403,23 @@ def _report(s: LoopContext, pending) -> None:
   if not finite.all():
     good = step - n + int(finite.argmin())
     raise NonFiniteError(
-        f'loss or gradient is not finite between steps {good} and {good + 1}'
+      f'loss or gradient is not finite between steps {good} and {good + 1}'
     )
-  s.log.train(rows, s.pace.lap(n))
-  if step % s.train.steps_per_call == 0:
-    s.log.flush(step)
-  s.screen.train(rows)
+  c.log.train(rows, c.call_length.lap(n))
+  if step % c.train.steps_per_call == 0:
+    c.log.flush(step)
+  c.display.train(rows)
 
 
-def _validate(s: LoopContext, state: MetaState, step: int) -> None:
-  """Measures the state, and keeps it if none was better, unless stopped."""
+def _validate(c: LoopContext, state: MetaState, step: int) -> None:
+  """Validates the state and saves it if it is the best, unless stopped."""
   start = time.monotonic()
-  with s.screen.validation() as bar:
-    metrics = s.validate(state.params, state.stats, bar.update, s.stop)
+  with c.display.validation() as bar:
+    metrics = c.validate(state.params, state.stats, bar.update, c.stop)
   if metrics is None:
     return
   values = summarize(metrics)
-  is_best = s.saver.save_if_best(state, values)
+  is_best = c.writer.save_if_best(state, values)
   values['seconds'] = time.monotonic() - start
-  s.log.write(step, 'val', values)
-  s.screen.epoch(step, values, is_best)
+  c.log.write(step, 'val', values)
+  c.display.epoch(step, values, is_best)

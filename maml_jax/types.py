@@ -1,4 +1,4 @@
-"""The containers that pass between layers.
+"""Containers that pass between layers.
 
 Shape legend, used in all of maml_jax: T tasks per meta-batch, W ways, S shots,
 Q queries per class, K inner steps, N images of one set (W*S or W*Q).
@@ -9,34 +9,45 @@ from typing import Any, NamedTuple
 
 import jax
 
+__all__ = [
+  'EPISODE',
+  'SUPPORT',
+  'Array',
+  'Batch',
+  'Dataset',
+  'Episode',
+  'MetaState',
+  'Model',
+  'PyTree',
+]
+
 Array = jax.Array
 PyTree = Any
 
-# Statistics that a task keeps to itself live under these keys of the stats
-# dict; everything beside them carries over from task to task. Those under
-# SUPPORT are taken once more from the support set after the last inner step.
+# Statistics that belong to a single task are stored under these keys of the
+# stats dict; all other statistics carry over from task to task. Those under
+# SUPPORT are recomputed from the support set after the last inner step.
 EPISODE, SUPPORT = 'episode', 'support'
 
 
 class Batch(NamedTuple):
-  """Labelled images: one support set or one query set.
+  """Inputs and targets: one support set or one query set.
 
   Attributes:
-    image: [..., N, H, W, C] float32; any other pytree of inputs may stand in
-      this place.
-    label: [..., N] int32, 0..W-1; or whatever the loss takes.
+    inputs: [..., N, H, W, C] float32 images, or any other pytree of inputs.
+    targets: [..., N] int32 class labels, 0..W-1, or whatever the loss takes.
   """
 
-  image: PyTree
-  label: PyTree
+  inputs: PyTree
+  targets: PyTree
 
 
 class Episode(NamedTuple):
   """One few-shot task.
 
   Attributes:
-    support: what is adapted to.
-    query: what the adapted model is judged on.
+    support: the examples that the model adapts to.
+    query: the examples on which the adapted model is evaluated.
   """
 
   support: Batch
@@ -44,30 +55,30 @@ class Episode(NamedTuple):
 
 
 class Dataset(NamedTuple):
-  """One split of an image data set, addressed by class.
+  """One split of an image data set, indexed by class.
 
   Attributes:
-    image: [M, H, W, C] uint8, 0..255.
-    index: [classes, max] int32; row c lists the positions in `image` of the
+    images: [M, H, W, C] uint8, 0..255.
+    index: [classes, max] int32; row c lists the positions in `images` of the
       images of class c. Entries at and beyond `size[c]` are padding.
-    size: [classes] int32.
+    size: [classes] int32, number of images per class.
   """
 
-  image: Array
+  images: Array
   index: Array
   size: Array
 
 
 class MetaState(NamedTuple):
-  """Everything meta-training carries from one step to the next.
+  """Everything that meta-training carries from one step to the next.
 
-  There is no random key in it: step i draws from fold_in(key(seed), i).
+  It holds no random key: step i draws from `fold_in(key(seed), i)`.
 
   Attributes:
-    step: [] int32, meta-iterations done.
+    step: [] int32, number of meta-iterations completed.
     params: the meta-parameters, such as {'encoder': ..., 'classifier': ...}.
     stats: the statistics that every task starts from.
-    opt_state: of the outer optimiser.
+    opt_state: the state of the outer optimizer.
   """
 
   step: Array
@@ -81,8 +92,8 @@ class Model(NamedTuple):
 
   Attributes:
     init: `init(key) -> (params, stats)`.
-    apply: `apply(params, stats, image, *, train) -> (logits, stats)`, with
-      `train` true for the support pass and false for the query pass.
+    apply: `apply(params, stats, inputs, *, train) -> (outputs, stats)`, with
+      `train=True` for the support pass and `train=False` for the query pass.
   """
 
   init: Callable[..., tuple[PyTree, PyTree]]

@@ -26,26 +26,30 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax import config as config_lib
-from maml_jax.evaluation import evaluate, results, sweep
 from maml_jax import train
-from maml_jax.utils.errors import UserError
-from maml_jax.evaluation.statistics import mean_interval, paired_difference, prefix_difference
+from maml_jax.evaluation import evaluate, results, sweep
+from maml_jax.evaluation.statistics import (
+  mean_interval,
+  paired_difference,
+  prefix_difference,
+)
 from maml_jax.experiment.formatting import format_percent
 from maml_jax.report import markup, page
+from maml_jax.utils.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 INDUCTIVE = ('episodic', 'cumulative', 'support')
 # As in PyTorch-MAML, whose statement (4) is about this one.
 TRAINED = 'episodic'
 RUNS = {
-    'second_order': {},
-    'first_order': {'inner.first_order': True},
-    'second_order_inductive': {'model.norm': TRAINED},
-    'first_order_inductive': {
-        'model.norm': TRAINED,
-        'inner.first_order': True,
-    },
-    'frozen_encoder': {'inner.frozen': 'encoder'},
+  'second_order': {},
+  'first_order': {'inner.first_order': True},
+  'second_order_inductive': {'model.norm': TRAINED},
+  'first_order_inductive': {
+    'model.norm': TRAINED,
+    'inner.first_order': True,
+  },
+  'frozen_encoder': {'inner.frozen': 'encoder'},
 }
 
 
@@ -66,22 +70,22 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    'omniglot': Scale(
-        'omniglot_5w1s',
-        {
-            'inner.num_steps': 5,
-            'inner.encoder_lr': 0.1,
-            'inner.classifier_lr': 0.1,
-            'train.num_tasks': 8,
-            'train.num_epochs': 8,
-            'val.num_tasks': 100,
-            'eval.num_steps': 5,
-            'eval.queries': 15,
-        },
-    ),
-    'mini': Scale(
-        'mini_5w1s', {'eval.num_steps': 10, 'eval.queries': 15}, num_tasks=6000
-    ),
+  'omniglot': Scale(
+    'omniglot_5w1s',
+    {
+      'inner.num_steps': 5,
+      'inner.encoder_lr': 0.1,
+      'inner.classifier_lr': 0.1,
+      'train.meta_batch_size': 8,
+      'train.num_epochs': 8,
+      'val.num_tasks': 100,
+      'eval.num_steps': 5,
+      'eval.queries': 15,
+    },
+  ),
+  'mini': Scale(
+    'mini_5w1s', {'eval.num_steps': 10, 'eval.queries': 15}, num_tasks=6000
+  ),
 }
 FEW = 600  # tasks of the paper
 TASKS_POINTS = 2  # that they are said to be above 6,000
@@ -148,9 +152,9 @@ def measure(args, overrides, seed: int) -> Measured:
   table = _accuracies(sweep.evaluate_grid, config, workdir)
   result = sweep.evaluate_grid(config, workdir, again=False)
   cells = {
-      (cell['norm'], cell['queries']): row
-      for cell, row in zip(result['cells'], table, strict=True)
-      if cell['num_steps'] == config.eval.num_steps
+    (cell['norm'], cell['queries']): row
+    for cell, row in zip(result['cells'], table, strict=True)
+    if cell['num_steps'] == config.eval.num_steps
   }
   many = {'eval.num_tasks': args.many_tasks or scale.many_tasks}
   config = read_config(args, overrides, 'second_order', seed, **many)
@@ -169,11 +173,11 @@ def _accuracies(fn, config, workdir: pathlib.Path) -> np.ndarray:
 def findings(measured: list[Measured]) -> list[Finding]:
   """The five statements against what was measured, of one seed or several."""
   return [
-      *_query_set_size(measured),
-      _number_of_tasks(measured),
-      *_inductive(measured),
-      *_first_order(measured),
-      _frozen_encoder(measured),
+    *_query_set_size(measured),
+    _number_of_tasks(measured),
+    *_inductive(measured),
+    *_first_order(measured),
+    _frozen_encoder(measured),
   ]
 
 
@@ -188,20 +192,20 @@ def compare(pairs) -> dict:
     by pair, for one seed; over the differences of the seeds for several.
   """
   first, second = (
-      [np.asarray(pair[i], np.float64) for pair in pairs] for i in (0, 1)
+    [np.asarray(pair[i], np.float64) for pair in pairs] for i in (0, 1)
   )
   if len(pairs) == 1:
     difference, interval = paired_difference(second[0], first[0])
   else:
     difference, interval = paired_difference(
-        [x.mean() for x in second], [x.mean() for x in first]
+      [x.mean() for x in second], [x.mean() for x in first]
     )
   return {
-      'first': float(np.mean([x.mean() for x in first])),
-      'second': float(np.mean([x.mean() for x in second])),
-      'difference': difference,
-      'interval': interval,
-      'seeds': len(pairs),
+    'first': float(np.mean([x.mean() for x in first])),
+    'second': float(np.mean([x.mean() for x in second])),
+    'difference': difference,
+    'interval': interval,
+    'seeds': len(pairs),
   }
 
 
@@ -232,9 +236,9 @@ def matches(numbers: dict, margin: float = 0.01) -> str:
 
 def _tell(first: str, second: str, numbers: dict) -> str:
   return (
-      f'{first} {format_percent(numbers["first"])}, {second} '
-      f'{format_percent(numbers["second"])}: '
-      f'{signed(numbers["difference"], numbers["interval"])}'
+    f'{first} {format_percent(numbers["first"])}, {second} '
+    f'{format_percent(numbers["second"])}: '
+    f'{signed(numbers["difference"], numbers["interval"])}'
   )
 
 
@@ -246,15 +250,15 @@ def signed(difference: float, interval: float) -> str:
 def _query_set_size(measured):
   for queries, points in ((5, 1.5), (15, 2.5)):
     numbers = compare(
-        [(m.cells['batch', 1], m.cells['batch', queries]) for m in measured]
+      [(m.cells['batch', 1], m.cells['batch', queries]) for m in measured]
     )
     yield Finding(
-        f'(1) transductive accuracy falls by some {points} points from 1 query '
-        f'image per class to {queries}',
-        'transductive, '
-        + _tell('1 query', f'{queries} queries per class', numbers),
-        falls(numbers, points),
-        numbers,
+      f'(1) transductive accuracy falls by some {points} points from 1 query '
+      f'image per class to {queries}',
+      'transductive, '
+      + _tell('1 query', f'{queries} queries per class', numbers),
+      falls(numbers, points),
+      numbers,
     )
 
 
@@ -272,72 +276,73 @@ def _number_of_tasks(measured):
   else:
     verdict = 'not decided: luck allows as much'
   return Finding(
-      f'(2) 6,000 tasks give some {TASKS_POINTS} points less than the first '
-      '600',
-      f'transductive, 15 queries per class: the mean of the first {n:,} is '
-      f'{", ".join(f"{100 * mean:+.2f}" for mean, _ in found)} points above '
-      f'that of all {total:,}. Accuracies of tasks deviate by '
-      f'{format_percent(deviation)}, so in 95 of 100 cases luck allows 1.96 x '
-      f'{format_percent(deviation)} x sqrt(1/{n:,} - 1/{total:,}) = ± '
-      f'{100 * luck:.2f} points, and the mean of {n:,} is known to ± '
-      f'{100 * mean_interval(many[0][:n])[1]:.2f} points',
-      verdict,
-      {'difference': difference, 'luck': luck, 'deviation': deviation},
+    f'(2) 6,000 tasks give some {TASKS_POINTS} points less than the first 600',
+    f'transductive, 15 queries per class: the mean of the first {n:,} is '
+    f'{", ".join(f"{100 * mean:+.2f}" for mean, _ in found)} points above '
+    f'that of all {total:,}. Accuracies of tasks deviate by '
+    f'{format_percent(deviation)}, so in 95 of 100 cases luck allows 1.96 x '
+    f'{format_percent(deviation)} x sqrt(1/{n:,} - 1/{total:,}) = ± '
+    f'{100 * luck:.2f} points, and the mean of {n:,} is known to ± '
+    f'{100 * mean_interval(many[0][:n])[1]:.2f} points',
+    verdict,
+    {'difference': difference, 'luck': luck, 'deviation': deviation},
   )
 
 
 def _inductive(measured):
   for norm in INDUCTIVE:
     numbers = compare(
-        [(m.cells['batch', 15], m.cells[norm, 15]) for m in measured]
+      [(m.cells['batch', 15], m.cells[norm, 15]) for m in measured]
     )
     yield Finding(
-        f'(3) inductive accuracy is some {INDUCTIVE_POINTS} points lower: the '
-        f'same network, trained transductively, under `{norm}`',
-        '15 queries per class, '
-        + _tell('transductive', f'inductive ({norm})', numbers),
-        falls(numbers, INDUCTIVE_POINTS),
-        numbers,
-    )
-  numbers = compare([
-      (m.runs['second_order'], m.runs['second_order_inductive'])
-      for m in measured
-  ])
-  yield Finding(
-      f'(3) the same, trained and tested under `{TRAINED}`',
+      f'(3) inductive accuracy is some {INDUCTIVE_POINTS} points lower: the '
+      f'same network, trained transductively, under `{norm}`',
       '15 queries per class, '
-      + _tell('transductive', f'inductive ({TRAINED})', numbers),
+      + _tell('transductive', f'inductive ({norm})', numbers),
       falls(numbers, INDUCTIVE_POINTS),
       numbers,
+    )
+  numbers = compare(
+    [
+      (m.runs['second_order'], m.runs['second_order_inductive'])
+      for m in measured
+    ]
+  )
+  yield Finding(
+    f'(3) the same, trained and tested under `{TRAINED}`',
+    '15 queries per class, '
+    + _tell('transductive', f'inductive ({TRAINED})', numbers),
+    falls(numbers, INDUCTIVE_POINTS),
+    numbers,
   )
 
 
 def _first_order(measured):
   for suffix, word, claim, judge in (
-      ('', 'transductive', 'matches second order transductively', matches),
-      ('_inductive', f'inductive ({TRAINED})', 'fails inductively', falls),
+    ('', 'transductive', 'matches second order transductively', matches),
+    ('_inductive', f'inductive ({TRAINED})', 'fails inductively', falls),
   ):
     names = f'second_order{suffix}', f'first_order{suffix}'
     numbers = compare([tuple(m.runs[name] for name in names) for m in measured])
     yield Finding(
-        f'(4) first order {claim}',
-        f'{word}, 15 queries per class, '
-        + _tell('second order', 'first order', numbers),
-        judge(numbers),
-        numbers,
+      f'(4) first order {claim}',
+      f'{word}, 15 queries per class, '
+      + _tell('second order', 'first order', numbers),
+      judge(numbers),
+      numbers,
     )
 
 
 def _frozen_encoder(measured):
   numbers = compare(
-      [(m.runs['second_order'], m.runs['frozen_encoder']) for m in measured]
+    [(m.runs['second_order'], m.runs['frozen_encoder']) for m in measured]
   )
   return Finding(
-      '(5) freezing the whole encoder in the inner loop loses a lot',
-      'transductive, 15 queries per class, '
-      + _tell('adapted', 'frozen', numbers),
-      falls(numbers),
-      numbers,
+    '(5) freezing the whole encoder in the inner loop loses a lot',
+    'transductive, 15 queries per class, '
+    + _tell('adapted', 'frozen', numbers),
+    falls(numbers),
+    numbers,
   )
 
 
@@ -359,28 +364,28 @@ def write_page(args, found: list[Finding]) -> pathlib.Path:
     verdict = markup.join([label, reason], ' ')
     rows.append([markup.Html(claim), f.measured, verdict])
   about = markup.paragraph(
-      "What PyTorch-MAML's README says, without tables or seeds, beside what "
-      f'was measured here, at the scale {args.scale}. Differences are taken '
-      'task by task, or between seeds where there are several; ± is a 95 % '
-      'interval.'
+    "What PyTorch-MAML's README says, without tables or seeds, beside what "
+    f'was measured here, at the scale {args.scale}. Differences are taken '
+    'task by task, or between seeds where there are several; ± is a 95 % '
+    'interval.'
   )
   columns = ('claim', 'measured', 'verdict')
   root = pathlib.Path(args.workdir)
   workdirs = [root / f'{run}-seed{s}' for run in RUNS for s in args.seeds]
   return page.write_report(
-      root / 'findings.html',
-      workdirs,
-      title=f'Findings of PyTorch-MAML, {args.scale}',
-      extra_html=markup.join([about, markup.table(columns, rows)]),
-      nav='Findings',
+    root / 'findings.html',
+    workdirs,
+    title=f'Findings of PyTorch-MAML, {args.scale}',
+    extra_html=markup.join([about, markup.table(columns, rows)]),
+    nav='Findings',
   )
 
 
 def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__,
-      allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=__doc__,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
   add('--scale', choices=SCALES, default='omniglot')
@@ -393,13 +398,13 @@ def main(argv: list[str]) -> None:
   found = findings(measured)
   root = pathlib.Path(args.workdir)
   facts = {
-      'scale': args.scale,
-      'seeds': args.seeds,
-      'num_tasks': len(measured[0].runs['second_order']),
-      'many_tasks': len(measured[0].many),
-      'seconds': sum(m.seconds for m in measured),
-      **results.provenance(),
-      'findings': [f._asdict() for f in found],
+    'scale': args.scale,
+    'seeds': args.seeds,
+    'num_tasks': len(measured[0].runs['second_order']),
+    'many_tasks': len(measured[0].many),
+    'seconds': sum(m.seconds for m in measured),
+    **results.provenance(),
+    'findings': [f._asdict() for f in found],
   }
   (root / 'findings.json').write_text(json.dumps(facts, indent=2))
   (root / 'findings.md').write_text(table(found) + '\n')

@@ -21,14 +21,14 @@ import jax
 import numpy as np
 
 import maml_jax
-from maml_jax.experiment import checkpoint, setup
-from maml_jax.evaluation import evaluate
-from maml_jax import train
 from maml_jax import config as config_lib
-from maml_jax.utils.errors import UserError
+from maml_jax import train
+from maml_jax.evaluation import evaluate
 from maml_jax.evaluation.statistics import mean_interval
-from maml_jax.utils.distributed import describe_devices
+from maml_jax.experiment import checkpoint, setup
 from maml_jax.experiment.formatting import format_percent
+from maml_jax.utils.distributed import describe_devices
+from maml_jax.utils.errors import UserError
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
 BASE = 'float32'
@@ -37,13 +37,13 @@ BASE = 'float32'
 def read_config(args, overrides, precision: str, seed: int):
   """The config of one run: `args.iterations` in a single epoch."""
   fields = {
-      'train.num_epochs': 1,
-      'train.steps_per_epoch': args.iterations,
-      'val.num_tasks': 40,
-      'eval.num_tasks': args.num_tasks,
-      'eval.checkpoint': 'latest',
-      'precision': precision,
-      'seed': seed,
+    'train.num_epochs': 1,
+    'train.steps_per_epoch': args.iterations,
+    'val.num_tasks': 40,
+    'eval.num_tasks': args.num_tasks,
+    'eval.checkpoint': 'latest',
+    'precision': precision,
+    'seed': seed,
   }
   fixed = [f'--config.{field}={value}' for field, value in fields.items()]
   return config_lib.load(args.config, [*overrides, *fixed])
@@ -84,22 +84,20 @@ def run(args, overrides) -> list[dict]:
       difference = None
       if precision != BASE:
         difference = result - results[BASE, seed]
-      rows.append(
-          record(precision, seed, result, difference, seconds=seconds)
-      )
+      rows.append(record(precision, seed, result, difference, seconds=seconds))
   for precision in setup.PRECISIONS if len(args.seeds) > 1 else ():
     means, base = (
-        np.array([results[word, seed].mean() for seed in args.seeds])
-        for word in (precision, BASE)
+      np.array([results[word, seed].mean() for seed in args.seeds])
+      for word in (precision, BASE)
     )
     difference = None if precision == BASE else means - base
     rows.append(record(precision, 'all', means, difference))
   common = {
-      'iterations': args.iterations,
-      'num_tasks': args.num_tasks,
-      'devices': describe_devices(),
-      'jax': jax.__version__,
-      'version': maml_jax.__version__,
+    'iterations': args.iterations,
+    'num_tasks': args.num_tasks,
+    'devices': describe_devices(),
+    'jax': jax.__version__,
+    'version': maml_jax.__version__,
   }
   return [row | common for row in rows]
 
@@ -118,9 +116,9 @@ def table(rows: list[dict]) -> str:
 
 def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__,
-      allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=__doc__,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
   add('--config', default=str(PRESET), help='default: configs/glyphs_5w1s.py')

@@ -35,19 +35,19 @@ from maml_jax.utils.errors import UserError
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 # Small, but with all that a run has: a learned state, an optimiser's, a best.
 FIELDS = {
-    'task.ways': 3,
-    'task.queries': 2,
-    'model.width': 4,
-    'model.norm': 'global',
-    'inner.encoder_lr': 0.1,
-    'outer.optimizer': 'adam',
-    'outer.lr': 0.003,
-    'train.num_epochs': 40,
-    'train.steps_per_epoch': 7,
-    'train.num_tasks': 2,
-    'train.steps_per_call': 3,
-    'val.num_tasks': 10,
-    'val.queries': 2,
+  'task.ways': 3,
+  'task.queries': 2,
+  'model.width': 4,
+  'model.norm': 'global',
+  'inner.encoder_lr': 0.1,
+  'outer.optimizer': 'adam',
+  'outer.lr': 0.003,
+  'train.num_epochs': 40,
+  'train.steps_per_epoch': 7,
+  'train.meta_batch_size': 2,
+  'train.steps_per_call': 3,
+  'val.num_tasks': 10,
+  'val.queries': 2,
 }
 KINDS = {'start': 2, 'kill': 3, 'stop': 2, 'damage': 3}  # how often, relatively
 PATIENCE = 1200  # seconds for a process to compile, or to end
@@ -64,8 +64,8 @@ class Runs:
 
   def __init__(self, folder: pathlib.Path, overrides=()):
     self.env = os.environ | {
-        'MAML_JAX_DATA': str(folder / 'data'),
-        'MAML_JAX_CACHE': str(folder / 'cache'),
+      'MAML_JAX_DATA': str(folder / 'data'),
+      'MAML_JAX_CACHE': str(folder / 'cache'),
     }
     fields = [f'--config.{field}={value}' for field, value in FIELDS.items()]
     self._words = [*fields, *overrides]
@@ -79,11 +79,11 @@ class Runs:
   def start(self, workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
     """Starts or goes on with a run."""
     return subprocess.Popen(
-        self.command(workdir, *overrides),
-        env=self.env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+      self.command(workdir, *overrides),
+      env=self.env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
     )
 
   def finish(self, workdir: pathlib.Path, *overrides: str) -> str:
@@ -92,7 +92,7 @@ class Runs:
     return end(process, 0)
 
   def interrupt(
-      self, workdir: pathlib.Path, kind: str, rng: random.Random
+    self, workdir: pathlib.Path, kind: str, rng: random.Random
   ) -> str | None:
     """Goes on with a run, and interrupts it.
 
@@ -191,18 +191,18 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
 
 def validations(workdir: pathlib.Path) -> list[tuple]:
   return [
-      (r['step'], r['loss'], r['accuracy'], r['interval'])
-      for r in metrics_log.read_records(workdir)
-      if r['split'] == 'val'
+    (r['step'], r['loss'], r['accuracy'], r['interval'])
+    for r in metrics_log.read_records(workdir)
+    if r['split'] == 'val'
   ]
 
 
 def soak(
-    runs: Runs,
-    straight: pathlib.Path,
-    folder: pathlib.Path,
-    rng: random.Random,
-    interruptions: int,
+  runs: Runs,
+  straight: pathlib.Path,
+  folder: pathlib.Path,
+  rng: random.Random,
+  interruptions: int,
 ) -> tuple[collections.Counter, list[str]]:
   """Interrupts runs so many times, and lets them end.
 
@@ -235,9 +235,9 @@ def soak(
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
-      description=__doc__,
-      allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=__doc__,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
   add('--interruptions', type=int, default=200, help='in all')
@@ -256,15 +256,15 @@ def main(argv: list[str]) -> int:
       done, ends = done + what, ends + how
       print(f'seed {seed}: {dict(what)}; differences: {how}', flush=True)
   result = {
-      'interruptions': done.total(),
-      **dict(sorted(done.items())),
-      'seeds': args.seeds,
-      'runs': len(ends),
-      'bit_equal': ends.count(''),
-      'differences': sorted({*ends} - {''}),
-      'seconds': round(time.monotonic() - start),
-      'jax': jax.__version__,
-      'version': maml_jax.__version__,
+    'interruptions': done.total(),
+    **dict(sorted(done.items())),
+    'seeds': args.seeds,
+    'runs': len(ends),
+    'bit_equal': ends.count(''),
+    'differences': sorted({*ends} - {''}),
+    'seconds': round(time.monotonic() - start),
+    'jax': jax.__version__,
+    'version': maml_jax.__version__,
   }
   line = json.dumps(result)
   print(line)

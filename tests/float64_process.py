@@ -1,6 +1,6 @@
 """One of several processes that meta-train in float64; see test_hosts.py.
 
-  python tests/float64_process.py ADDRESS NUM_PROCESSES PROCESS_ID FILE
+python tests/float64_process.py ADDRESS NUM_PROCESSES PROCESS_ID FILE
 """
 
 import sys
@@ -11,10 +11,10 @@ import numpy as np
 import optax
 
 from maml_jax import sharding, train
-from maml_jax.utils import distributed
 from maml_jax.learner import Batch, Episode, InnerConfig, make_learner
 from maml_jax.models import make_model
 from maml_jax.sharding import make_mesh
+from maml_jax.utils import distributed
 
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 4, 16
 STEPS, TASKS = 3, 8
@@ -44,14 +44,14 @@ def main(address: str, num_processes: str, process_id: str, file: str) -> None:
   inner = InnerConfig(num_steps=2, encoder_lr=0.05, classifier_lr=0.1)
   learner, tx = make_learner(model, inner), optax.adam(1e-2)
   step = train.make_train_step(
-      learner,
-      tx,
-      sample,
-      key=jax.random.key(1),
-      num_tasks=TASKS,
-      max_steps=STEPS,
-      mesh=machine.mesh,
-      chunk=machine.chunk,
+    learner,
+    tx,
+    sample,
+    key=jax.random.key(1),
+    num_tasks=TASKS,
+    max_steps=STEPS,
+    mesh=machine.mesh,
+    chunk=machine.tasks_per_chunk,
   )
 
   def widen(x):
@@ -59,7 +59,7 @@ def main(address: str, num_processes: str, process_id: str, file: str) -> None:
     return x.astype(jnp.float64) if wide else x
 
   state = train.init_state(learner, tx, jax.random.key(0))
-  state = machine.put(jax.tree.map(widen, state))
+  state = machine.replicate(jax.tree.map(widen, state))
   state, metrics = step(state, (), STEPS)
   if distributed.is_main_process():
     arrays = enumerate(jax.tree.leaves(state))

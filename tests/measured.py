@@ -9,9 +9,12 @@ import math
 import numpy as np
 
 from maml_jax import config as config_lib
+from maml_jax.evaluation.statistics import (
+  expected_at_chance,
+  mean_interval,
+  summarize,
+)
 from maml_jax.experiment import setup
-from maml_jax.evaluation.statistics import expected_at_chance, mean_interval
-from maml_jax.evaluation.statistics import summarize
 from maml_jax.experiment.task_source import eval_task_indices
 
 BASELINES = {
@@ -39,8 +42,9 @@ def write_metrics(workdir, seed=0, num_epochs=5, accuracy=True) -> None:
   (workdir / 'metrics.jsonl').write_text(lines)
 
 
-def write_tasks(workdir, config, dataset, num_tasks=40, seed=0, name='tasks',
-                **facts) -> None:  # fmt: skip
+def write_tasks(
+  workdir, config, dataset, num_tasks=40, seed=0, name='tasks', **facts
+) -> None:
   """An evaluation of kind 'tasks' with all that one can have.
 
   Args:
@@ -72,16 +76,18 @@ def write_tasks(workdir, config, dataset, num_tasks=40, seed=0, name='tasks',
   }
   curve, steps = _curve(accuracy, phase.num_steps, ways, rng)
   baselines, tables = _baselines(accuracy, rng)
-  result = facts_of(config, num_tasks, seed) | summarize(
-    {key: arrays[key] for key in ('accuracy', 'loss')}
-  ) | {
-    'kind': 'tasks',
-    'median': float(np.median(accuracy)),
-    'at_chance': float((accuracy <= 1 / ways).mean()),
-    'at_chance_by_luck': expected_at_chance(ways * queries, ways),
-    'curve': curve,
-    'baselines': baselines,
-  }  # fmt: skip
+  result = (
+    facts_of(config, num_tasks, seed)
+    | summarize({key: arrays[key] for key in ('accuracy', 'loss')})
+    | {
+      'kind': 'tasks',
+      'median': float(np.median(accuracy)),
+      'at_chance': float((accuracy <= 1 / ways).mean()),
+      'at_chance_by_luck': expected_at_chance(ways * queries, ways),
+      'curve': curve,
+      'baselines': baselines,
+    }
+  )
   write(workdir, name, result | facts, arrays | steps | tables)
 
 
@@ -98,28 +104,48 @@ def write_grid(workdir, config, num_tasks=40, seed=0, name='grid') -> None:
         level -= 0.1 / queries * (i == 0)
         accuracy = level + tasks + rng.normal(0, 0.02, num_tasks)
         rows.append(np.clip(accuracy, 0, 1))
-        cells.append({'norm': norm, 'transductive': norm == 'batch',
-                      'queries': queries, 'num_steps': num_steps})  # fmt: skip
+        cells.append(
+          {
+            'norm': norm,
+            'transductive': norm == 'batch',
+            'queries': queries,
+            'num_steps': num_steps,
+          }
+        )
   (place,) = (i for i, cell in enumerate(cells) if base.items() <= cell.items())
   for cell, accuracy in zip(cells, rows, strict=True):
     mean, half = mean_interval(accuracy)
     apart, around = mean_interval(accuracy - rows[place])
-    cell |= {'accuracy': mean, 'interval': half, 'loss': 1 - mean,
-             'median': float(np.median(accuracy)), 'at_chance': 0.01,
-             'difference': apart, 'difference_interval': around}  # fmt: skip
+    cell |= {
+      'accuracy': mean,
+      'interval': half,
+      'loss': 1 - mean,
+      'median': float(np.median(accuracy)),
+      'at_chance': 0.01,
+      'difference': apart,
+      'difference_interval': around,
+    }
   result = facts_of(config, num_tasks, seed)
   del result['transductive']
   result |= {'kind': 'grid', 'base': base, 'cells': cells}
-  write(workdir, name, result, {'accuracy': np.array(rows),
-                                'loss': 1 - np.array(rows)})  # fmt: skip
+  write(
+    workdir,
+    name,
+    result,
+    {'accuracy': np.array(rows), 'loss': 1 - np.array(rows)},
+  )
 
 
 def write_regression(workdir, config, num_tasks=40) -> None:
   """An evaluation of a regression, which has losses alone."""
   loss = np.random.default_rng(0).exponential(0.3, num_tasks)
   result = facts_of(config, num_tasks, 0) | summarize({'loss': loss})
-  result |= {'kind': 'tasks', 'median': float(np.median(loss)), 'curve': None,
-             'baselines': None}  # fmt: skip
+  result |= {
+    'kind': 'tasks',
+    'median': float(np.median(loss)),
+    'curve': None,
+    'baselines': None,
+  }
   write(workdir, 'tasks', result, {'loss': loss})
 
 
@@ -137,12 +163,21 @@ def write_run(workdir, config, dataset, num_tasks=40, seed=0) -> None:
 def facts_of(config, num_tasks, seed) -> dict:
   """What every evaluation says."""
   phase = setup.eval_phase(config)._asdict()
-  return {'data': config.data.name, **phase,
-          'transductive': phase['norm'] == 'batch', 'num_tasks': num_tasks,
-          'checkpoint': 'runs/x/checkpoints/best/200', 'step': 200,
-          'seed': seed, 'precision': 'float32', 'version': '0.1.0',
-          'commit': '0123456789+', 'jax': '0.12.0', 'devices': '2 x cpu',
-          'config': config.to_dict() | {'seed': seed}}  # fmt: skip
+  return {
+    'data': config.data.name,
+    **phase,
+    'transductive': phase['norm'] == 'batch',
+    'num_tasks': num_tasks,
+    'checkpoint': 'runs/x/checkpoints/best/200',
+    'step': 200,
+    'seed': seed,
+    'precision': 'float32',
+    'version': '0.1.0',
+    'commit': '0123456789+',
+    'jax': '0.12.0',
+    'devices': '2 x cpu',
+    'config': config.to_dict() | {'seed': seed},
+  }
 
 
 def write(workdir, name, result, arrays) -> None:
@@ -164,10 +199,12 @@ def _curve(accuracy, num_steps, ways, rng):
     'curve_support_loss': 2 * (1.1 - support),
   }
   curve = {
-    part: {name: tables[f'curve_{part}_{name}'].mean(0).tolist()
-           for name in ('loss', 'accuracy')}
+    part: {
+      name: tables[f'curve_{part}_{name}'].mean(0).tolist()
+      for name in ('loss', 'accuracy')
+    }
     for part in ('support', 'query')
-  }  # fmt: skip
+  }
   halves = [mean_interval(column)[1] for column in query.T]
   curve['query']['interval'] = halves
   return {'num_tasks': len(accuracy)} | curve, tables
@@ -179,8 +216,15 @@ def _baselines(accuracy, rng):
     own = np.clip(accuracy + shift + rng.normal(0, 0.05, len(accuracy)), 0, 1)
     mean, half = mean_interval(own)
     apart, around = mean_interval(own - accuracy)
-    rows.append({'name': name, 'about': about, 'accuracy': mean,
-                 'interval': half, 'difference': apart,
-                 'difference_interval': around})  # fmt: skip
+    rows.append(
+      {
+        'name': name,
+        'about': about,
+        'accuracy': mean,
+        'interval': half,
+        'difference': apart,
+        'difference_interval': around,
+      }
+    )
     tables[f'baseline_{name}'] = own
   return rows, tables

@@ -16,9 +16,9 @@ import scipy.stats
 from PIL import Image
 
 import maml_jax
+from maml_jax import cli, data
 from maml_jax.evaluation import statistics
 from maml_jax.fewshot import commands, contact_sheet
-from maml_jax import cli, data
 from maml_jax.utils import compilation_cache, console, progress
 from maml_jax.utils.errors import UserError
 
@@ -56,7 +56,9 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-  monkeypatch.setattr(compilation_cache, 'enable_compilation_cache', lambda **_: None)
+  monkeypatch.setattr(
+    compilation_cache, 'enable_compilation_cache', lambda **_: None
+  )
 
 
 @pytest.fixture(scope='module')
@@ -64,16 +66,25 @@ def adapted(place):
   """What `adapt` says: status, stdout, stderr."""
   out, err = io.StringIO(), io.StringIO()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(compilation_cache, 'enable_compilation_cache', lambda **_: None)
+    patch.setattr(
+      compilation_cache, 'enable_compilation_cache', lambda **_: None
+    )
     patch.setattr(sys, 'stdout', out)
     patch.setattr(sys, 'stderr', err)
     status = cli.main(
-        ['--mode=adapt', f'--checkpoint={place.checkpoint}',
-         f'--support={place.support}', f'--output={place.output}',
-         '--head=prototype', '--num_steps=1', '--query', str(place.query),
-         str(place.query / 'bar' / '50.webp')],
-        str(PRESET),
-    )  # fmt: skip
+      [
+        '--mode=adapt',
+        f'--checkpoint={place.checkpoint}',
+        f'--support={place.support}',
+        f'--output={place.output}',
+        '--head=prototype',
+        '--num_steps=1',
+        '--query',
+        str(place.query),
+        str(place.query / 'bar' / '50.webp'),
+      ],
+      str(PRESET),
+    )
   return status, out.getvalue(), err.getvalue()
 
 
@@ -87,8 +98,8 @@ def test_adapts_answers_and_names_its_files(place, adapted, said):
   assert status == 0
   lines = out.splitlines()
   assert lines[0] == (
-      '3 classes, 3 to 4 images each: 1 inner steps from a head of class means '
-      '(prototypes), batch norm support'
+    '3 classes, 3 to 4 images each: 1 inner steps from a head of class means '
+    '(prototypes), batch norm support'
   )
   share = r'(\S+) % \((\d+) of (\d+); 95 % interval \d+ to \d+ %\)'
   judged = re.fullmatch(f'leave-one-out accuracy on .*: {share}', lines[1])
@@ -96,8 +107,8 @@ def test_adapts_answers_and_names_its_files(place, adapted, said):
   assert judged[3] == '10' and accuracy[3] == '21'
   assert float(accuracy[1]) > 80  # by eye, these shapes are easy to tell
   assert lines[-1] == (
-      f'in {place.output}: predictions.csv, predictions.json, '
-      'contact_sheet.png, model.npz'
+    f'in {place.output}: predictions.csv, predictions.json, '
+    'contact_sheet.png, model.npz'
   )
   assert said['accuracy']['right'] == int(accuracy[2])
   assert said['leave_one_out']['images'] == 10
@@ -114,7 +125,7 @@ def test_files_say_the_same_as_the_table(place, adapted, said):
     best = max(known['probabilities'], key=known['probabilities'].get)
     assert row['class'] == known['class'] == best
     assert float(row['probability']) == pytest.approx(
-        known['probabilities'][best], abs=1e-6
+      known['probabilities'][best], abs=1e-6
     )
     assert sum(known['probabilities'].values()) == pytest.approx(1, abs=1e-5)
     percent = f'{100 * known["probability"]:.1f} %'
@@ -124,14 +135,16 @@ def test_files_say_the_same_as_the_table(place, adapted, said):
 def test_what_cannot_be_used_is_named_and_nothing_else(place, adapted, said):
   """Skipped, named twice, learned from: each in a line of its own."""
   _, _, err = adapted
-  place_of = {f'{place.support}/bar/notes.txt': 'not an image',
-              f'{place.query}/bar/cut.jpg': 'not an image'}  # fmt: skip
+  place_of = {
+    f'{place.support}/bar/notes.txt': 'not an image',
+    f'{place.query}/bar/cut.jpg': 'not an image',
+  }
   assert said['skipped'] == place_of
   expected = {f'warning: left out {k}: {v}' for k, v in place_of.items()} | {
-      f'warning: left out {place.support}/README: it lies in no class folder',
-      f'warning: {place.query}/bar/50.webp is named twice, and answered once',
-      f'warning: {place.query}/frame/seen.png is in the support set, too: its '
-      'answer says nothing',
+    f'warning: left out {place.support}/README: it lies in no class folder',
+    f'warning: {place.query}/bar/50.webp is named twice, and answered once',
+    f'warning: {place.query}/frame/seen.png is in the support set, too: its '
+    'answer says nothing',
   }
   assert set(err.splitlines()) == expected
   seen = [p for p in said['predictions'] if p['in_support']]
@@ -149,7 +162,7 @@ def test_predict_says_the_same_of_each_image_alone(place, said, capsys):
   known = [p for p in said['predictions'] if p['truth'] == 'disc'][:3]
   files = [p['file'] for p in known]
   status, out, err = run(
-      capsys, '--mode=predict', f'--model={place.output}', *files
+    capsys, '--mode=predict', f'--model={place.output}', *files
   )
   assert (status, err) == (0, '')
   for line, p in zip(out.splitlines(), known, strict=True):
@@ -158,14 +171,21 @@ def test_predict_says_the_same_of_each_image_alone(place, said, capsys):
     assert float(percent) == pytest.approx(100 * p['probability'], abs=0.051)
   output = place.path / 'alone'
   status, out, _ = run(
-      capsys, '--mode=predict', '--model', place.output / 'model.npz', files[1],
-      '--output', output)  # fmt: skip
+    capsys,
+    '--mode=predict',
+    '--model',
+    place.output / 'model.npz',
+    files[1],
+    '--output',
+    output,
+  )
   assert status == 0
   assert out.endswith(
-      f'in {output}: predictions.csv, predictions.json, contact_sheet.png\n'
+    f'in {output}: predictions.csv, predictions.json, contact_sheet.png\n'
   )
   (alone,) = json.loads((output / 'predictions.json').read_text())[
-      'predictions']  # fmt: skip
+    'predictions'
+  ]
   assert alone['probabilities'] == known[1]['probabilities']  # bit by bit
 
 
@@ -184,7 +204,7 @@ def test_the_library_reads_the_model(place, said):
   learned = maml_jax.load_classifier(place.output / 'model.npz')
   p = said['predictions'][0]
   image = np.asarray(Image.open(p['file']).convert('L'))
-  row = learned.probabilities([image])[0]
+  row = learned.predict_proba([image])[0]
   assert row.max() == pytest.approx(p['probability'], abs=0.02)
   assert learned.predict([image]) == [p['class']]
 
@@ -193,21 +213,34 @@ def test_one_image_of_a_class_and_no_query(place, capsys):
   support = own.folder(place.path / 'singles', 1)
   output = place.path / 'singles-out'
   status, out, err = run(
-      capsys, '--mode=adapt', f'--checkpoint={place.checkpoint}', '--quiet',
-      f'--support={support}', f'--output={output}', '--num_steps=1',
-      '--config', PRESET.parent / 'glyphs_5w1s.py',
-      *[f'--config.{k}' for k in ('task.ways=4',)])  # fmt: skip
+    capsys,
+    '--mode=adapt',
+    f'--checkpoint={place.checkpoint}',
+    '--quiet',
+    f'--support={support}',
+    f'--output={output}',
+    '--num_steps=1',
+    '--config',
+    PRESET.parent / 'glyphs_5w1s.py',
+    *[f'--config.{k}' for k in ('task.ways=4',)],
+  )
   assert status == 2 and 'of another config' in err and out == ''
   status, out, err = run(
-      capsys, '--mode=adapt', f'--checkpoint={place.checkpoint}',
-      f'--support={support}', f'--output={output}',
-      '--num_steps=1')  # fmt: skip
+    capsys,
+    '--mode=adapt',
+    f'--checkpoint={place.checkpoint}',
+    f'--support={support}',
+    f'--output={output}',
+    '--num_steps=1',
+  )
   assert (status, err) == (0, '')
   assert 'not known, for there is one image only of bar, disc, frame' in out
   assert "from the checkpoint's own head" in out
   assert out.endswith(f'in {output}: contact_sheet.png, model.npz\n')
   assert sorted(p.name for p in output.iterdir()) == [
-      'contact_sheet.png', 'model.npz']  # fmt: skip
+    'contact_sheet.png',
+    'model.npz',
+  ]
 
 
 def test_warns_where_classes_cannot_be_told_apart(place, capsys):
@@ -216,9 +249,13 @@ def test_warns_where_classes_cannot_be_told_apart(place, capsys):
   for name in ('a', 'b'):
     shutil.copytree(place.support / 'bar', support / name)
     (support / name / 'notes.txt').unlink()
-  words = ['--mode=adapt', f'--checkpoint={place.checkpoint}',
-           f'--support={support}', f'--output={place.path}/same-out',
-           '--num_steps=0']  # fmt: skip
+  words = [
+    '--mode=adapt',
+    f'--checkpoint={place.checkpoint}',
+    f'--support={support}',
+    f'--output={place.path}/same-out',
+    '--num_steps=0',
+  ]
   status, _, err = run(capsys, *words)
   assert status == 0
   assert 'no better than a guess may' in err
@@ -230,12 +267,20 @@ def test_warns_where_classes_cannot_be_told_apart(place, capsys):
 def test_many_images_of_a_class_are_thinned_out(place, monkeypatch, capsys):
   monkeypatch.setattr(commands, 'MAX_SUPPORT_IMAGES', 6)
   pictures, label = commands._read_support(
-      {name: commands._classes(place.support)[name] for name in ('disc', 'frame')},
-      data.spec('glyphs'),
-      {},
+    {
+      name: commands._classes(place.support)[name] for name in ('disc', 'frame')
+    },
+    data.spec('glyphs'),
+    {},
   )
   assert [p.path.name for p in pictures] == [
-      '0.png', '1.jpg', 'more.png', '0.png', '1.jpg', '2.webp']  # fmt: skip
+    '0.png',
+    '1.jpg',
+    'more.png',
+    '0.png',
+    '1.jpg',
+    '2.webp',
+  ]
   assert label.tolist() == [0, 0, 0, 1, 1, 1]
   assert 'of the 4 files of disc, 3 are learned from' in capsys.readouterr().err
 
@@ -245,7 +290,9 @@ def test_wilson_is_scipys(n):
   for right in {0, 1, n // 3, n}:
     expected = scipy.stats.binomtest(right, n).proportion_ci(method='wilson')
     np.testing.assert_allclose(
-        statistics.wilson_interval(right, n), [expected.low, expected.high], atol=1e-9
+      statistics.wilson_interval(right, n),
+      [expected.low, expected.high],
+      atol=1e-9,
     )
 
 
@@ -253,11 +300,19 @@ def test_contact_sheet_shows_each_image_in_its_place():
   rng = np.random.default_rng(0)
   colors = rng.integers(0, 256, (40, 3), np.uint8)
   tiles = [
-      contact_sheet.Tile(np.broadcast_to(c, (112, 112, 3)), f'{i}.png', 'name', 0.5,
-                   [True, False, None][i % 3])
-      for i, c in enumerate(colors)
-  ]  # fmt: skip
-  rows = [contact_sheet.Row('one', tiles[:3]), contact_sheet.Row('many', tiles[:30])]
+    contact_sheet.Tile(
+      np.broadcast_to(c, (112, 112, 3)),
+      f'{i}.png',
+      'name',
+      0.5,
+      [True, False, None][i % 3],
+    )
+    for i, c in enumerate(colors)
+  ]
+  rows = [
+    contact_sheet.Row('one', tiles[:3]),
+    contact_sheet.Row('many', tiles[:30]),
+  ]
   query = contact_sheet.Row('query', tiles)
   sheet = np.asarray(contact_sheet.draw('title', 'remark', rows, query))
   shown = [*colors[:3], *colors[: contact_sheet.MAX_SUPPORT_TILES], *colors]
@@ -289,18 +344,18 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    'stream, color, environment, colored',
-    [
-        (Terminal, True, {'TERM': 'xterm'}, True),
-        (Terminal, False, {'TERM': 'xterm'}, False),
-        (Terminal, True, {'TERM': 'xterm', 'NO_COLOR': '1'}, False),
-        (Terminal, True, {'TERM': 'xterm', 'NO_COLOR': ''}, True),
-        (Terminal, True, {'TERM': 'dumb'}, False),
-        (io.StringIO, True, {'TERM': 'xterm'}, False),
-    ],
+  'stream, color, environment, colored',
+  [
+    (Terminal, True, {'TERM': 'xterm'}, True),
+    (Terminal, False, {'TERM': 'xterm'}, False),
+    (Terminal, True, {'TERM': 'xterm', 'NO_COLOR': '1'}, False),
+    (Terminal, True, {'TERM': 'xterm', 'NO_COLOR': ''}, True),
+    (Terminal, True, {'TERM': 'dumb'}, False),
+    (io.StringIO, True, {'TERM': 'xterm'}, False),
+  ],
 )
 def test_colours_are_for_terminals(
-    monkeypatch, stream, color, environment, colored
+  monkeypatch, stream, color, environment, colored
 ):
   monkeypatch.delenv('NO_COLOR', raising=False)
   for name, value in environment.items():
@@ -314,7 +369,7 @@ def test_colours_are_for_terminals(
   with console.console_settings(color=color):
     console.print_result('done')
   assert sys.stdout.getvalue() == (
-      '\x1b[1mdone\x1b[0m\n' if colored else 'done\n'
+    '\x1b[1mdone\x1b[0m\n' if colored else 'done\n'
   )
 
 
@@ -353,9 +408,18 @@ def test_help_names_modes_flags_and_exit_codes(capsys):
   out = capsys.readouterr().out
   for name, mode in cli.MODES.items():
     assert f'  {name:8} {mode.about}' in out
-  for word in ('--support', '--query', '--model', '--quiet', '--no_color',
-               'NO_COLOR', 'exit codes', '130, 143', '--task.ways=5',
-               '--mode=predict --model='):  # fmt: skip
+  for word in (
+    '--support',
+    '--query',
+    '--model',
+    '--quiet',
+    '--no_color',
+    'NO_COLOR',
+    'exit codes',
+    '130, 143',
+    '--task.ways=5',
+    '--mode=predict --model=',
+  ):
     assert word in out
 
 

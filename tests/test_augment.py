@@ -15,10 +15,14 @@ from PIL import Image, ImageEnhance
 from scipy import stats
 
 from maml_jax.data import augment
-from maml_jax.data.augment import AUGMENTATIONS, augment_batch, with_augmentation
+from maml_jax.data.augment import (
+  AUGMENTATIONS,
+  augment_batch,
+  with_augmentation,
+)
 from maml_jax.data.episodes import make_transform
-from maml_jax.utils.errors import UserError
 from maml_jax.types import Batch, Episode
+from maml_jax.utils.errors import UserError
 
 
 def key(number=0):
@@ -71,7 +75,7 @@ def test_batch_under_jit_equals_image_by_image_op_by_op(name):
   got = BATCH(name, key(), image)
   for i in range(3):
     one = AUGMENTATIONS[name](
-        jax.random.fold_in(key(), i), jnp.array(image[i], jnp.float32) / 255
+      jax.random.fold_in(key(), i), jnp.array(image[i], jnp.float32) / 255
     )
     np.testing.assert_allclose(got[i] / 255, one, atol=2e-5)
 
@@ -84,9 +88,11 @@ def test_each_image_changes_in_its_own_way(name):
   assert out.dtype == (np.uint8 if name == 'none' else np.float32)
   assert 0 <= out.min() <= out.max() <= 255 * (1 + 1e-5)
   distinct = len({one.tobytes() for one in out})
-  assert distinct == {'none': 1, 'enlarge': 1, 'flip': 2}.get(name, 8)
+  assert distinct == {'none': 1, 'resize_center_crop': 1, 'flip': 2}.get(
+    name, 8
+  )
   other = np.asarray(BATCH(name, key(1), image))
-  assert (other == out).all() == (name in ('none', 'enlarge'))
+  assert (other == out).all() == (name in ('none', 'resize_center_crop'))
 
 
 # Support and query sets.
@@ -101,7 +107,7 @@ def episode(num=8):
 
 
 @pytest.mark.parametrize(
-  'names', [('flip', 'none'), ('none', 'enlarge')]
+  'names', [('flip', 'none'), ('none', 'resize_center_crop')]
 )
 def test_support_and_query_apart(names):
   plain = make_transform((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -110,11 +116,11 @@ def test_support_and_query_apart(names):
   got = jax.jit(transform)(key(), tasks)
   bare = jax.jit(plain)(key(), tasks)
   for name, new, old in zip(names, got, bare, strict=True):
-    assert (new.label == old.label).all()
-    assert new.image.dtype == jnp.float32
-    change = abs(new.image - old.image).max(axis=(1, 2, 3))
+    assert (new.targets == old.targets).all()
+    assert new.inputs.dtype == jnp.float32
+    change = abs(new.inputs - old.inputs).max(axis=(1, 2, 3))
     if name == 'flip':
-      back = abs(new.image[:, :, ::-1] - old.image).max(axis=(1, 2, 3))
+      back = abs(new.inputs[:, :, ::-1] - old.inputs).max(axis=(1, 2, 3))
       assert 0 < (back < 1e-5).sum() < len(back)
       assert (jnp.minimum(change, back) < 1e-5).all()
     else:
@@ -122,29 +128,35 @@ def test_support_and_query_apart(names):
 
 
 def test_normalisation_comes_after_black_is_added():
-  transform = with_augmentation(make_transform((0.5,) * 3, (0.25,) * 3), query='crop')
+  transform = with_augmentation(
+    make_transform((0.5,) * 3, (0.25,) * 3), query='random_crop'
+  )
   white = Batch(jnp.full((16, 9, 9, 3), 255, jnp.uint8), None)
-  image = jax.jit(transform)(key(), Episode(white, white)).query.image
+  image = jax.jit(transform)(key(), Episode(white, white)).query.inputs
   np.testing.assert_allclose(abs(image), 2, atol=1e-6)
   assert 0 < (image < 0).sum() < image.size
 
 
 def test_support_and_query_get_different_changes():
   same = Episode(episode().support, episode().support)
-  transform = with_augmentation(make_transform(), support='crop', query='crop')
+  transform = with_augmentation(
+    make_transform(), support='random_crop', query='random_crop'
+  )
   got = jax.jit(transform)(key(), same)
-  assert (got.support.image != got.query.image).any(axis=(1, 2, 3)).all()
+  assert (got.support.inputs != got.query.inputs).any(axis=(1, 2, 3)).all()
 
 
 def test_many_tasks_at_once_are_as_one_by_one():
-  transform = with_augmentation(make_transform(), support='flip', query='crop')
+  transform = with_augmentation(
+    make_transform(), support='flip', query='random_crop'
+  )
   tasks = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), episode(4))
   got = jax.jit(jax.vmap(transform))(keys(3, 2), tasks)
   alone = jax.jit(transform)
   for i, one in enumerate(keys(3, 2)):
     task = jax.tree.map(lambda x, i=i: x[i], tasks)
     for new, old in zip(got, alone(one, task), strict=True):
-      np.testing.assert_allclose(new.image[i], old.image, atol=2e-6)
+      np.testing.assert_allclose(new.inputs[i], old.inputs, atol=2e-6)
 
 
 # Flip and crop.
@@ -169,7 +181,7 @@ def test_crop_is_a_uniform_window_of_the_padded_image():
     window = window[:, ::-1] if mirrored else window
     windows[window.tobytes()] = top, left, mirrored
   assert len(windows) == 17 * 17 * 2
-  out = many(AUGMENTATIONS['crop'], 5, 17 * 17 * 2 * 20, image)
+  out = many(AUGMENTATIONS['random_crop'], 5, 17 * 17 * 2 * 20, image)
   found = [windows[one.tobytes()] for one in out]
   _, counts = np.unique(found, axis=0, return_counts=True)
   assert len(counts) == len(windows)
@@ -279,7 +291,9 @@ def test_grey_stays_grey():
 def test_color_crops_jitters_and_flips():
   """A slope whose middle stays in sight, under no jitter cut to 0 or 1."""
   slope = jnp.linspace(0.2, 0.4, 20).reshape(1, 20, 1)
-  out = many(AUGMENTATIONS['color'], 10, 400, jnp.tile(slope, (20, 1, 3)))
+  out = many(
+    AUGMENTATIONS['color_jitter'], 10, 400, jnp.tile(slope, (20, 1, 3))
+  )
   # The black of the crop takes part in the contrast: below 1 it turns grey.
   lifted = int((out.min(axis=(1, 2, 3)) > 1e-3).sum())
   assert stats.binomtest(lifted, 400).pvalue > 1e-3
@@ -290,7 +304,7 @@ def test_color_crops_jitters_and_flips():
 
 def test_other_channels_are_refused():
   with pytest.raises(UserError, match='1 or 3 channels; here are 4'):
-    AUGMENTATIONS['color'](key(), jnp.zeros((4, 4, 4)))
+    AUGMENTATIONS['color_jitter'](key(), jnp.zeros((4, 4, 4)))
 
 
 # Resizing.
@@ -301,9 +315,9 @@ def box_of(image, top, left, height, width):
   rows, columns, _ = image.shape
   down, across = height / rows, width / columns
   return augment.resample(
-      image,
-      augment._weights(rows, top, down, top, top + height),
-      augment._weights(columns, left, across, left, left + width),
+    image,
+    augment._weights(rows, top, down, top, top + height),
+    augment._weights(columns, left, across, left, left + width),
   )
 
 
@@ -333,17 +347,17 @@ def test_weights_are_those_of_jax_image():
   size, start, scale = 20, 1.25, 1.7
   image = floats((size, 7, 3))
   expected = jax.jit(
-      lambda image: jax.image.scale_and_translate(
-          image,
-          (size, 7, 3),
-          (0,),
-          jnp.array([1 / scale]),
-          jnp.array([-start / scale]),
-          'linear',
-      )
+    lambda image: jax.image.scale_and_translate(
+      image,
+      (size, 7, 3),
+      (0,),
+      jnp.array([1 / scale]),
+      jnp.array([-start / scale]),
+      'linear',
+    )
   )(image)
   weights = jax.jit(augment._weights, static_argnums=0)(
-      size, start, scale, 0, size
+    size, start, scale, 0, size
   )
   centre = start + (np.arange(size) + 0.5) * scale
   inside = centre < size  # beyond, jax.image fills with zeros
@@ -351,9 +365,7 @@ def test_weights_are_those_of_jax_image():
   np.testing.assert_allclose(got[inside], expected[inside], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-  'shape', [(84, 84, 3), (32, 32, 3), (9, 28, 1)]
-)
+@pytest.mark.parametrize('shape', [(84, 84, 3), (32, 32, 3), (9, 28, 1)])
 def test_enlarge_as_in_pillow(shape):
   image = floats(shape)
   height, width, _ = shape
@@ -366,7 +378,7 @@ def test_enlarge_as_in_pillow(shape):
       (left, top, left + width, top + height)
     ),
   )
-  got = jax.jit(AUGMENTATIONS['enlarge'])(key(), image)
+  got = jax.jit(AUGMENTATIONS['resize_center_crop'])(key(), image)
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -442,7 +454,9 @@ def test_resize_stretches_boxes_of_that_distribution():
   rows, columns = np.mgrid[:height, :width] / 64
   image = jnp.array(np.stack([rows, columns], axis=-1), jnp.float32)
   num = 2000
-  out = many(AUGMENTATIONS['resize'], 13, num, image).astype(np.float64)
+  out = many(AUGMENTATIONS['random_resized_crop'], 13, num, image).astype(
+    np.float64
+  )
   a, b = height // 2 - 1, width // 2 - 1
   across = (out[:, 0, b + 1, 1] - out[:, 0, b, 1]) * 64 * width
   down = (out[:, a + 1, 0, 0] - out[:, a, 0, 0]) * 64 * height

@@ -50,13 +50,14 @@ def test_linear_head_is_the_optimum(scale, strength):
     return loss + strength / 2 * (weights**2).sum(), slope.ravel()
 
   found = scipy.optimize.minimize(
-      objective, np.zeros(x.shape[1] * WAYS), jac=True,
-      options={'gtol': 1e-9, 'maxiter': 5000})  # fmt: skip
+    objective,
+    np.zeros(x.shape[1] * WAYS),
+    jac=True,
+    options={'gtol': 1e-9, 'maxiter': 5000},
+  )
   weights = found.x.reshape(-1, WAYS)
   expected = np.pad(query - centre, ((0, 0), (0, 1)), constant_values=1)
-  logits = baselines.linear_head(
-      support, label, query, WAYS, strength=strength
-  )
+  logits = baselines.linear_head(support, label, query, WAYS, strength=strength)
   size = np.abs(expected @ weights).max()
   np.testing.assert_allclose(logits, expected @ weights, atol=3e-3 * size)
 

@@ -17,40 +17,40 @@ import pytest
 from jax import lax
 
 from benchmarks import (
-    compare,
-    flops,
-    measure,
-    profile,
-    run,
-    scaling,
-    table,
-    variants,
-    with_jax,
-    worker,
+  compare,
+  flops,
+  measure,
+  profile,
+  run,
+  scaling,
+  table,
+  variants,
+  with_jax,
+  worker,
 )
 from benchmarks.workload import WORKLOADS, Workload, arrays
 from maml_jax import config as config_lib
-from maml_jax.experiment import setup
 from maml_jax import ops
-from maml_jax.utils.errors import UserError
+from maml_jax.experiment import setup
 from maml_jax.models.convnet import ConvBlock
 from maml_jax.models.norm import BatchNorm
 from maml_jax.sharding import make_mesh, mean_over_tasks
+from maml_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
 SCRIPT = ROOT / 'benchmarks' / 'gpu.sh'
 ROWS = (
-    'iteration/5w1s',
-    'iteration/evaluation',
-    'compile/iteration',
-    'memory/5w1s K=5',
-    'sampling/draw',
-    'sampling/train loop',
-    'flops',
-    'scaling/8 tasks, 2 fake devices',
-    'variants/patches',
-    'profile',
+  'iteration/5w1s',
+  'iteration/evaluation',
+  'compile/iteration',
+  'memory/5w1s K=5',
+  'sampling/draw',
+  'sampling/train loop',
+  'flops',
+  'scaling/8 tasks, 2 fake devices',
+  'variants/patches',
+  'profile',
 )
 PROFILE = {f'profile/{kind}' for kind in profile.KINDS}
 OF_CPU = {'profile', 'variants'}
@@ -79,13 +79,13 @@ def test_shares_of_a_profile_are_of_one_whole(rows):
 
 
 @pytest.mark.parametrize(
-    'name',
-    [
-        'maxima after scaling',
-        'bias at every pixel',
-        'patches',
-        'kernel gradient by patches',
-    ],
+  'name',
+  [
+    'maxima after scaling',
+    'bias at every pixel',
+    'patches',
+    'kernel gradient by patches',
+  ],
 )
 def test_variants_do_the_same_and_leave_no_trace(name):
   block = ConvBlock(8, BatchNorm, 'torch')
@@ -127,10 +127,10 @@ def test_every_row_says_on_what_it_was_measured(rows):
 
 def test_a_median_lies_between_the_ends_of_its_range(rows):
   ranges = [
-      (row[f'{name}_min'], row[name], row[f'{name}_max'])
-      for row in rows.values()
-      for name in row
-      if f'{name}_min' in row
+    (row[f'{name}_min'], row[name], row[f'{name}_max'])
+    for row in rows.values()
+    for name in row
+    if f'{name}_min' in row
   ]
   assert len(ranges) >= len(rows)
   assert all(low <= median <= high for low, median, high in ranges)
@@ -178,8 +178,8 @@ def test_the_meta_iteration_fits_in_half_a_gigabyte():
 
 
 @pytest.mark.parametrize(
-    ('name', 'preset'),
-    [('5w1s', 'mini_5w1s'), ('inductive', 'mini_5w1s_inductive')],
+  ('name', 'preset'),
+  [('5w1s', 'mini_5w1s'), ('inductive', 'mini_5w1s_inductive')],
 )
 def test_workloads_are_those_of_the_configs(name, preset):
   config = config_lib.load(str(CONFIGS / f'{preset}.py'))
@@ -189,7 +189,7 @@ def test_workloads_are_those_of_the_configs(name, preset):
   assert config.model.norm == ('episodic' if work.inductive else 'batch')
   assert config.model.encoder == work.encoder
   assert (config.task.ways, config.task.queries) == (work.ways, work.queries)
-  assert config.train.num_tasks == work.tasks
+  assert config.train.meta_batch_size == work.tasks
   params = {'w': jnp.linspace(-1.0, 1.0, 5)}
   grads = {'w': jnp.array([0.3, -20.0, 0.0, 1.0, 40.0])}
   txs = with_jax.optimizer_of(work), setup.make_outer_optimizer(config)
@@ -225,24 +225,24 @@ def test_convolutions_count_what_their_definition_says():
   strided = counted(lambda x, k: ops.conv(x, k, stride=2), IMAGE, KERNEL)
   assert strided == 2 * (2 * 3 * 3 * 4) * (3 * 3 * 3)
   of_jax = counted(
-      lambda x, k: lax.conv_general_dilated(
-          x, k, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-      ),
-      IMAGE,
-      KERNEL,
+    lambda x, k: lax.conv_general_dilated(
+      x, k, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    ),
+    IMAGE,
+    KERNEL,
   )
   assert of_jax == CONV
   grouped = counted(
-      lambda x, k: lax.conv_general_dilated(
-          x,
-          k,
-          (1, 1),
-          'SAME',
-          dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-          feature_group_count=3,
-      ),
-      IMAGE,
-      jnp.zeros((3, 3, 1, 6)),
+    lambda x, k: lax.conv_general_dilated(
+      x,
+      k,
+      (1, 1),
+      'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=3,
+    ),
+    IMAGE,
+    jnp.zeros((3, 3, 1, 6)),
   )
   assert grouped == 2 * (2 * 6 * 5 * 6) * (3 * 3 * 1)
 
@@ -302,8 +302,8 @@ def test_an_iteration_counts_what_its_layers_add_up_to(name):
   """At full size, by hand: ConvNet4 on 84, 42, 21 and 10 pixels, and a head."""
   work = WORKLOADS[name]
   first, *rest = (
-      2 * side**2 * 32 * 9 * channels
-      for side, channels in ((84, 3), (42, 32), (21, 32), (10, 32))
+    2 * side**2 * 32 * 9 * channels
+    for side, channels in ((84, 3), (42, 32), (21, 32), (10, 32))
   )
   head = 2 * (5 * 5 * 32) * 5
   forward = first + sum(rest) + head
@@ -321,8 +321,7 @@ def test_an_iteration_counts_what_its_layers_add_up_to(name):
 def test_sides_are_sampled_in_turn(monkeypatch):
   order = []
   calls = {
-      name: lambda name=name: order.append(name) or jnp.zeros(())
-      for name in 'ab'
+    name: lambda name=name: order.append(name) or jnp.zeros(()) for name in 'ab'
   }
   monkeypatch.setattr(measure, 'SECONDS_PER_SAMPLE', 0.0)
   times = measure.in_turn(calls, measure.Settings(repeats=3))
@@ -338,15 +337,15 @@ def test_what_takes_long_is_sampled_twice():
 
 def test_a_spread_has_median_and_ends():
   assert measure.milliseconds('ms', [0.004, 0.001, 0.002]) == {
-      'ms': 2.0,
-      'ms_min': 1.0,
-      'ms_max': 4.0,
+    'ms': 2.0,
+    'ms_min': 1.0,
+    'ms_max': 4.0,
   }
 
 
 def test_a_table_shows_ranges_gaps_and_failures(capsys):
   shown = table.Table(
-      {'ms': table.Ranged('.1f'), 'used': 'd'}, ['a', 'long name', 'c']
+    {'ms': table.Ranged('.1f'), 'used': 'd'}, ['a', 'long name', 'c']
   )
   shown.begin('a')
   shown.end({'ms': 2.0, 'ms_min': 1.0, 'ms_max': 4.04, 'used': 3})
@@ -408,9 +407,9 @@ def fakes(monkeypatch):
   log = []
   seconds = {'maml_jax': 0.5, 'pytorch_maml': 1.0, 'learn2learn': 2.0}
   monkeypatch.setattr(
-      compare,
-      'Worker',
-      lambda python, name, *_, **__: Fake(seconds[name], log, name),
+    compare,
+    'Worker',
+    lambda python, name, *_, **__: Fake(seconds[name], log, name),
   )
   return log
 
@@ -424,8 +423,8 @@ def test_peers_are_compared_round_by_round(fakes, tmp_path, capsys):
   assert all(f'{name} closed' in fakes for name in (ours, *theirs))
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert [(r['peer'], r['ratio']) for r in rows] == [
-      ('pytorch_maml', 2.0),
-      ('learn2learn', 4.0),
+    ('pytorch_maml', 2.0),
+    ('learn2learn', 4.0),
   ]
   assert all(r['differs'] and r['device'] == 'cpu' for r in rows)
   assert 'learn2learn   2.000 s =  4.00 x' in capsys.readouterr().out
@@ -468,10 +467,10 @@ def gpu_script(tmp_path):
 
   def call(parts):
     done = subprocess.run(
-        [SCRIPT],
-        env=os.environ | env | {'PARTS': parts, 'MAML_JAX_DATA': ''},
-        capture_output=True,
-        text=True,
+      [SCRIPT],
+      env=os.environ | env | {'PARTS': parts, 'MAML_JAX_DATA': ''},
+      capture_output=True,
+      text=True,
     )
     return done.returncode, done.stdout
 

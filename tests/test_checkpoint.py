@@ -14,17 +14,17 @@ import tensorstore
 import tiny
 
 from maml_jax.experiment import checkpoint
-from maml_jax.utils.errors import UserError
 from maml_jax.train import resume_state
 from maml_jax.types import MetaState
+from maml_jax.utils.errors import UserError
 
 
 def state(step: int) -> MetaState:
   """One of the shape that training has, its numbers told by the step."""
   rng = np.random.default_rng(step)
   params = {
-      'encoder': {'conv1': {'kernel': rng.normal(size=(3, 3, 2, 4))}},
-      'classifier': {'bias': rng.normal(size=5)},
+    'encoder': {'conv1': {'kernel': rng.normal(size=(3, 3, 2, 4))}},
+    'classifier': {'bias': rng.normal(size=5)},
   }
   params = jax.tree.map(jnp.float32, params)
   opt_state = optax.chain(optax.scale_by_adam(), optax.trace(0.9)).init(params)
@@ -192,14 +192,14 @@ def all_of_another_step(folder):
 
 
 DAMAGES = [
-    half_written,
-    empty,
-    no_facts,
-    a_file_missing,
-    a_file_too_many,
-    a_link,
-    arrays_of_another_step,
-    all_of_another_step,
+  half_written,
+  empty,
+  no_facts,
+  a_file_missing,
+  a_file_too_many,
+  a_link,
+  arrays_of_another_step,
+  all_of_another_step,
 ]
 
 
@@ -328,20 +328,20 @@ def config_with(field, value):
 
 
 @pytest.mark.parametrize(
-    'facts, message',
-    [
-        ({'config': 5}, 'JSON'),
-        ({'config': '[]'}, ''),
-        ({'config': '{}'}, 'the config has no'),
-        ({'config': config_with('task.ways', 'five')}, 'not an integer'),
-        ({'config': config_with('task.ways', 10**9)}, 'at most'),
-        ({'config': config_with('model.norm', {'a': 1})}, 'model.norm'),
-        ({'config': config_with('data.root', ['/'])}, 'not a word'),
-        ({'config': config_with('seed', True)}, 'not an integer'),
-        ({'metrics': {'accuracy': 'high'}}, 'could not convert'),
-        ({'metrics': None}, ''),
-        ({'step': 7}, 'its arrays are of step 1'),
-    ],
+  'facts, message',
+  [
+    ({'config': 5}, 'JSON'),
+    ({'config': '[]'}, ''),
+    ({'config': '{}'}, 'the config has no'),
+    ({'config': config_with('task.ways', 'five')}, 'not an integer'),
+    ({'config': config_with('task.ways', 10**9)}, 'at most'),
+    ({'config': config_with('model.norm', {'a': 1})}, 'model.norm'),
+    ({'config': config_with('data.root', ['/'])}, 'not a word'),
+    ({'config': config_with('seed', True)}, 'not an integer'),
+    ({'metrics': {'accuracy': 'high'}}, 'could not convert'),
+    ({'metrics': None}, ''),
+    ({'step': 7}, 'its arrays are of step 1'),
+  ],
 )
 def test_facts_that_lie_are_refused(sealed, facts, message):
   folder = sealed(**facts)
@@ -364,7 +364,7 @@ def test_digests_cannot_name_files_elsewhere(tmp_path, sealed, name):
 def test_arrays_beyond_their_files_are_refused_before_they_are_made(sealed):
   folder = sealed()
   store = tensorstore.KvStore.open(
-      {'driver': 'ocdbt', 'base': f'file://{folder}/state/'}
+    {'driver': 'ocdbt', 'base': f'file://{folder}/state/'}
   ).result()
   name = 'params.encoder.conv1.kernel/.zarray'
   layout = json.loads(store[name])

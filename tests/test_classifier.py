@@ -10,21 +10,21 @@ import own
 import pytest
 
 import maml_jax
+from maml_jax import data
+from maml_jax.data import images as image_lib
+from maml_jax.evaluation import evaluate
 from maml_jax.experiment import checkpoint, setup
 from maml_jax.fewshot import classifier
-from maml_jax import data
-from maml_jax.evaluation import evaluate
-from maml_jax.data import images as image_lib
-from maml_jax.utils.errors import NonFiniteError, UserError
 from maml_jax.learner import cross_entropy
 from maml_jax.types import Batch
+from maml_jax.utils.errors import NonFiniteError, UserError
 
 NAMES = ['bar', 'bar', 'disc', 'frame', 'frame', 'frame']
 PICTURES = [np.asarray(own.picture(name, i)) for i, name in enumerate(NAMES)]
 OTHERS = [
-    np.asarray(own.picture(name, 50 + i))
-    for i in range(7)
-    for name in own.CLASSES
+  np.asarray(own.picture(name, 50 + i))
+  for i in range(7)
+  for name in own.CLASSES
 ]
 
 
@@ -56,8 +56,9 @@ def close(a, b):
 
 def test_importing_the_package_imports_nothing():
   script = 'import sys, maml_jax; print("jax" in sys.modules, maml_jax.load)'
-  done = subprocess.run([sys.executable, '-c', script], check=True, text=True,
-                        capture_output=True)  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, '-c', script], check=True, text=True, capture_output=True
+  )
   assert done.stdout.startswith('False <function load')
 
 
@@ -73,7 +74,7 @@ def test_load_gives_learner_params_and_stats(few, path):
 
 
 def test_fit_is_gradient_descent_on_a_loss_in_which_classes_count_alike(
-    few, learned
+  few, learned
 ):
   """One step, by hand."""
   model = setup.phase_model(few.config, few.phase)
@@ -82,24 +83,26 @@ def test_fit_is_gradient_descent_on_a_loss_in_which_classes_count_alike(
   @jax.jit
   def loss(params):
     logits, stats = model.apply(params, few.stats, image, train=True)
-    parts = [cross_entropy(logits[jnp.array(r)], jnp.full(len(r), c))
-             for c, r in enumerate(rows)]  # fmt: skip
+    parts = [
+      cross_entropy(logits[jnp.array(r)], jnp.full(len(r), c))
+      for c, r in enumerate(rows)
+    ]
     return sum(parts) / 3, stats
 
   rates, grads = few.config.inner, jax.grad(loss, has_aux=True)(few.params)[0]
   params = {
-      group: jax.tree.map(
-          lambda p, g, rate=rate: p - rate * g, few.params[group], grads[group]
-      )
-      for group, rate in (
-          ('encoder', rates.encoder_lr),
-          ('classifier', rates.classifier_lr),
-      )
+    group: jax.tree.map(
+      lambda p, g, rate=rate: p - rate * g, few.params[group], grads[group]
+    )
+    for group, rate in (
+      ('encoder', rates.encoder_lr),
+      ('classifier', rates.classifier_lr),
+    )
   }
   jax.tree.map(close, learned.params, params)
   _, stats = loss(params)
   logits, _ = model.apply(params, stats, as_glyphs(OTHERS), train=False)
-  close(learned.probabilities(OTHERS), jax.nn.softmax(logits))
+  close(learned.predict_proba(OTHERS), jax.nn.softmax(logits))
   assert learned.classes.tolist() == list(own.CLASSES)
   best = [own.CLASSES[i] for i in np.argmax(logits, -1)]
   assert learned.predict(OTHERS).tolist() == best
@@ -108,14 +111,14 @@ def test_fit_is_gradient_descent_on_a_loss_in_which_classes_count_alike(
 def test_an_answer_does_not_depend_on_the_others(learned):
   """Bit by bit: alone, among few, among more than a batch, in any order."""
   assert len(OTHERS) > classifier.BATCH_SIZE
-  together = learned.probabilities(OTHERS)
+  together = learned.predict_proba(OTHERS)
   np.testing.assert_allclose(together.sum(1), 1, rtol=1e-6)
-  alone = np.concatenate([learned.probabilities([x]) for x in OTHERS])
+  alone = np.concatenate([learned.predict_proba([x]) for x in OTHERS])
   np.testing.assert_array_equal(alone, together)
   order = np.random.default_rng(0).permutation(len(OTHERS))
-  mixed = learned.probabilities([OTHERS[i] for i in order])
+  mixed = learned.predict_proba([OTHERS[i] for i in order])
   np.testing.assert_array_equal(mixed, together[order])
-  assert learned.probabilities(np.zeros((0, 28, 28), np.uint8)).shape == (0, 3)
+  assert learned.predict_proba(np.zeros((0, 28, 28), np.uint8)).shape == (0, 3)
 
 
 def test_transductive_if_one_asks_for_it(path):
@@ -123,11 +126,11 @@ def test_transductive_if_one_asks_for_it(path):
   assert evaluate.is_transductive(few.phase.norm)
   learned = few.fit(PICTURES, NAMES, num_steps=1)
   logits = learned.learner.predict(
-      learned.params, learned.stats, as_glyphs(OTHERS)
+    learned.params, learned.stats, as_glyphs(OTHERS)
   )
-  close(learned.probabilities(OTHERS), jax.nn.softmax(logits))
-  alone = learned.probabilities(OTHERS[:1])
-  assert np.abs(alone - learned.probabilities(OTHERS)[:1]).max() > 1e-3
+  close(learned.predict_proba(OTHERS), jax.nn.softmax(logits))
+  alone = learned.predict_proba(OTHERS[:1])
+  assert np.abs(alone - learned.predict_proba(OTHERS)[:1]).max() > 1e-3
 
 
 def test_no_mode_is_transductive_by_default(few, tmp_path):
@@ -139,14 +142,21 @@ def test_no_mode_is_transductive_by_default(few, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'reset, ways, head',
-    [(False, 2, 'checkpoint'), (False, 3, 'checkpoint'),
-     (False, 4, 'prototype'), (True, 2, 'zero'), (True, 4, 'zero')],
-)  # fmt: skip
+  'reset, ways, head',
+  [
+    (False, 2, 'checkpoint'),
+    (False, 3, 'checkpoint'),
+    (False, 4, 'prototype'),
+    (True, 2, 'zero'),
+    (True, 4, 'zero'),
+  ],
+)
 def test_head_suits_the_checkpoint(few, reset, ways, head):
   config = few.config.copy_and_resolve_references()
   config.inner.reset_classifier = reset
-  program = classifier.make_adaptation_program(few._replace(config=config), ways)
+  program = classifier.make_adaptation_program(
+    few._replace(config=config), ways
+  )
   assert program.head == head and program.phase.ways == ways
   assert program.phase.num_steps == classifier.DEFAULT_NUM_STEPS
 
@@ -159,7 +169,7 @@ def test_prototype_head_is_the_nearest_class_mean(few, ways):
   encoder = setup.phase_model(few.config, few.phase, head=False)
   params = {'encoder': few.params['encoder']}
   support, stats = encoder.apply(
-      params, few.stats, as_glyphs(PICTURES), train=True
+    params, few.stats, as_glyphs(PICTURES), train=True
   )
   query, _ = encoder.apply(params, stats, as_glyphs(OTHERS), train=False)
   support, query = np.float64(support), np.float64(query)
@@ -168,16 +178,17 @@ def test_prototype_head_is_the_nearest_class_mean(few, ways):
   scale = classifier.PROTOTYPE_SCALE / np.mean(pairs)
   distance = [[np.sum((x - mean) ** 2) for mean in means] for x in query]
   logits = -scale * np.array(distance)
-  close(learned.probabilities(OTHERS), jax.nn.softmax(logits))
+  close(learned.predict_proba(OTHERS), jax.nn.softmax(logits))
 
 
 def test_zero_head_and_first_outputs(few):
   zero = few.fit(PICTURES, NAMES, head='zero', num_steps=0)
-  close(zero.probabilities(OTHERS), np.full((len(OTHERS), 3), 1 / 3))
+  close(zero.predict_proba(OTHERS), np.full((len(OTHERS), 3), 1 / 3))
   two = few.fit(PICTURES[:4], NAMES[:3] + ['bar'], num_steps=0)
   kernel = few.params['classifier']['kernel']
-  np.testing.assert_array_equal(two.params['classifier']['kernel'],
-                                kernel[:, :2])  # fmt: skip
+  np.testing.assert_array_equal(
+    two.params['classifier']['kernel'], kernel[:, :2]
+  )
 
 
 @pytest.mark.parametrize('num_steps', [0, 2])
@@ -191,14 +202,17 @@ def test_leave_one_out_equals_a_loop_that_leaves_one_out(few, num_steps):
   done = classifier.leave_one_out(few, program, pixels, label, rows)
   for row, probabilities in zip(rows, done, strict=True):
     others = [i for i in range(6) if i != row]
-    one = few.fit([PICTURES[i] for i in others], [names[i] for i in others],
-                  num_steps=num_steps)  # fmt: skip
-    close(one.probabilities([PICTURES[row]])[0], probabilities)
+    one = few.fit(
+      [PICTURES[i] for i in others],
+      [names[i] for i in others],
+      num_steps=num_steps,
+    )
+    close(one.predict_proba([PICTURES[row]])[0], probabilities)
 
 
 @pytest.mark.parametrize(
-    'labels, kind',
-    [(NAMES, str), ([3, 3, 5, 9, 9, 9], int), (list('aabccc'), str)],
+  'labels, kind',
+  [(NAMES, str), ([3, 3, 5, 9, 9, 9], int), (list('aabccc'), str)],
 )
 def test_saves_what_it_reads_back(few, learned, tmp_path, labels, kind):
   path = tmp_path / 'model.npz'
@@ -209,7 +223,7 @@ def test_saves_what_it_reads_back(few, learned, tmp_path, labels, kind):
   assert again.predict(OTHERS).tolist() == saved.predict(OTHERS).tolist()
   assert isinstance(again.predict(OTHERS)[0].item(), kind)
   np.testing.assert_array_equal(
-      again.probabilities(OTHERS), saved.probabilities(OTHERS)
+    again.predict_proba(OTHERS), saved.predict_proba(OTHERS)
   )
   assert [file.name for file in tmp_path.iterdir()] == ['model.npz']
 
@@ -223,22 +237,26 @@ def test_saves_norms_of_layers_and_running_moments(tmp_path):
   assert again.phase == learned.phase
   jax.tree.map(np.testing.assert_array_equal, again.stats, learned.stats)
   np.testing.assert_array_equal(
-      again.probabilities(OTHERS), learned.probabilities(OTHERS)
+    again.predict_proba(OTHERS), learned.predict_proba(OTHERS)
   )
 
 
 @pytest.mark.parametrize(
-    'images, labels, kwargs, message',
-    [
-        (PICTURES, NAMES[1:], {}, '6 images need as many labels'),
-        (PICTURES, ['bar'] * 6, {}, 'two classes or more are needed'),
-        (np.zeros(5), [0, 1], {}, r'images are \[N, H, W, C\]'),
-        (PICTURES[0], [0, 1], {}, 'images need as many labels'),
-        (PICTURES, NAMES, {'head': 'nero'}, 'did you mean zero?'),
-        (PICTURES, list('abcdef'), {'head': 'checkpoint'},
-         'has 3 outputs, too few for 6 classes: take prototype or zero'),
-    ],
-)  # fmt: skip
+  'images, labels, kwargs, message',
+  [
+    (PICTURES, NAMES[1:], {}, '6 images need as many labels'),
+    (PICTURES, ['bar'] * 6, {}, 'two classes or more are needed'),
+    (np.zeros(5), [0, 1], {}, r'images are \[N, H, W, C\]'),
+    (PICTURES[0], [0, 1], {}, 'images need as many labels'),
+    (PICTURES, NAMES, {'head': 'nero'}, 'did you mean zero?'),
+    (
+      PICTURES,
+      list('abcdef'),
+      {'head': 'checkpoint'},
+      'has 3 outputs, too few for 6 classes: take prototype or zero',
+    ),
+  ],
+)
 def test_refuses_what_cannot_be_learned(few, images, labels, kwargs, message):
   with pytest.raises(UserError, match=message):
     few.fit(images, labels, **kwargs)
@@ -251,12 +269,20 @@ def test_says_what_is_not_finite(few):
 
 
 def test_regression_has_no_images(tmp_path):
-  few = maml_jax.load(own.make_checkpoint(
-      tmp_path / 'c', data__name='sinusoid', model__encoder='mlp',
-      task__ways=1, val__ways=1, eval__ways=1))  # fmt: skip
+  few = maml_jax.load(
+    own.make_checkpoint(
+      tmp_path / 'c',
+      data__name='sinusoid',
+      model__encoder='mlp',
+      task__ways=1,
+      val__ways=1,
+      eval__ways=1,
+    )
+  )
   x = jnp.linspace(-5, 5, 10)[:, None]
-  params, stats, losses = few.learner.adapt(few.params, few.stats,
-                                            Batch(x, jnp.sin(x)))  # fmt: skip
+  params, stats, losses = few.learner.adapt(
+    few.params, few.stats, Batch(x, jnp.sin(x))
+  )
   assert few.learner.predict(params, stats, x).shape == (10, 1)
   with pytest.raises(UserError, match='is a regression'):
     few.fit(PICTURES, NAMES)

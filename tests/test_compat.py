@@ -19,14 +19,21 @@ import optax
 import pytest
 import test_golden as golden
 
-from maml_jax.experiment import checkpoint, setup, transfer
 from maml_jax import config as config_lib
-from maml_jax.pytorch_maml import configs, from_torch, pth, runs, to_torch, yaml_section
+from maml_jax.experiment import checkpoint, setup, transfer
+from maml_jax.inner_loop import param_labels
+from maml_jax.pytorch_maml import (
+  configs,
+  from_torch,
+  pth,
+  runs,
+  to_torch,
+  yaml_section,
+)
 from maml_jax.pytorch_maml import weights as names
 from maml_jax.pytorch_maml.__main__ import main
-from maml_jax.utils.errors import UserError
-from maml_jax.inner_loop import param_labels
 from maml_jax.train import init_state, resume_state
+from maml_jax.utils.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = {p.stem: json.loads(p.read_text()) for p in golden.CASES}
@@ -81,7 +88,9 @@ inner_args:
   momentum: 0.9
   weight_decay: 5.e-4
 """
-TEMPLATE = INDUCTIVE_INNER + """
+TEMPLATE = (
+  INDUCTIVE_INNER
+  + """
 encoder_args:
   bn_args:
     track_running_stats: true
@@ -94,6 +103,7 @@ optimizer_args:
   milestones: [120, 140]
 epoch: 150
 """
+)
 
 
 def reproduce(shots=1):
@@ -151,8 +161,10 @@ def test_yaml_files_are_the_preset_field_by_field(
 ):
   monkeypatch.chdir(REPOSITORY)
   train, test = texts(shots)
-  files = (write(tmp_path / 'train.yaml', train),
-           write(tmp_path / 'test.yaml', test))  # fmt: skip
+  files = (
+    write(tmp_path / 'train.yaml', train),
+    write(tmp_path / 'test.yaml', test),
+  )
   output = tmp_path / f'{name}.py'
   flags = ['--test', files[1], '--output', str(output)]
   assert main(['config', files[0], *flags]) == 0
@@ -180,12 +192,12 @@ def test_preset_of_any_config_brings_it_back(tmp_path):
     model__norm=norm,
     inner__frozen=frozen,
     inner__num_steps=7,
-    outer__clip=float('inf'),
+    outer__clip_value=float('inf'),
     val__num_steps=9,
     eval__norm='support',
     eval__shots=1,
   )
-  source = 'x\"\"\"\nraise SystemExit\nx'
+  source = 'x"""\nraise SystemExit\nx'
   path = tmp_path / 'x.py'
   path.write_text(configs.preset_source(made, source, source))
   written = config_lib.load(str(path))
@@ -219,10 +231,16 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
   """
   config, notes = configs.convert_config(content(text, tmp_path))
   expected = {
-      'data.name': 'cub', 'data.normalize': True, 'model.encoder': 'resnet12',
-      'model.norm': 'global', 'outer.optimizer': 'rmsprop', 'outer.lr': 0.01,
-      'train.num_epochs': 7, 'train.steps_per_epoch': 200, 'eval.norm': 'global'
-  }  # fmt: skip
+    'data.name': 'cub',
+    'data.normalize': True,
+    'model.encoder': 'resnet12',
+    'model.norm': 'global',
+    'outer.optimizer': 'rmsprop',
+    'outer.lr': 0.01,
+    'train.num_epochs': 7,
+    'train.steps_per_epoch': 200,
+    'eval.norm': 'global',
+  }
   default = config_lib.load(str(configs.DEFAULT))
   default.update_from_flattened_dict(expected)
   assert config_lib.config_differences(config, default) == []
@@ -238,32 +256,74 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
     ('inner_args.momentum', 0, 'inner.momentum', 0.0, None),
     ('inner_args.n_step', None, 'inner.num_steps', 5, None),
     ('inner_args.frozen', None, 'inner.frozen', (), None),
-    ('inner_args.frozen', ['conv1.conv'], 'inner.frozen', ('conv1/conv',),
-     None),
+    (
+      'inner_args.frozen',
+      ['conv1.conv'],
+      'inner.frozen',
+      ('conv1/conv',),
+      None,
+    ),
     ('inner_args.frozen', ['encoder'], 'inner.frozen', ('encoder',), None),
-    ('inner_args.frozen', ['bn', 'nb'], 'inner.frozen', ('bn',),
-     'nb freezes nothing'),
+    (
+      'inner_args.frozen',
+      ['bn', 'nb'],
+      'inner.frozen',
+      ('bn',),
+      'nb freezes nothing',
+    ),
     ('inner_args.frozen', ['nv'], 'inner.frozen', ('*nv*',), None),
-    ('inner_args.frozen', ['linear.w'], 'inner.frozen', ('classifier/kernel',),
-     None),
-    ('encoder_args.bn_args', {'episodic': ['conv4']}, 'model.norm',
-     (('conv4', 'episodic'), ('*', 'global')), None),
-    ('encoder_args.bn_args', {'episodic': ['conv5']}, 'model.norm', 'global',
-     'no layer is called conv5'),
+    (
+      'inner_args.frozen',
+      ['linear.w'],
+      'inner.frozen',
+      ('classifier/kernel',),
+      None,
+    ),
+    (
+      'encoder_args.bn_args',
+      {'episodic': ['conv4']},
+      'model.norm',
+      (('conv4', 'episodic'), ('*', 'global')),
+      None,
+    ),
+    (
+      'encoder_args.bn_args',
+      {'episodic': ['conv5']},
+      'model.norm',
+      'global',
+      'no layer is called conv5',
+    ),
     ('encoder_args.bn_args.alpha', True, 'model.norm', 'batch', None),
-    ('classifier_args', {'temp': 3, 'learn_temp': True}, 'model.temperature',
-     3.0, None),
-    ('train.val_transform', 'color', 'data.augment_query', 'color', None),
+    (
+      'classifier_args',
+      {'temp': 3, 'learn_temp': True},
+      'model.temperature',
+      3.0,
+      None,
+    ),
+    (
+      'train.val_transform',
+      'color',
+      'data.augment_query',
+      'color_jitter',
+      None,
+    ),
     ('train.n_batch', ..., 'train.steps_per_epoch', 200, None),
-    ('encoder', 'resnet18', 'model.encoder', 'resnet10', "cannot run"),
+    ('encoder', 'resnet18', 'model.encoder', 'resnet10', 'cannot run'),
     ('encoder', 'wide-resnet12', 'model.encoder', 'wide_resnet12', None),
-    ('_parallel', True, 'train.num_tasks', 4, 'all devices are used'),
-    ('visdom', True, 'train.num_tasks', 4, 'TensorBoard'),
+    ('_parallel', True, 'train.meta_batch_size', 4, 'all devices are used'),
+    ('visdom', True, 'train.meta_batch_size', 4, 'TensorBoard'),
     ('train.root_path', '/x', 'data.root', '', 'maml_jax.data'),
-    ('load', 'x.pth', 'train.num_tasks', 4, 'compat checkpoint converts it'),
+    (
+      'load',
+      'x.pth',
+      'train.meta_batch_size',
+      4,
+      'compat checkpoint converts it',
+    ),
     ('optimizer_args.milestones', [3, 5], 'outer.schedule', 'step', None),
   ],
-)  # fmt: skip
+)
 def test_key(tmp_path, key, value, field, expected, note):
   given = changed(content(reproduce()[0], tmp_path), key, value)
   if key == 'encoder':
@@ -308,7 +368,7 @@ def test_frozen_substrings_freeze_what_they_froze(tmp_path):
     ('inner_args.frozen', [3], '3: no str'),
     ('train.n_query', 0, 'config.task.queries=0: at least 1'),
     ('train.image_size', 80, '80: here they are 84 pixels wide'),
-    ('train.split', 'meta-val', 'split: \'val\': here it is train'),
+    ('train.split', 'meta-val', "split: 'val': here it is train"),
     ('train.transform', 'rotate', 'unknown; there are: resize, crop'),
     ('val.n_way', 20, 'val: 20: ways is 5 in training'),
     ('val.normalization', True, 'normalize is False in training'),
@@ -351,7 +411,9 @@ def test_an_evaluation_that_differs_is_refused(tmp_path, key, value, message):
 
 def test_which_checkpoint_a_test_file_measures(tmp_path):
   train, test = (content(text, tmp_path) for text in reproduce())
-  config, _ = configs.convert_config(train, changed(test, 'load', 'a/epoch-last.pth'))
+  config, _ = configs.convert_config(
+    train, changed(test, 'load', 'a/epoch-last.pth')
+  )
   assert config.eval.checkpoint == 'latest'
 
 
@@ -367,7 +429,7 @@ def test_which_checkpoint_a_test_file_measures(tmp_path):
     ('- 1', '[1] is not a mapping'),
     ('', 'None is not a mapping'),
   ],
-)  # fmt: skip
+)
 def test_yaml_that_is_not_plain_is_refused(tmp_path, capsys, text, message):
   assert main(['config', write(tmp_path / 'x.yaml', text)]) == 2
   error = capsys.readouterr().err
@@ -390,7 +452,7 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
 def config(**fields):
   result = config_lib.load(str(configs.DEFAULT))
   fields = {'data.name': 'mini_imagenet'} | {
-      key.replace('__', '.'): value for key, value in fields.items()
+    key.replace('__', '.'): value for key, value in fields.items()
   }
   result.update_from_flattened_dict(fields)
   return result
@@ -408,20 +470,26 @@ def assert_equal(a, b):
 
 @pytest.mark.parametrize(
   'norm',
-  ['batch', 'global', 'episodic', 'tasknorm', 'cumulative',
-   (('conv4', 'episodic'), ('layer4', 'episodic'), ('*', 'global'))],
+  [
+    'batch',
+    'global',
+    'episodic',
+    'tasknorm',
+    'cumulative',
+    (('conv4', 'episodic'), ('layer4', 'episodic'), ('*', 'global')),
+  ],
   ids=lambda norm: norm if isinstance(norm, str) else 'mixed',
-)  # fmt: skip
+)
 @pytest.mark.parametrize('encoder', names.ENCODERS.values())
 def test_round_trip_is_bit_equal(encoder, norm):
   made = config(model__encoder=encoder, model__norm=norm, task__ways=3)
   params, stats = names.abstract_variables(made)
   params = random_like(params)
   stats = {
-      key: jax.tree.map(jnp.zeros_like, tree)
-      if key == 'episode'
-      else random_like(tree, 1)
-      for key, tree in stats.items()
+    key: jax.tree.map(jnp.zeros_like, tree)
+    if key == 'episode'
+    else random_like(tree, 1)
+    for key, tree in stats.items()
   }
   there = to_torch(params, stats, made)
   again, moments = from_torch(there, made)
@@ -430,8 +498,10 @@ def test_round_trip_is_bit_equal(encoder, norm):
   assert_equal(to_torch(again, moments, made), there)
   for path, x in names.flatten(moments.get('episode', {})).items():
     assert (x == (path[-1] == 'var')).all(), path
-  assert all(names.our_path(names.torch_name(path)) == path
-             for path in names.flatten(params))  # fmt: skip
+  assert all(
+    names.our_path(names.torch_name(path)) == path
+    for path in names.flatten(params)
+  )
 
 
 @pytest.mark.parametrize('name', GOLDEN)
@@ -441,7 +511,11 @@ def test_names_and_shapes_are_those_recorded_there(name):
   params, stats = random_like(names.abstract_variables(made))
   shapes = GOLDEN[name]['expect']['parameter_shapes']
   there = to_torch(params, stats, made)
-  left = {n: x.shape for n, x in there.items() if not names.UNUSED_BUFFERS.fullmatch(n)}
+  left = {
+    n: x.shape
+    for n, x in there.items()
+    if not names.UNUSED_BUFFERS.fullmatch(n)
+  }
   assert left == {n: tuple(shape) for n, shape in shapes.items()}
   buffers = there.keys() - left.keys()
   assert bool(buffers) == (made.model.norm != 'batch')
@@ -488,15 +562,21 @@ CONV = 'encoder.encoder.conv1.conv.weight'
   'change, message',
   [
     (without(CONV), f'missing: {CONV}'),
-    (lambda tree: tree | {'encoder.fc.weight': np.ones(3)},
-     'unexpected: encoder.fc.weight'),
-    (lambda tree: tree | {CONV: np.ones((32, 3, 5, 5))},
-     f'of another shape: {CONV} [32, 3, 5, 5] for [32, 3, 3, 3]'),
-    (lambda tree: tree | {CONV: tree[CONV].astype(int)},
-     f'not of floating point: {CONV}'),
+    (
+      lambda tree: tree | {'encoder.fc.weight': np.ones(3)},
+      'unexpected: encoder.fc.weight',
+    ),
+    (
+      lambda tree: tree | {CONV: np.ones((32, 3, 5, 5))},
+      f'of another shape: {CONV} [32, 3, 5, 5] for [32, 3, 3, 3]',
+    ),
+    (
+      lambda tree: tree | {CONV: tree[CONV].astype(int)},
+      f'not of floating point: {CONV}',
+    ),
     (lambda tree: {}, 'and 15 more'),
   ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_named_in_one_line(change, message):
   made = config()
   tree = to_torch(*random_like(names.abstract_variables(made)), made)
@@ -515,43 +595,50 @@ def pth_content(case, **training):
   shapes = GOLDEN[case['name']]['expect']['parameter_shapes']
   temperature = model['classifier_args'].get('temp', 1.0)
   tensors = {
-      name: np.float32(golden.value(name, shape, model['seed'], temperature))
-      for name, shape in shapes.items()
+    name: np.float32(golden.value(name, shape, model['seed'], temperature))
+    for name, shape in shapes.items()
   }
 
   def part(name):
     start = f'{name}.'
-    return {n.removeprefix(start): x for n, x in tensors.items()
-            if n.startswith(start)}  # fmt: skip
+    return {
+      n.removeprefix(start): x
+      for n, x in tensors.items()
+      if n.startswith(start)
+    }
 
   small = episodes['image_size'] == 32
   keys = ('n_episode', 'n_way', 'n_shot', 'n_query', 'image_size')
   tasks = {key: episodes[key] for key in keys}
   told = {
-      'encoder': model['encoder'],
-      'encoder_args': {'bn_args': model['bn_args'] | {'n_episode': 4}},
-      'classifier': 'logistic',
-      'classifier_args': model['classifier_args'] | {'n_way': tasks['n_way']},
+    'encoder': model['encoder'],
+    'encoder_args': {'bn_args': model['bn_args'] | {'n_episode': 4}},
+    'classifier': 'logistic',
+    'classifier_args': model['classifier_args'] | {'n_way': tasks['n_way']},
   }
   args = {'lr': 0.001}
   recorded = {
-      'dataset': 'meta-cifar-fs' if small else 'meta-mini-imagenet',
-      'train': tasks | {'normalization': False, 'n_batch': 200},
-      'inner_args': case['inner'],
-      'optimizer': 'adam',
-      'optimizer_args': args,
-      'epoch': 300,
+    'dataset': 'meta-cifar-fs' if small else 'meta-mini-imagenet',
+    'train': tasks | {'normalization': False, 'n_batch': 200},
+    'inner_args': case['inner'],
+    'optimizer': 'adam',
+    'optimizer_args': args,
+    'epoch': 300,
   }
   return {
-      'file': 'train.py',
-      'config': recorded | told,
-      **told,
-      'encoder_state_dict': part('encoder'),
-      'classifier_state_dict': part('classifier'),
-      'training': {
-          'epoch': 3, 'max_va': 0.25, 'optimizer': 'adam',
-          'optimizer_args': args, **training},
-  }  # fmt: skip
+    'file': 'train.py',
+    'config': recorded | told,
+    **told,
+    'encoder_state_dict': part('encoder'),
+    'classifier_state_dict': part('classifier'),
+    'training': {
+      'epoch': 3,
+      'max_va': 0.25,
+      'optimizer': 'adam',
+      'optimizer_args': args,
+      **training,
+    },
+  }
 
 
 def read_without_pytorch(monkeypatch, given):
@@ -561,15 +648,17 @@ def read_without_pytorch(monkeypatch, given):
 
 def adam_state(given, step=600):
   """The state of Adam there: moments told by the place of a parameter."""
-  tensors = [*given['encoder_state_dict'].values(),
-             *given['classifier_state_dict'].values()]  # fmt: skip
+  tensors = [
+    *given['encoder_state_dict'].values(),
+    *given['classifier_state_dict'].values(),
+  ]
   state = {
-      i: {
-          'step': np.float32(step),
-          'exp_avg': random_like(x, i),
-          'exp_avg_sq': random_like(x, i) ** 2,
-      }
-      for i, x in enumerate(tensors)
+    i: {
+      'step': np.float32(step),
+      'exp_avg': random_like(x, i),
+      'exp_avg_sq': random_like(x, i) ** 2,
+    }
+    for i, x in enumerate(tensors)
   }
   groups = [{'params': list(range(len(tensors)))}]
   return {'state': state, 'param_groups': groups}
@@ -593,7 +682,7 @@ def check_golden(name, workdir):
     @jax.jit
     def predict(params, stats, episode):
       adapted, after, _ = learner.adapt(params, stats, episode.support)
-      return learner.predict(adapted, after, episode.query.image)
+      return learner.predict(adapted, after, episode.query.inputs)
 
     episodes = golden.episodes(case, 0)
     for i, expected in enumerate(expect['logits']):
@@ -626,9 +715,7 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path):
   assert 'anew' not in ''.join(run.notes)
   runs.write(run, tmp_path)
   saved = checkpoint.load(tmp_path, 'latest')
-  learner = setup.phase_learner(
-      run.config, setup.train_phase(run.config)
-  )
+  learner = setup.phase_learner(run.config, setup.train_phase(run.config))
   tx = setup.make_outer_optimizer(run.config)
   fresh = jax.eval_shape(lambda: init_state(learner, tx, jax.random.key(0)))
   state = resume_state(fresh, saved)
@@ -657,13 +744,21 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path):
     {'optimizer_state_dict': {'state': {}, 'param_groups': [{'params': [0]}]}},
     {'optimizer_state_dict': [1, 2]},
     {'optimizer_state_dict': None, 'epoch': None, 'max_va': 'high'},
-    {'optimizer_state_dict': {'param_groups': [{'params': range(19)}],
-                              'state': {0: {'step': float('inf')}}}},
-    {'optimizer_state_dict': {'param_groups': [{'params': range(19)}],
-                              'state': {0: {'step': 1, 'exp_avg': 'x'}}}},
+    {
+      'optimizer_state_dict': {
+        'param_groups': [{'params': range(19)}],
+        'state': {0: {'step': float('inf')}},
+      }
+    },
+    {
+      'optimizer_state_dict': {
+        'param_groups': [{'params': range(19)}],
+        'state': {0: {'step': 1, 'exp_avg': 'x'}},
+      }
+    },
     {'epoch': float('inf'), 'max_va': float('nan')},
   ],
-)  # fmt: skip
+)
 def test_an_optimiser_that_begins_anew_is_said_to(training):
   case = GOLDEN['convnet4_learned_temperature']['case']
   run = runs.from_checkpoint(pth_content(case, **training))
@@ -683,8 +778,9 @@ def test_a_given_config_decides(tmp_path, monkeypatch, capsys):
   preset = str(REPOSITORY / 'configs' / 'mini_5w1s.py')
   assert main(['checkpoint', 'x.pth', *output, '--config', preset]) == 0
   saved = checkpoint.load(tmp_path / 'run')
-  assert config_lib.config_differences(
-      saved.config, config_lib.load(preset)) == []  # fmt: skip
+  assert (
+    config_lib.config_differences(saved.config, config_lib.load(preset)) == []
+  )
   inductive = str(REPOSITORY / 'configs' / 'omniglot_5w1s.py')
   assert main(['checkpoint', 'x.pth', '--config', inductive]) == 2
   assert 'x.pth: PyTorch-MAML has no omniglot' in capsys.readouterr().err
@@ -694,16 +790,24 @@ def test_a_given_config_decides(tmp_path, monkeypatch, capsys):
   'given, message',
   [
     ({}, 'no encoder_state_dict'),
-    ({'encoder_state_dict': {}, 'classifier_state_dict': 3},
-     'no classifier_state_dict'),
-    ({'encoder_state_dict': {}, 'classifier_state_dict': {}, 'config': 3},
-     'does not tell its config'),
-    ({'encoder_state_dict': {}, 'classifier_state_dict': {}, 'config': {}},
-     'dataset is missing; or give --config'),
-    ({'encoder_state_dict': {}, 'classifier_state_dict': {}, 'maml_jax': {}},
-     'its maml_jax is damaged'),
+    (
+      {'encoder_state_dict': {}, 'classifier_state_dict': 3},
+      'no classifier_state_dict',
+    ),
+    (
+      {'encoder_state_dict': {}, 'classifier_state_dict': {}, 'config': 3},
+      'does not tell its config',
+    ),
+    (
+      {'encoder_state_dict': {}, 'classifier_state_dict': {}, 'config': {}},
+      'dataset is missing; or give --config',
+    ),
+    (
+      {'encoder_state_dict': {}, 'classifier_state_dict': {}, 'maml_jax': {}},
+      'its maml_jax is damaged',
+    ),
   ],
-)  # fmt: skip
+)
 def test_what_is_no_checkpoint_is_said_in_one_line(given, message):
   with pytest.raises(UserError) as caught:
     runs.from_checkpoint(given)
@@ -776,13 +880,13 @@ def test_hostile_and_broken_files_are_refused_in_one_line(tmp_path, capsys):
   torch.save({'a': torch.zeros(1000)}, path)
   sound = path.read_bytes()
   for data, message in (
-      (hostile, 'reading it could run code'),
-      (pickle.dumps(Hostile(touched)), 'x.pth is damaged'),
-      (pickle.dumps(Hostile(touched), 2), 'reading it could run code'),
-      (sound[: len(sound) // 2], 'x.pth is damaged, or no PyTorch file'),
-      (b'hello', 'x.pth is damaged, or no PyTorch file'),
-      (b'', 'x.pth is damaged, or no PyTorch file'),
-      (sound, 'no encoder_state_dict'),
+    (hostile, 'reading it could run code'),
+    (pickle.dumps(Hostile(touched)), 'x.pth is damaged'),
+    (pickle.dumps(Hostile(touched), 2), 'reading it could run code'),
+    (sound[: len(sound) // 2], 'x.pth is damaged, or no PyTorch file'),
+    (b'hello', 'x.pth is damaged, or no PyTorch file'),
+    (b'', 'x.pth is damaged, or no PyTorch file'),
+    (sound, 'no encoder_state_dict'),
   ):
     path.write_bytes(data)
     assert main(['checkpoint', str(path)]) == 2
@@ -796,8 +900,11 @@ def test_file_of_pytorch_is_read_and_written(tmp_path, capsys):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
   name = 'convnet4_learned_temperature'
   given = pth_content(GOLDEN[name]['case'])
-  places = [(f'{part}_state_dict', n) for part in runs.PARTS
-            for n in given[f'{part}_state_dict']]  # fmt: skip
+  places = [
+    (f'{part}_state_dict', n)
+    for part in runs.PARTS
+    for n in given[f'{part}_state_dict']
+  ]
   model = [torch.nn.Parameter(torch.tensor(given[k][n])) for k, n in places]
   optimizer = torch.optim.Adam(model, 1e-3)
   schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], 0.1)
@@ -806,9 +913,9 @@ def test_file_of_pytorch_is_read_and_written(tmp_path, capsys):
       p.grad = torch.tensor(random_like(p.detach().numpy(), i))
     optimizer.step()
   given['training'] |= {
-      'epoch': 0,
-      'optimizer_state_dict': optimizer.state_dict(),
-      'lr_scheduler_state_dict': schedule.state_dict(),
+    'epoch': 0,
+    'optimizer_state_dict': optimizer.state_dict(),
+    'lr_scheduler_state_dict': schedule.state_dict(),
   }
   for (key, n), p in zip(places, model, strict=True):
     given[key][n] = p.detach().clone()
@@ -826,14 +933,14 @@ def test_file_of_pytorch_is_read_and_written(tmp_path, capsys):
   params = run.state.params
   here = names.params_from_names(dict(zip(order, grads, strict=True)), params)
   there = names.params_from_names(
-      {n: p.detach().numpy() for n, p in zip(order, model, strict=True)}, params
+    {n: p.detach().numpy() for n, p in zip(order, model, strict=True)}, params
   )
   tx = setup.make_outer_optimizer(run.config)
   updates, _ = tx.update(here, run.state.opt_state, params)
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
-      optax.apply_updates(params, updates),
-      there,
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+    optax.apply_updates(params, updates),
+    there,
   )
 
   workdir, back = tmp_path / 'run', tmp_path / 'back.pth'
@@ -881,9 +988,13 @@ def test_logits_are_those_of_a_checkout_there_and_back(tmp_path, texts):
   told['encoder_args']['bn_args']['n_episode'] = 1
   told['classifier_args'] = {'n_way': 5}
   inner = {
-      'reset_classifier': False, 'momentum': 0.0, 'weight_decay': 0.0,
-      'first_order': False, 'frozen': [], **told['inner_args']
-  }  # fmt: skip
+    'reset_classifier': False,
+    'momentum': 0.0,
+    'weight_decay': 0.0,
+    'first_order': False,
+    'frozen': [],
+    **told['inner_args'],
+  }
   inner['reset_classifier'] = told['inner_args']['reset_classifier'] = False
   made = {key: told[key] for key in runs.MODEL} | {'config': told}
   rng = np.random.default_rng(0)
@@ -903,9 +1014,7 @@ def test_logits_are_those_of_a_checkout_there_and_back(tmp_path, texts):
   path = str(tmp_path / 'theirs.pth')
   assert main(['checkpoint', path, '--output', str(workdir)]) == 0
   made_here = config_lib.load(str(workdir / 'config.py'))
-  learner = setup.phase_learner(
-      made_here, setup.val_phase(made_here)
-  )
+  learner = setup.phase_learner(made_here, setup.val_phase(made_here))
   saved = checkpoint.load(workdir)
   params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
 

@@ -9,17 +9,15 @@ import pytest
 from configs import default
 from maml_jax import config as config_lib
 from maml_jax import data, models
-from maml_jax.experiment import optimizers, setup
 from maml_jax.data.augment import AUGMENTATIONS
-from maml_jax.utils.errors import UserError
+from maml_jax.experiment import optimizers, setup
 from maml_jax.models import norm
+from maml_jax.utils.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 DEFAULT = REPOSITORY / 'configs' / 'default.py'
 PRESETS = sorted(
-  path
-  for path in DEFAULT.parent.glob('[!_]*.py')
-  if path != DEFAULT
+  path for path in DEFAULT.parent.glob('[!_]*.py') if path != DEFAULT
 )
 
 
@@ -58,8 +56,12 @@ def test_choices_are_those_of_the_registries_and_stand_in_the_default():
   assert set(config_lib.NORMS) == set(norm.MODES)
   assert set(choices['data.name']) == {*data.SPECS, *data.REGRESSIONS}
   assert set(choices['eval.split']) == set(data.SPLITS)
-  for field in ('data.augment_support', 'data.augment_query',
-                'val.augment_support', 'eval.augment_support'):  # fmt: skip
+  for field in (
+    'data.augment_support',
+    'data.augment_query',
+    'val.augment_support',
+    'eval.augment_support',
+  ):
     assert set(choices[field]) == set(AUGMENTATIONS)
   assert set(choices['model.encoder']) == set(models.ENCODERS)
   for init in choices['model.init']:
@@ -86,7 +88,7 @@ def test_checked_fields_exist():
     ('task.ways=7', 7),
     ('outer.lr=1e-2', 0.01),
     ('outer.lr=1', 1.0),
-    ('outer.clip=inf', float('inf')),
+    ('outer.clip_value=inf', float('inf')),
     ('inner.num_steps=0', 0),
     ('inner.encoder_lr=0', 0.0),
     ('inner.first_order', True),
@@ -115,8 +117,10 @@ def test_override(override, value):
 @pytest.mark.parametrize(
   'override, message',
   [
-    ('inner.num_step=3', 'no field config.inner.num_step; did you mean '
-     'inner.num_steps?'),
+    (
+      'inner.num_step=3',
+      'no field config.inner.num_step; did you mean inner.num_steps?',
+    ),
     ('inr.num_steps=3', 'did you mean inner.num_steps?'),
     ('ways=3', 'did you mean eval.ways or task.ways or val.ways?'),
     ('task.ways.more=3', 'did you mean task.ways?'),
@@ -131,8 +135,8 @@ def test_override(override, value):
     ('seed=-1', 'at least 0'),
     ('outer.lr=nan', 'at least 0'),
     ('outer.lr=inf', 'at least 0'),
-    ('outer.clip=0', 'must be above 0'),
-    ('outer.clip=nan', 'must be above 0'),
+    ('outer.clip_value=0', 'must be above 0'),
+    ('outer.clip_value=nan', 'must be above 0'),
     ('outer.milestones=a', "'a' is not an integer"),
     ('inner.frozen=1', '1 is not a word'),
     ('data.name=miniimagenet', 'did you mean mini_imagenet?'),
@@ -151,7 +155,7 @@ def test_override(override, value):
     ('data.name=sinusoid', 'convnet4: not for regression'),
     ('data.placement=cpu', 'there are: auto, device, host'),
   ],
-)  # fmt: skip
+)
 def test_slip_is_one_clear_line(override, message):
   with pytest.raises(UserError, match=re.escape(message)) as caught:
     load(override)
@@ -187,14 +191,17 @@ def test_what_is_no_override_is_named():
   'source, message',
   [
     ('config.inner.num_step = 3', 'line 4: Did you mean "num_steps"'),
-    ('config.inner.zzz = 3', 'line 4: Key "zzz" does not exist and cannot be '
-     'added since the config is locked.'),
+    (
+      'config.inner.zzz = 3',
+      'line 4: Key "zzz" does not exist and cannot be '
+      'added since the config is locked.',
+    ),
     ("config.task.ways = 'five'", 'line 4: '),
     ('config.task.ways = 1', 'config.task.ways=1: at least 2'),
     ('config = 3', 'get_config() must return a ConfigDict'),
     ('config = (', 'was never closed'),
   ],
-)  # fmt: skip
+)
 def test_slip_in_a_config_file_is_one_clear_line(tmp_path, source, message):
   path = tmp_path / 'mine.py'
   path.write_text(
@@ -249,8 +256,10 @@ def test_missing_file_far_from_any(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
 def test_json_brings_back_the_same_config(path):
-  overrides = ["--config.eval.norm=(('conv4','support'),('*','global'))",
-               '--config.outer.clip=inf']  # fmt: skip
+  overrides = [
+    "--config.eval.norm=(('conv4','support'),('*','global'))",
+    '--config.outer.clip_value=inf',
+  ]
   config = config_lib.load(str(path), overrides)
   again = config_lib.from_json(config_lib.to_json(config))
   assert config_lib.flatten(again) == config_lib.flatten(config)
@@ -300,7 +309,10 @@ def test_task_that_a_split_cannot_give(task, message):
 def run_main(*argv):
   return subprocess.run(
     [sys.executable, str(REPOSITORY / 'main.py'), *argv],
-    capture_output=True, text=True, cwd=REPOSITORY)  # fmt: skip
+    capture_output=True,
+    text=True,
+    cwd=REPOSITORY,
+  )
 
 
 @pytest.mark.parametrize(

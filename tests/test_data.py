@@ -18,8 +18,12 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data.datasets import mini_imagenet, mini_imagenet_classes, omniglot
 from maml_jax.data import records, safe_pickle, store
+from maml_jax.data.datasets import (
+  mini_imagenet,
+  mini_imagenet_classes,
+  omniglot,
+)
 from maml_jax.utils.errors import UserError
 
 IMAGES = 3  # of each class of the small mini-ImageNet
@@ -182,22 +186,24 @@ def pickle_of_python_2(content):
 
   array = content['data']
   raw = array.tobytes()
-  return b''.join([
-    b'\x80\x02}(',
-    text('data'),
-    b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n',
-    *(number(0), b'\x85', text('b'), b'\x87R('),
-    *(number(1), b'(', *map(number, array.shape), b't'),
-    *(b'cnumpy\ndtype\n', text('u1'), number(0), number(1), b'\x87R('),
-    *(number(3), text('|'), b'NNN', number(-1), number(-1), number(0), b'tb'),
-    *(b'\x89T', struct.pack('<i', len(raw)), raw, b'tb'),
-    text('labels'),
-    *(b'](', *map(number, content['labels']), b'e'),
-    text('catname2label'),
-    b'}(',
-    *(text(key) + number(i) for key, i in content['catname2label'].items()),
-    b'uu.',
-  ])
+  return b''.join(
+    [
+      b'\x80\x02}(',
+      text('data'),
+      b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n',
+      *(number(0), b'\x85', text('b'), b'\x87R('),
+      *(number(1), b'(', *map(number, array.shape), b't'),
+      *(b'cnumpy\ndtype\n', text('u1'), number(0), number(1), b'\x87R('),
+      *(number(3), text('|'), b'NNN', number(-1), number(-1), number(0), b'tb'),
+      *(b'\x89T', struct.pack('<i', len(raw)), raw, b'tb'),
+      text('labels'),
+      *(b'](', *map(number, content['labels']), b'e'),
+      text('catname2label'),
+      b'}(',
+      *(text(key) + number(i) for key, i in content['catname2label'].items()),
+      b'uu.',
+    ]
+  )
 
 
 LAYOUTS = [
@@ -223,13 +229,13 @@ def test_every_layout_gives_the_same_dataset(tmp_path, small, images, layout):
   for split, classes in images.items():
     dataset = data.load_dataset('mini_imagenet', split, tmp_path)
     expected = np.concatenate(list(classes.values()))
-    np.testing.assert_array_equal(dataset.image, expected)
+    np.testing.assert_array_equal(dataset.images, expected)
     np.testing.assert_array_equal(
       dataset.index, np.arange(2 * IMAGES).reshape(2, IMAGES)
     )
     np.testing.assert_array_equal(dataset.size, [IMAGES, IMAGES])
-    assert isinstance(dataset.image, np.memmap)
-    assert dataset.image.dtype == np.uint8
+    assert isinstance(dataset.images, np.memmap)
+    assert dataset.images.dtype == np.uint8
     assert dataset.index.dtype == dataset.size.dtype == np.int32
     names = mini_imagenet_classes.CLASSES[split]
     assert data.class_names('mini_imagenet', split, tmp_path) == [
@@ -257,7 +263,7 @@ def test_classes_are_of_any_size_and_padding_is_a_valid_position(tmp_path):
     dataset.index, [[0, 1, 2], [3, 3, 3], [4, 5, 5]]
   )
   np.testing.assert_array_equal(
-    dataset.image[dataset.index][..., 0, 0, 0], [[0] * 3, [1] * 3, [2] * 3]
+    dataset.images[dataset.index][..., 0, 0, 0], [[0] * 3, [1] * 3, [2] * 3]
   )
 
 
@@ -271,12 +277,18 @@ def test_images_of_other_sizes_are_resized_with_averaging():
 @pytest.mark.parametrize(
   ('layout', 'harm', 'complaint'),
   [
-    (class_folders, f'{WNIDS["val"][1]}/{WNIDS["val"][1]}00000001.png',
-     'has 2 images, expected 3'),
-    (csv_beside_images, f'images/{WNIDS["test"][0]}00000002.jpg',
-     'test.csv lists'),
+    (
+      class_folders,
+      f'{WNIDS["val"][1]}/{WNIDS["val"][1]}00000001.png',
+      'has 2 images, expected 3',
+    ),
+    (
+      csv_beside_images,
+      f'images/{WNIDS["test"][0]}00000002.jpg',
+      'test.csv lists',
+    ),
   ],
-)  # fmt: skip
+)
 def test_a_missing_image_is_named(
   tmp_path, small, images, layout, harm, complaint
 ):
@@ -412,9 +424,9 @@ def test_preparing_from_nothing_says_what_is_expected(tmp_path, name, given):
 
 
 def test_slips_are_guessed():
-  with pytest.raises(UserError, match="did you mean mini_imagenet"):
+  with pytest.raises(UserError, match='did you mean mini_imagenet'):
     data.load_dataset('miniimagenet', 'train')
-  with pytest.raises(UserError, match="did you mean val"):
+  with pytest.raises(UserError, match='did you mean val'):
     data.load_dataset('glyphs', 'vall')
 
 
@@ -453,7 +465,7 @@ def test_damaged_arrays_are_made_anew(prepared, images, harm, file):
   with pytest.warns(UserWarning, match='arrays/val is damaged: it is made'):
     dataset = data.load_dataset('mini_imagenet', 'val', data_dir)
   expected = np.concatenate(list(images['val'].values()))
-  np.testing.assert_array_equal(dataset.image, expected)
+  np.testing.assert_array_equal(dataset.images, expected)
 
 
 @pytest.mark.parametrize('harm', [os.remove, truncate, flip])
@@ -464,7 +476,7 @@ def test_damaged_digests_are_made_anew(prepared, images, harm):
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     dataset = data.load_dataset('mini_imagenet', 'val', data_dir)
-  np.testing.assert_array_equal(dataset.image, expected)
+  np.testing.assert_array_equal(dataset.images, expected)
 
 
 def test_arrays_are_read_once_after_a_copy(prepared, tmp_path, monkeypatch):
@@ -545,17 +557,19 @@ def test_omniglot_is_turned_into_new_classes(tmp_path, layout):
   layout(tmp_path)
   data.prepare('omniglot', tmp_path, tmp_path)
   train = data.load_dataset('omniglot', 'train', tmp_path)
-  assert train.image.shape == (4 * 2 * 20, 28, 28, 1)
+  assert train.images.shape == (4 * 2 * 20, 28, 28, 1)
   np.testing.assert_array_equal(train.size, [20] * 8)
-  first = train.image[train.index[0, 0]]
+  first = train.images[train.index[0, 0]]
   assert np.all(first[:, :3] == 255) and np.all(first[:, 5:] == 0)
   for k in range(4):
-    turned = train.image[train.index[2 * k, 0]]
+    turned = train.images[train.index[2 * k, 0]]
     np.testing.assert_array_equal(turned, np.rot90(first, k))
   names = data.class_names('omniglot', 'train', tmp_path)
   assert names[:3] == [
-    'Aleph/character01', 'Aleph/character02', 'Aleph/character01, 90 degrees'
-  ]  # fmt: skip
+    'Aleph/character01',
+    'Aleph/character02',
+    'Aleph/character01, 90 degrees',
+  ]
   for split, alphabet in (('test', 'Beth'), ('val', 'Gimel')):
     names = data.class_names('omniglot', split, tmp_path)
     assert {name.split('/')[0] for name in names} == {alphabet}
@@ -589,7 +603,7 @@ def test_command_line(tmp_path):
   assert 'mini_imagenet   not prepared' in done.stdout
   done = run(*command, 'prepare', 'omnigloth', '--from', tmp_path, **env)
   assert (done.returncode, done.stdout) == (2, '')
-  assert "did you mean omniglot" in done.stderr
+  assert 'did you mean omniglot' in done.stderr
   done = run(*command, 'prepare', 'glyphs', '--from', tmp_path, **env)
   assert (done.returncode, done.stdout) == (2, '')
   complaint = f'glyphs is made from no files: leave out --from {tmp_path}\n'
@@ -697,4 +711,4 @@ def test_real_omniglot(shared, tmp_path):
   assert sum(map(len, alphabets)) == len(set.union(*alphabets)) == 8
   assert all(len(names[split]) >= 4 * 20 for split in names)
   test = data.load_dataset('omniglot', 'test', tmp_path)
-  assert 0.05 < (test.image > 127).mean() < 0.2  # thin light strokes on dark
+  assert 0.05 < (test.images > 127).mean() < 0.2  # thin light strokes on dark

@@ -49,9 +49,10 @@ EXCEPTIONS = {
 RUN = {
   'python main.py --mode=demo': tiny.flags(),
   'python main.py --mode=eval --checkpoint=checkpoints/glyphs_5w1s': [
-    '--eval.num_tasks=8', '--eval.curve_tasks=0'
+    '--eval.num_tasks=8',
+    '--eval.curve_tasks=0',
   ],
-}  # fmt: skip
+}
 
 
 def fences(path, language):
@@ -189,9 +190,10 @@ def test_command_runs(line, tmp_path, monkeypatch, capsys, glyphs):
 
 
 @pytest.mark.parametrize(
-  'page', [page for page in PAGES if page != README and fences(page, 'python')],
+  'page',
+  [page for page in PAGES if page != README and fences(page, 'python')],
   **IDS,
-)  # fmt: skip
+)
 def test_python_runs(page, monkeypatch, glyphs):
   """That of the README learns in tests/test_packaging.py."""
   monkeypatch.setenv('MAML_JAX_DATA', str(glyphs))

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.data.episodes import draw_distinct_tasks, draw_positions, make_transform, sample_episode, task_keys
-from maml_jax.utils.errors import UserError
+from maml_jax.data.episodes import (
+  draw_distinct_tasks,
+  draw_positions,
+  make_transform,
+  sample_episode,
+  task_keys,
+)
 from maml_jax.types import Dataset
+from maml_jax.utils.errors import UserError
 
 SIZES = [4, 6, 5, 9]  # images of each class
 SHAPE = {'ways': 3, 'shots': 1, 'queries': 3}
@@ -26,22 +32,22 @@ def dataset(sizes=SIZES):
     start += size
   image = np.array(images, np.uint8).reshape(-1, 1, 1, 1)
   return Dataset(
-      jnp.array(np.tile(image, (1, 2, 2, 3))),
-      jnp.array(index),
-      jnp.array(sizes, jnp.int32),
+    jnp.array(np.tile(image, (1, 2, 2, 3))),
+    jnp.array(index),
+    jnp.array(sizes, jnp.int32),
   )
 
 
 def numbers(batch):
-  return np.asarray(batch.image[..., 0, 0, 0]).round().astype(int)
+  return np.asarray(batch.inputs[..., 0, 0, 0]).round().astype(int)
 
 
 def sample(key, transform=None):
   return sample_episode(
-      key,
-      dataset(),
-      transform=transform or (lambda key, episode: episode),
-      **SHAPE,
+    key,
+    dataset(),
+    transform=transform or (lambda key, episode: episode),
+    **SHAPE,
   )
 
 
@@ -49,11 +55,11 @@ def test_classes_and_images_are_distinct_and_labels_true():
   keys = jax.random.split(jax.random.key(0), 200)
   episodes = jax.jit(jax.vmap(sample))(keys)
   for support, query, y_support, y_query in zip(
-      numbers(episodes.support),
-      numbers(episodes.query),
-      episodes.support.label,
-      episodes.query.label,
-      strict=True,
+    numbers(episodes.support),
+    numbers(episodes.query),
+    episodes.support.targets,
+    episodes.query.targets,
+    strict=True,
   ):
     both = np.concatenate([support, query])
     assert len(set(both)) == len(both) == 12
@@ -70,11 +76,11 @@ def test_classes_and_images_are_uniform():
   data, draws = dataset(), 6000
   keys = jax.random.split(jax.random.key(1), draws)
   drawn = np.asarray(
-      jax.vmap(
-          lambda k: draw_positions(
-              k, data.index, data.size, ways=2, shots=1, queries=1
-          )
-      )(keys)
+    jax.vmap(
+      lambda k: draw_positions(
+        k, data.index, data.size, ways=2, shots=1, queries=1
+      )
+    )(keys)
   )
   # Each class is drawn in half of the tasks, its images equally often.
   expected = np.repeat([draws / 2 * 2 / n for n in SIZES], SIZES)
@@ -86,8 +92,8 @@ def test_classes_and_images_are_uniform():
 def test_the_stream_is_a_function_of_seed_and_step():
   key = jax.random.key(3)
   drawn = [
-      numbers(jax.vmap(sample)(task_keys(key, step, 4)).query)
-      for step in (5, 6, 5)
+    numbers(jax.vmap(sample)(task_keys(key, step, 4)).query)
+    for step in (5, 6, 5)
   ]
   np.testing.assert_array_equal(drawn[0], drawn[2])
   assert (drawn[0] != drawn[1]).any()
@@ -105,8 +111,8 @@ def test_no_two_tasks_of_an_evaluation_are_alike():
   names = {frozenset(map(tuple, t)) for t in tasks.tolist()}
   assert tasks.shape == (possible - 8, 2, 2) and len(names) == len(tasks)
   np.testing.assert_array_equal(
-      draw_distinct_tasks(key, data, 20, **shape),
-      draw_distinct_tasks(key, data, 50, **shape)[:20],
+    draw_distinct_tasks(key, data, 20, **shape),
+    draw_distinct_tasks(key, data, 50, **shape)[:20],
   )
   with pytest.raises(UserError, match='distinct 2-way 1-shot tasks'):
     draw_distinct_tasks(key, data, possible + 1, **shape)
@@ -128,21 +134,21 @@ def test_images_are_scaled_and_normalised(normalize):
   transform = make_transform(mean, std) if normalize else make_transform()
   key = jax.random.key(0)
   raw, scaled = sample(key), sample(key, transform)
-  expected = np.asarray(raw.query.image) / 255
+  expected = np.asarray(raw.query.inputs) / 255
   if normalize:
     expected = (expected - mean) / std
-  assert scaled.query.image.dtype == jnp.float32
-  np.testing.assert_allclose(scaled.query.image, expected, atol=1e-6)
-  np.testing.assert_array_equal(raw.query.label, scaled.query.label)
+  assert scaled.query.inputs.dtype == jnp.float32
+  np.testing.assert_allclose(scaled.query.inputs, expected, atol=1e-6)
+  np.testing.assert_array_equal(raw.query.targets, scaled.query.targets)
 
 
 def test_drawing_is_cheap_of_memory():
   """The images of the data set are read in place, not copied."""
   data = dataset([400] * 10)
   run = jax.jit(
-      lambda key, data: sample_episode(
-          key, data, transform=lambda k, e: e, **SHAPE
-      )
+    lambda key, data: sample_episode(
+      key, data, transform=lambda k, e: e, **SHAPE
+    )
   )
   lowered = run.lower(jax.random.key(0), data)
   assert lowered.compile().memory_analysis().temp_size_in_bytes < 1e5
@@ -152,9 +158,9 @@ def test_every_split_of_classes_can_come_first():
   data = dataset()
   keys = jax.random.split(jax.random.key(2), 300)
   drawn = jax.vmap(
-      lambda k: draw_positions(
-          k, data.index, data.size, ways=2, shots=1, queries=1
-      )
+    lambda k: draw_positions(
+      k, data.index, data.size, ways=2, shots=1, queries=1
+    )
   )(keys)
   starts = np.concatenate([[0], np.cumsum(SIZES)])
   classes = np.searchsorted(starts, np.asarray(drawn[:, :, 0]), 'right') - 1

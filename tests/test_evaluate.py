@@ -12,15 +12,14 @@ import pytest
 import scipy.stats
 import tiny
 
-from maml_jax.experiment import checkpoint, setup, task_source, transfer
 from maml_jax import data
-from maml_jax.evaluation import evaluate
 from maml_jax.data.episodes import draw_positions, task_keys
-from maml_jax.utils.errors import UserError
-from maml_jax.sharding import TaskSharding
+from maml_jax.evaluation import evaluate
 from maml_jax.evaluation.statistics import mean_interval
-from maml_jax.sharding import make_mesh
+from maml_jax.experiment import checkpoint, setup, task_source, transfer
+from maml_jax.sharding import TaskSharding, make_mesh
 from maml_jax.train import train
+from maml_jax.utils.errors import UserError
 
 ONE = TaskSharding(make_mesh(jax.devices()[:1]), 1)
 ALL = TaskSharding(make_mesh(), 1)
@@ -43,7 +42,7 @@ def evaluator_of(config, machine, num_tasks, **kwargs):
   phase = setup.eval_phase(config)
   learner = setup.phase_learner(config, phase)
   fixed = task_source.eval_tasks(
-      config, phase, num_tasks, machine if machine.mesh else ONE
+    config, phase, num_tasks, machine if machine.mesh else ONE
   )
   evaluator = evaluate.make_evaluator(learner, fixed, machine, **kwargs)
   return partial(evaluator, *learner.init(jax.random.key(0)))
@@ -64,7 +63,7 @@ def test_jitted_equals_op_by_op(norm, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'machine', [ONE, ALL, TaskSharding(ALL.mesh, None), TaskSharding(ONE.mesh, 3)]
+  'machine', [ONE, ALL, TaskSharding(ALL.mesh, None), TaskSharding(ONE.mesh, 3)]
 )
 @pytest.mark.parametrize('batch', [1, 7, 32])
 def test_batches_devices_and_chunks_change_nothing(small, machine, batch):
@@ -93,8 +92,8 @@ def test_stops_when_told(small):
 def test_fixed_tasks_are_distinct_and_fixed():
   positions, keys = fixed_tasks()
   names = {
-      tuple(sorted((*sorted(row[:1]), *sorted(row[1:])) for row in task))
-      for task in positions.tolist()
+    tuple(sorted((*sorted(row[:1]), *sorted(row[1:])) for row in task))
+    for task in positions.tolist()
   }
   assert len(names) == 300
   assert len(set(map(tuple, jax.random.key_data(keys).tolist()))) == 300
@@ -116,10 +115,10 @@ def test_streams_of_splits_and_of_training_differ():
   """Even where the images are the same."""
   dataset, config = tiny.dataset(), tiny.config()
   streams = [
-      task_source.eval_task_indices(
-          dataset, setup.eval_phase(config)._replace(split=split), 50
-      )[0]
-      for split in data.SPLITS
+    task_source.eval_task_indices(
+      dataset, setup.eval_phase(config)._replace(split=split), 50
+    )[0]
+    for split in data.SPLITS
   ]
   shape = setup.train_phase(config).shape
   _, index, size = tiny.on_device(dataset)
@@ -135,7 +134,7 @@ def test_interval_is_students():
   values = np.random.default_rng(0).normal(size=12)
   mean, half = mean_interval(values)
   low, high = scipy.stats.t.interval(
-      0.95, 11, values.mean(), scipy.stats.sem(values)
+    0.95, 11, values.mean(), scipy.stats.sem(values)
   )
   np.testing.assert_allclose([mean - half, mean + half], [low, high])
   assert mean_interval([0.25]) == (0.25, np.inf)
@@ -167,8 +166,14 @@ def test_evaluates_and_writes_what_it_says(run, capsys):
   result = evaluate.evaluate(config, run)
   line, curve, path = capsys.readouterr().out.splitlines()
   assert '2 steps' not in curve and 'transductive, 3 queries' in curve
-  for words in ('glyphs test', '3-way 1-shot', '3 queries', 'transductive',
-                '21 tasks', f'{100 * result["accuracy"]:.2f}'):  # fmt: skip
+  for words in (
+    'glyphs test',
+    '3-way 1-shot',
+    '3 queries',
+    'transductive',
+    '21 tasks',
+    f'{100 * result["accuracy"]:.2f}',
+  ):
     assert words in line
   name = f'test_3w1s_q3_k1_batch_21_step{result["step"]}.json'
   assert path == str(run / 'eval' / name)
@@ -201,16 +206,14 @@ def test_says_how_many_tasks_are_at_chance_and_what_each_answer_was(run):
 
 def test_curve_is_an_evaluation_after_each_number_of_steps(run):
   fields = {'eval__num_tasks': 12, 'eval__queries': 3}
-  config = tiny.config(
-      eval__num_steps=2, eval__curve_tasks=8, **fields
-  )
+  config = tiny.config(eval__num_steps=2, eval__curve_tasks=8, **fields)
   result = evaluate.evaluate(config, run)
   curve, support = result['curve'], setup.eval_phase(config)
   assert curve['num_tasks'] == 8
   for steps in range(3):
     phase = support._replace(num_steps=steps)
     metrics = evaluate.phase_evaluator(config, phase, 8, ALL)(
-        *checkpoint.load(run)[3:5]
+      *checkpoint.load(run)[3:5]
     )
     mean, half = mean_interval(metrics['accuracy'])
     assert curve['query']['accuracy'][steps] == pytest.approx(mean)
@@ -233,14 +236,13 @@ def test_baselines_are_measured_on_the_same_tasks(run, capsys):
       values = arrays[f'baseline_{name}']
       assert (row['accuracy'], row['interval']) == mean_interval(values)
       difference = values.astype(np.float64) - arrays['accuracy']
-      assert (
-          (row['difference'], row['difference_interval'])
-          == mean_interval(difference)
-      )  # fmt: skip
+      assert (row['difference'], row['difference_interval']) == mean_interval(
+        difference
+      )
       assert f'{name}, transductive, 2 queries per class' in out
   still = setup.eval_phase(config)._replace(num_steps=0)
   metrics = evaluate.phase_evaluator(config, still, 12, ALL)(
-      *checkpoint.load(run)[3:5]
+    *checkpoint.load(run)[3:5]
   )
   accuracy = metrics['accuracy'].mean()
   assert names['no_adaptation']['accuracy'] == pytest.approx(accuracy)
@@ -313,10 +315,13 @@ def test_other_numbers_of_ways_with_a_head_that_is_reset(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'norm, transductive',
-    [('batch', True), ('episodic', False),
-     ((('conv1', 'batch'), ('*', 'global')), True),
-     ((('conv1', 'support'), ('*', 'global')), False)],
-)  # fmt: skip
+  'norm, transductive',
+  [
+    ('batch', True),
+    ('episodic', False),
+    ((('conv1', 'batch'), ('*', 'global')), True),
+    ((('conv1', 'support'), ('*', 'global')), False),
+  ],
+)
 def test_says_what_is_transductive(norm, transductive):
   assert evaluate.is_transductive(norm) == transductive

@@ -75,7 +75,7 @@ def test_statistics_of_nnx_survive_the_inner_loop(examples):
   network = module.Network(nnx.Rngs(jax.random.key(0)), width=4)
 
   def loss(network):
-    return cross_entropy(network(support.image, train=True), support.label)
+    return cross_entropy(network(support.inputs, train=True), support.targets)
 
   loss_and_grad = nnx.jit(nnx.value_and_grad(loss))
   for expected in losses:

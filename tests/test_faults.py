@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax.experiment import checkpoint, metrics_log, setup, tensorboard
 from maml_jax import cli, data
 from maml_jax.evaluation import evaluate, results
+from maml_jax.experiment import checkpoint, metrics_log, setup, tensorboard
+from maml_jax.train import train
 from maml_jax.utils import compilation_cache
 from maml_jax.utils.errors import UserError
-from maml_jax.train import train
 from studies import soak
 
 TESTS = pathlib.Path(__file__).parent
@@ -148,8 +148,18 @@ def full_at(monkeypatch, straight):
 @pytest.mark.parametrize(
   'target, name, n, message',
   [
-    (checkpoint.CheckpointWriter, 'save', 2, 'cannot write a checkpoint in .*checkpoints'),
-    (checkpoint.CheckpointWriter, 'save_if_best', 1, 'cannot write a checkpoint in'),
+    (
+      checkpoint.CheckpointWriter,
+      'save',
+      2,
+      'cannot write a checkpoint in .*checkpoints',
+    ),
+    (
+      checkpoint.CheckpointWriter,
+      'save_if_best',
+      1,
+      'cannot write a checkpoint in',
+    ),
     (metrics_log.MetricsLog, 'write', 4, 'cannot write .*metrics.jsonl'),
     (sys.modules[train.__module__], 'claim', 1, 'cannot write .*config.json'),
   ],
@@ -268,7 +278,9 @@ def test_lines_of_garbage_in_the_metrics_are_dropped(straight, tmp_path):
   lines = file.read_text().splitlines()
   file.write_text('\n'.join([*GARBAGE, *lines, *GARBAGE]))
   assert_goes_on(straight, tmp_path)
-  assert len(file.read_text().splitlines()) == len(metrics_log.read_records(straight))
+  assert len(file.read_text().splitlines()) == len(
+    metrics_log.read_records(straight)
+  )
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"seed": []}', 'null'])
@@ -315,8 +327,9 @@ def programs(folder):
 
 def test_damaged_programs_are_compiled_anew(tmp_path):
   env = os.environ | {
-    'PYTHONPATH': f'{TESTS}:{TESTS.parent}', 'MAML_JAX_CACHE': str(tmp_path)
-  }  # fmt: skip
+    'PYTHONPATH': f'{TESTS}:{TESTS.parent}',
+    'MAML_JAX_CACHE': str(tmp_path),
+  }
   printed = []
   for damage in (None, soak_truncate, soak_flip):
     before = programs(tmp_path)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from maml_jax import config as config_lib
-from maml_jax.evaluation import evaluate, sweep
 from maml_jax import train
+from maml_jax.evaluation import evaluate, sweep
 from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.report import markup, page
 from studies import findings
@@ -24,8 +24,8 @@ def test_runs_differ_in_what_is_asked_alone(scale):
   for name, fields in findings.RUNS.items():
     config = findings.read_config(args(scale=scale), [], name, 0)
     differ = {
-        line.partition(':')[0]
-        for line in config_lib.config_differences(base, config)
+      line.partition(':')[0]
+      for line in config_lib.config_differences(base, config)
     }
     assert differ - {'eval.norm'} == fields.keys()
 
@@ -37,21 +37,27 @@ def make(seeds=1, many=6000):
     rng = np.random.default_rng(seed)
     hard, own = rng.normal(0.6, 0.1, 600), lambda r=rng: r.normal(0, 0.01, 600)
     lower = {
-        'second_order': 0, 'first_order': 0.001, 'second_order_inductive': 0.04,
-        'first_order_inductive': 0.3, 'frozen_encoder': -0.02,
-    }  # fmt: skip
+      'second_order': 0,
+      'first_order': 0.001,
+      'second_order_inductive': 0.04,
+      'first_order_inductive': 0.3,
+      'frozen_encoder': -0.02,
+    }
     cells = {
-        ('batch', 1): 0, ('batch', 5): 0.015, ('batch', 15): 0.025,
-        ('episodic', 15): 0.07, ('cumulative', 15): 0.025,
-        ('support', 15): 0.065,
-    }  # fmt: skip
+      ('batch', 1): 0,
+      ('batch', 5): 0.015,
+      ('batch', 15): 0.025,
+      ('episodic', 15): 0.07,
+      ('cumulative', 15): 0.025,
+      ('support', 15): 0.065,
+    }
     made.append(
-        findings.Measured(
-            {name: hard - x + own() for name, x in lower.items()},
-            {cell: hard - x + own() for cell, x in cells.items()},
-            rng.normal(0.6, 0.1, many),
-            1.0,
-        )
+      findings.Measured(
+        {name: hard - x + own() for name, x in lower.items()},
+        {cell: hard - x + own() for cell, x in cells.items()},
+        rng.normal(0.6, 0.1, many),
+        1.0,
+      )
     )
   return made
 
@@ -61,12 +67,29 @@ def test_verdicts_follow_the_differences(seeds):
   found = findings.findings(make(seeds))
   verdicts = [f.verdict.partition(':')[0] for f in found]
   assert [f.claim[:3] for f in found] == [
-      '(1)', '(1)', '(2)', '(3)', '(3)', '(3)', '(3)', '(4)', '(4)', '(5)'
-  ]  # fmt: skip
+    '(1)',
+    '(1)',
+    '(2)',
+    '(3)',
+    '(3)',
+    '(3)',
+    '(3)',
+    '(4)',
+    '(4)',
+    '(5)',
+  ]
   assert verdicts == [
-      'holds', 'holds', 'does not hold', 'holds', 'not decided', 'holds',
-      'holds', 'holds', 'holds', 'does not hold',
-  ]  # fmt: skip
+    'holds',
+    'holds',
+    'does not hold',
+    'holds',
+    'not decided',
+    'holds',
+    'holds',
+    'holds',
+    'holds',
+    'does not hold',
+  ]
   np.testing.assert_allclose(found[1].numbers['difference'], -0.025, atol=2e-3)
   assert '-2.' in found[1].measured
   for f in found:
@@ -83,7 +106,7 @@ def test_differences_are_over_tasks_or_over_seeds():
   numbers = findings.compare(pairs)
   expected = mean_interval([b.mean() - a.mean() for a, b in pairs])
   np.testing.assert_allclose(
-      (numbers['difference'], numbers['interval']), expected
+    (numbers['difference'], numbers['interval']), expected
   )
   assert numbers['seeds'] == 3
 
@@ -99,13 +122,15 @@ def test_first_tasks_that_are_better_than_luck_allows():
 
 
 @pytest.mark.parametrize(
-    'difference, interval, verdict',
-    [(-0.015, 0.001, 'holds: the interval is below 0'),
-     (-0.005, 0.001, 'holds: the interval is below 0; it is less than 1.5'),
-     (-0.025, 0.001, 'holds: the interval is below 0; it is more than 1.5'),
-     (0.005, 0.001, 'does not hold: it is higher'),
-     (-0.015, 0.02, 'not decided')],
-)  # fmt: skip
+  'difference, interval, verdict',
+  [
+    (-0.015, 0.001, 'holds: the interval is below 0'),
+    (-0.005, 0.001, 'holds: the interval is below 0; it is less than 1.5'),
+    (-0.025, 0.001, 'holds: the interval is below 0; it is more than 1.5'),
+    (0.005, 0.001, 'does not hold: it is higher'),
+    (-0.015, 0.02, 'not decided'),
+  ],
+)
 def test_lower_by_so_many_points(difference, interval, verdict):
   numbers = {'difference': difference, 'interval': interval}
   assert findings.falls(numbers, 1.5).startswith(verdict)
@@ -113,12 +138,15 @@ def test_lower_by_so_many_points(difference, interval, verdict):
 
 
 @pytest.mark.parametrize(
-    'difference, interval, verdict',
-    [(0.0, 0.009, 'holds'), (-0.004, 0.004, 'holds'),
-     (-0.02, 0.01, 'does not hold: it is lower'),
-     (0.02, 0.01, 'does not hold: it is higher'),
-     (0.005, 0.02, 'not decided')],
-)  # fmt: skip
+  'difference, interval, verdict',
+  [
+    (0.0, 0.009, 'holds'),
+    (-0.004, 0.004, 'holds'),
+    (-0.02, 0.01, 'does not hold: it is lower'),
+    (0.02, 0.01, 'does not hold: it is higher'),
+    (0.005, 0.02, 'not decided'),
+  ],
+)
 def test_alike_means_within_a_point(difference, interval, verdict):
   numbers = {'difference': difference, 'interval': interval}
   assert findings.matches(numbers).startswith(verdict)
@@ -140,26 +168,33 @@ def test_trains_all_measures_all_and_writes(monkeypatch, tmp_path, capsys):
 
   def gridded(config, workdir, again):
     cells = [
-        {'norm': norm, 'queries': q, 'num_steps': k}
-        for norm in ('batch', *findings.INDUCTIVE)
-        for q in (1, 5, 15)
-        for k in config.eval.grid_steps
+      {'norm': norm, 'queries': q, 'num_steps': k}
+      for norm in ('batch', *findings.INDUCTIVE)
+      for q in (1, 5, 15)
+      for k in config.eval.grid_steps
     ]
     accuracy = rng.uniform(size=(len(cells), config.eval.num_tasks))
     return keep(config, workdir, {'name': 'grid', 'cells': cells}, accuracy)
 
   monkeypatch.setattr(
-      train, 'train', lambda config, workdir: trained.append(workdir.name) or 0
+    train, 'train', lambda config, workdir: trained.append(workdir.name) or 0
   )
   monkeypatch.setattr(evaluate, 'evaluate', evaluated)
   monkeypatch.setattr(
-      page, 'write_report', lambda *args, **words: pages.append((*args, words))
+    page, 'write_report', lambda *args, **words: pages.append((*args, words))
   )
   monkeypatch.setattr(sweep, 'evaluate_grid', gridded)
-  findings.main([
-      f'--workdir={tmp_path}', '--num_tasks=20', '--many_tasks=700',
-      '--seeds', '3', '4', '--train.num_epochs=1',
-  ])  # fmt: skip
+  findings.main(
+    [
+      f'--workdir={tmp_path}',
+      '--num_tasks=20',
+      '--many_tasks=700',
+      '--seeds',
+      '3',
+      '4',
+      '--train.num_epochs=1',
+    ]
+  )
   names = [f'{name}-seed{seed}' for seed in (3, 4) for name in findings.RUNS]
   assert trained == names
   facts = json.loads((tmp_path / 'findings.json').read_text())

@@ -106,8 +106,8 @@ def test_they_are_made_on_first_use(tmp_path, monkeypatch, splits):
   spec = dataclasses.replace(glyphs.SPEC, source=lambda _: few)
   monkeypatch.setitem(data.SPECS, 'glyphs', spec)
   test = data.load_dataset('glyphs', 'test', tmp_path)
-  assert test.image.shape == (100, 28, 28, 1)
-  assert isinstance(test.image, np.memmap)
+  assert test.images.shape == (100, 28, 28, 1)
+  assert isinstance(test.images, np.memmap)
   np.testing.assert_array_equal(test.size, [20] * 5)
   names = data.class_names('glyphs', 'test', tmp_path)
   assert [unicodedata.name(name[0]) for name in names] == [

@@ -15,13 +15,26 @@ import numpy as np
 import optax
 import pytest
 
-from maml_jax.pytorch_maml.weights import ENCODERS, our_layout, our_path, torch_layout, unflatten
-from maml_jax.learner import Batch, Episode, InnerConfig, cross_entropy, make_learner, meta_gradient
-from maml_jax.models import make_model
 from maml_jax.experiment.optimizers import make_optimizer
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  InnerConfig,
+  cross_entropy,
+  make_learner,
+  meta_gradient,
+)
+from maml_jax.models import make_model
+from maml_jax.pytorch_maml.weights import (
+  ENCODERS,
+  our_layout,
+  our_path,
+  torch_layout,
+  unflatten,
+)
 
 FOLDER = Path(
-    os.environ.get('MAML_JAX_GOLDEN') or Path(__file__).parent / 'golden'
+  os.environ.get('MAML_JAX_GOLDEN') or Path(__file__).parent / 'golden'
 )
 CASES = sorted(FOLDER.glob('*.json'))
 
@@ -83,9 +96,9 @@ def norm_modes(bn_args):
 def frozen_patterns(substrings, names):
   """The exact paths of the parameters that the substrings catch there."""
   return tuple(
-      '/'.join(our_path(name))
-      for name in names
-      if any(s in name for s in substrings)
+    '/'.join(our_path(name))
+    for name in names
+    if any(s in name for s in substrings)
   )
 
 
@@ -96,25 +109,25 @@ def build(case, names):
   encoder = model_args['encoder']
   classifier_args = model_args['classifier_args']
   model = make_model(
-      ENCODERS[encoder],
-      case['episodes']['n_way'],
-      (side, side, 3),
-      norm=norm_modes(bn_args),
-      meta_test=not case['meta_train'],
-      norm_momentum=1 - (bn_args.get('momentum', 0.1) or 0.1),
-      norm_eps=bn_args.get('eps', 1e-5),
-      temperature=classifier_args.get('temp', 1.0),
-      learn_temperature=classifier_args.get('learn_temp', False),
+    ENCODERS[encoder],
+    case['episodes']['n_way'],
+    (side, side, 3),
+    norm=norm_modes(bn_args),
+    meta_test=not case['meta_train'],
+    norm_momentum=1 - (bn_args.get('momentum', 0.1) or 0.1),
+    norm_eps=bn_args.get('eps', 1e-5),
+    temperature=classifier_args.get('temp', 1.0),
+    learn_temperature=classifier_args.get('learn_temp', False),
   )
   config = InnerConfig(
-      num_steps=inner['n_step'],
-      encoder_lr=inner['encoder_lr'],
-      classifier_lr=inner['classifier_lr'],
-      momentum=inner.get('momentum', 0.0),
-      weight_decay=inner.get('weight_decay', 0.0),
-      first_order=inner.get('first_order', False),
-      frozen=frozen_patterns(inner.get('frozen', ()), names),
-      reset_classifier=inner.get('reset_classifier', False),
+    num_steps=inner['n_step'],
+    encoder_lr=inner['encoder_lr'],
+    classifier_lr=inner['classifier_lr'],
+    momentum=inner.get('momentum', 0.0),
+    weight_decay=inner.get('weight_decay', 0.0),
+    first_order=inner.get('first_order', False),
+    frozen=frozen_patterns(inner.get('frozen', ()), names),
+    reset_classifier=inner.get('reset_classifier', False),
   )
   return model, make_learner(model, config)
 
@@ -126,7 +139,7 @@ def check(ours, expected, norm=0.0):
   ours, expected = np.asarray(ours), np.asarray(expected)
   scale = np.maximum(np.maximum(1, np.abs(expected)), norm)
   np.testing.assert_array_less(
-      np.abs(ours - expected), 1e-6 * scale + np.finfo(np.float64).tiny
+    np.abs(ours - expected), 1e-6 * scale + np.finfo(np.float64).tiny
   )
 
 
@@ -150,41 +163,41 @@ def test_golden(path):
   shapes = expect['parameter_shapes']
   model, learner = build(case, shapes)
   like, stats = jax.tree.map(
-      lambda x: jnp.asarray(x, jnp.float64), model.init(jax.random.key(0))
+    lambda x: jnp.asarray(x, jnp.float64), model.init(jax.random.key(0))
   )
   width = next(
-      x.shape[-1] for x in jax.tree.leaves(like['encoder'])[::-1] if x.ndim == 4
+    x.shape[-1] for x in jax.tree.leaves(like['encoder'])[::-1] if x.ndim == 4
   )
   features = shapes['classifier.linear.weight'][1]
   channels = width if features % width == 0 else features
   temperature = case['model']['classifier_args'].get('temp', 1.0)
-  params = unflatten({
+  params = unflatten(
+    {
       our_path(name): jnp.array(
-          our_layout(
-              np.asarray(
-                  value(name, shape, case['model']['seed'], temperature)
-              ),
-              channels,
-          )
+        our_layout(
+          np.asarray(value(name, shape, case['model']['seed'], temperature)),
+          channels,
+        )
       )
       for name, shape in shapes.items()
-  })
+    }
+  )
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, like)
 
   @jax.jit
   def outer(params, stats, episodes):
     def one_task(episode):
       adapted, after, _ = learner.adapt(params, stats, episode.support)
-      return learner.predict(adapted, after, episode.query.image), after
+      return learner.predict(adapted, after, episode.query.inputs), after
 
     logits, after = jax.lax.map(one_task, episodes)
     loss = cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), episodes.query.label.reshape(-1)
+      logits.reshape(-1, logits.shape[-1]), episodes.query.targets.reshape(-1)
     )
     grads, losses = None, loss
     if case['meta_train']:
       grads, _, metrics = meta_gradient(
-          learner, params, stats, episodes, chunk=1
+        learner, params, stats, episodes, chunk=1
       )
       losses = metrics['loss']
     after = jax.tree.map(lambda x: x.mean(0), after)
@@ -201,7 +214,7 @@ def test_golden(path):
       check_tensor(name, torch_layout(grad, channels), expected)
   if case.get('outer'):
     stats_after = check_outer(
-        case, expect, learner, outer, params, stats, channels
+      case, expect, learner, outer, params, stats, channels
     )
   for name, expected in expect.get('running_stats_after', {}).items():
     got = get(stats_after['global'], our_path(name))
@@ -212,15 +225,15 @@ def check_outer(case, expect, learner, outer, params, stats, channels):
   """Runs the outer steps; returns the statistics after them."""
   settings = case['outer']
   tx = make_optimizer(
-      settings['optimizer'],
-      settings['lr'],
-      weight_decay=settings['weight_decay'],
-      clip=settings['clip'],
+    settings['optimizer'],
+    settings['lr'],
+    weight_decay=settings['weight_decay'],
+    clip_value=settings['clip'],
   )
-  params = learner.reset(params)
+  params = learner.reset_head(params)
   opt_state, losses = tx.init(params), []
   for step in range(settings['n_step']):
-    params = learner.reset(params)
+    params = learner.reset_head(params)
     _, (loss, _), grads, after = outer(params, stats, episodes(case, step))
     stats = {k: after[k] if k == 'global' else v for k, v in stats.items()}
     updates, opt_state = tx.update(grads, opt_state, params)

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax.experiment import checkpoint, setup, task_source, transfer
 from maml_jax.evaluation import evaluate, results, sweep
-from maml_jax.utils.errors import UserError
-from maml_jax.inner_loop import InnerConfig
 from maml_jax.evaluation.statistics import mean_interval
+from maml_jax.experiment import checkpoint, setup, task_source, transfer
+from maml_jax.inner_loop import InnerConfig
 from maml_jax.learner import Batch, Episode, make_learner
 from maml_jax.models import make_model
+from maml_jax.utils.errors import UserError
 
 TASKS = 20
 FIELDS = {
-    'model__width': 2,
-    'eval__num_tasks': TASKS,
-    'eval__grid_queries': '3,1',
-    'eval__grid_steps': '0,2',
-    'eval__grid_norms': 'batch,support',
+  'model__width': 2,
+  'eval__num_tasks': TASKS,
+  'eval__grid_queries': '3,1',
+  'eval__grid_steps': '0,2',
+  'eval__grid_norms': 'batch,support',
 }
 
 
@@ -36,9 +36,7 @@ def run(tmp_path_factory):
     patch.setattr('maml_jax.data.load_dataset', load_dataset)
     config = tiny.config(model__width=2)
     phase = setup.train_phase(config)
-    params, stats = setup.phase_learner(config, phase).init(
-        jax.random.key(0)
-    )
+    params, stats = setup.phase_learner(config, phase).init(jax.random.key(0))
     path = tmp_path_factory.mktemp('saved') / 'untrained'
     saved = checkpoint.Checkpoint(path, config, 7, params, stats, [], {})
     yield checkpoint.export(saved, path)
@@ -66,9 +64,11 @@ def arrays_of(workdir):
 def test_has_every_cell_and_says_what_each_is(result, workdir):
   cells = result['cells']
   assert [(c['norm'], c['queries'], c['num_steps']) for c in cells] == [
-      (norm, q, k)
-      for norm in ('batch', 'support') for q in (1, 3) for k in (0, 2)
-  ]  # fmt: skip
+    (norm, q, k)
+    for norm in ('batch', 'support')
+    for q in (1, 3)
+    for k in (0, 2)
+  ]
   lines = list(sweep.describe_grid(result))
   rows = [line for line in lines if 'quer' in line and ' per class' in line]
   assert len(rows) == 4
@@ -100,19 +100,19 @@ def test_a_cell_is_an_adaptation_and_its_query_pass(result, run, workdir, norm):
     for t in range(3):
       task = fixed()
       given = task.given(np.array([t]))
-      episode = task.recall(
-          task.keys[t], task.shared, *(x[0] for x in given)
+      episode = task.build_episode(
+        task.keys[t], task.shared, *(x[0] for x in given)
       )
       adapted, task_stats, _ = adapt(params, stats, episode.support)
       for queries in (1, 3):
         chosen = np.concatenate([np.arange(queries) + 3 * c for c in range(3)])
-        logits = predict(adapted, task_stats, episode.query.image[chosen])
-        right = np.argmax(logits, -1) == episode.query.label[chosen]
+        logits = predict(adapted, task_stats, episode.query.inputs[chosen])
+        right = np.argmax(logits, -1) == episode.query.targets[chosen]
         (cell,) = (
-            i for i, c in enumerate(cells)
-            if (c['norm'], c['queries'], c['num_steps'])
-            == (norm, queries, steps)
-        )  # fmt: skip
+          i
+          for i, c in enumerate(cells)
+          if (c['norm'], c['queries'], c['num_steps']) == (norm, queries, steps)
+        )
         assert arrays['accuracy'][cell, t] == pytest.approx(right.mean())
 
 
@@ -141,7 +141,7 @@ def eval_learner(config):
   """That of a phase, for images of 16 x 16."""
   phase = setup.eval_phase(config)
   model = make_model(
-      'convnet4', 3, (16, 16, 1), norm=phase.norm, meta_test=True, width=2
+    'convnet4', 3, (16, 16, 1), norm=phase.norm, meta_test=True, width=2
   )
   inner = InnerConfig(num_steps=phase.num_steps, encoder_lr=0.4)
   return make_learner(model, inner)
@@ -160,12 +160,10 @@ def test_differences_are_paired_with_the_base(result, workdir):
 
 
 def test_by_default_takes_every_mode_the_checkpoint_serves(
-    run, tmp_path, monkeypatch
+  run, tmp_path, monkeypatch
 ):
   zeros = {name: np.zeros((TASKS, 2, 2)) for name in ('accuracy', 'loss')}
-  monkeypatch.setattr(
-      evaluate.Evaluation, 'measure', lambda *args: zeros
-  )
+  monkeypatch.setattr(evaluate.Evaluation, 'measure', lambda *args: zeros)
   config = tiny.config(**FIELDS | {'eval__grid_norms': ''})
   result = sweep.evaluate_grid(config, run, tmp_path)
   norms = list(dict.fromkeys(c['norm'] for c in result['cells']))
@@ -179,7 +177,7 @@ def test_refuses_a_mode_that_the_checkpoint_does_not_serve(run, tmp_path):
 
 
 def test_measures_again_only_if_told_or_if_something_differs(
-    result, run, workdir, monkeypatch
+  result, run, workdir, monkeypatch
 ):
   monkeypatch.setattr(evaluate.Evaluation, 'measure', None)  # not callable
   config = tiny.config(**FIELDS)
@@ -196,7 +194,7 @@ class Interrupted(Exception):
 
 
 def test_goes_on_where_it_was_interrupted(
-    result, run, workdir, tmp_path, monkeypatch
+  result, run, workdir, tmp_path, monkeypatch
 ):
   """To the same numbers, measuring only what is missing."""
   collect, advanced = results.collect_metrics, []
@@ -213,7 +211,7 @@ def test_goes_on_where_it_was_interrupted(
   monkeypatch.setattr(evaluate, 'BATCH_SIZE', 8)
   make_runner = evaluate.make_task_runner
   monkeypatch.setattr(
-      evaluate, 'make_task_runner', functools.partial(make_runner, batch=8)
+    evaluate, 'make_task_runner', functools.partial(make_runner, batch=8)
   )
   monkeypatch.setattr(results, 'collect_metrics', interrupted)
   with pytest.raises(Interrupted):
@@ -230,6 +228,6 @@ def test_goes_on_where_it_was_interrupted(
   assert advanced == [20, 8, 8, 4]
   for name in ('accuracy', 'loss'):
     np.testing.assert_allclose(
-        arrays_of(tmp_path)[name], arrays_of(workdir)[name], rtol=1e-5
+      arrays_of(tmp_path)[name], arrays_of(workdir)[name], rtol=1e-5
     )
   assert not list((tmp_path / 'eval').glob('*.part'))

@@ -24,12 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import png
 
-from maml_jax.experiment import checkpoint
 from maml_jax import cli, data
 from maml_jax import config as config_lib
-from maml_jax.pytorch_maml import yaml_section
-from maml_jax.data.datasets import mini_imagenet
 from maml_jax.data import records, safe_pickle, store
+from maml_jax.data.datasets import mini_imagenet
+from maml_jax.experiment import checkpoint
+from maml_jax.pytorch_maml import yaml_section
 from maml_jax.utils.errors import MAX_VALUE_LENGTH, UserError
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -43,9 +43,21 @@ fuzzed = settings(
 
 # What code that was hidden in a file would have to do.
 EVENTS = (
-  'code.', 'compile', 'ctypes.', 'exec', 'function.', 'import', 'marshal.',
-  'open', 'os.', 'pickle.', 'shutil.', 'socket.', 'subprocess.', 'sys.',
-)  # fmt: skip
+  'code.',
+  'compile',
+  'ctypes.',
+  'exec',
+  'function.',
+  'import',
+  'marshal.',
+  'open',
+  'os.',
+  'pickle.',
+  'shutil.',
+  'socket.',
+  'subprocess.',
+  'sys.',
+)
 _watch = []
 
 
@@ -83,15 +95,45 @@ CONTENT = {
 }
 SOUND = [pickle.dumps(CONTENT, protocol) for protocol in range(6)]
 SNIPPETS = [
-  b'cos\nsystem\n', b'cbuiltins\neval\n', b'cnumpy\nload\n',
-  b'cnumpy\nndarray\n', b'cnumpy\ndtype\n', b'c_codecs\nencode\n',
+  b'cos\nsystem\n',
+  b'cbuiltins\neval\n',
+  b'cnumpy\nload\n',
+  b'cnumpy\nndarray\n',
+  b'cnumpy\ndtype\n',
+  b'c_codecs\nencode\n',
   b'\x8c\x02os\x8c\x06system\x93',
-  b'(S"touch x"\nios\nsystem\n', b'(', b')', b't', b'\x85', b'\x86', b'R', b'b',
-  b'\x81', b'\x92', b'o', b'0', b'2', b'}', b']', b'N', b'.', b'P1\n', b'Q',
-  b'\x82\x01', b'h\x00', b'h\x01', b'r\xff\xff\xff\x7f', b'\x8e' + b'\xff' * 8,
-  b'K\x05', b'J\xff\xff\xff\xff', b'I999999999999\n', b'U\x02O8', b'U\x02V9',
-  b'(K\x03U\x01<NNNJ\xff\xff\xff\x7fK\x01K\x00tb', b'C\x10' + b'\0' * 16,
-]  # fmt: skip
+  b'(S"touch x"\nios\nsystem\n',
+  b'(',
+  b')',
+  b't',
+  b'\x85',
+  b'\x86',
+  b'R',
+  b'b',
+  b'\x81',
+  b'\x92',
+  b'o',
+  b'0',
+  b'2',
+  b'}',
+  b']',
+  b'N',
+  b'.',
+  b'P1\n',
+  b'Q',
+  b'\x82\x01',
+  b'h\x00',
+  b'h\x01',
+  b'r\xff\xff\xff\x7f',
+  b'\x8e' + b'\xff' * 8,
+  b'K\x05',
+  b'J\xff\xff\xff\xff',
+  b'I999999999999\n',
+  b'U\x02O8',
+  b'U\x02V9',
+  b'(K\x03U\x01<NNNJ\xff\xff\xff\x7fK\x01K\x00tb',
+  b'C\x10' + b'\0' * 16,
+]
 
 
 @st.composite
@@ -150,7 +192,7 @@ OBJECT = np.dtype(object)
     lambda v, shape, dtype, *rest: (v, shape, np.dtype('u1,u2'), *rest),
     lambda v, *rest: (v,),
   ],
-)  # fmt: skip
+)
 def test_arrays_of_memory_that_is_none_are_refused(tmp_path, lie):
   Lying.state = lie(*state_of(CONTENT['data']))
   path = tmp_path / 'lying.pickle'
@@ -188,8 +230,8 @@ def peak():
 
 def chunk(name, content):
   body = name + content
-  return struct.pack('>I', len(content)) + body + struct.pack(
-    '>I', zlib.crc32(body)
+  return (
+    struct.pack('>I', len(content)) + body + struct.pack('>I', zlib.crc32(body))
   )
 
 
@@ -212,8 +254,17 @@ def huge_gif():
 
 
 def huge_tiff():
-  fields = {256: 60_000, 257: 60_000, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1,
-            278: 60_000, 279: 10}  # fmt: skip
+  fields = {
+    256: 60_000,
+    257: 60_000,
+    258: 8,
+    259: 1,
+    262: 1,
+    273: 8,
+    277: 1,
+    278: 60_000,
+    279: 10,
+  }
   rows = (struct.pack('<HHII', k, 4, 1, v) for k, v in fields.items())
   directory = struct.pack('<H', len(fields)) + b''.join(rows) + bytes(4)
   return b'II*\0' + struct.pack('<I', 8) + directory
@@ -262,10 +313,18 @@ def test_an_image_of_many_pixels_is_said_to_be(tmp_path):
 
 @fuzzed
 @given(
-  st.sampled_from([huge_png(), huge_bmp(), huge_gif(), huge_tiff(), huge_webp(),
-                   png(np.zeros((5, 5, 3), np.uint8))]),
+  st.sampled_from(
+    [
+      huge_png(),
+      huge_bmp(),
+      huge_gif(),
+      huge_tiff(),
+      huge_webp(),
+      png(np.zeros((5, 5, 3), np.uint8)),
+    ]
+  ),
   st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=6),
-)  # fmt: skip
+)
 def test_mutated_images_are_decoded_or_refused(content, changes):
   content = bytearray(content)
   for at, byte in changes:
@@ -441,7 +500,7 @@ def test_mutated_headers_of_arrays_are_read_or_none(tmp_path_factory, changes):
   (folder / 'image.npy').write_bytes(content)
   root = folder.parent.parent
   dataset = store.read_arrays(root, mini_imagenet.SPEC, 'train')
-  assert dataset is None or dataset.image.shape == (3, 84, 84, 3)
+  assert dataset is None or dataset.images.shape == (3, 84, 84, 3)
 
 
 # YAML
@@ -484,14 +543,45 @@ def test_yaml_that_is_more_than_data_is_refused(tmp_path, text, message):
 @given(
   st.lists(
     st.sampled_from(
-      ['a', ':', ' ', '\n', '- ', '{', '}', '[', ']', '&a', '*a', '!!', '!',
-       '|', '>', '<<', '? ', '"', "'", '#', '%', '---', '0x', '1:2', '.inf',
-       'null',
-       '2001-01-01', '!!binary ', '!!set ', '!!python/', '\t', '\x00', '\ufeff']
+      [
+        'a',
+        ':',
+        ' ',
+        '\n',
+        '- ',
+        '{',
+        '}',
+        '[',
+        ']',
+        '&a',
+        '*a',
+        '!!',
+        '!',
+        '|',
+        '>',
+        '<<',
+        '? ',
+        '"',
+        "'",
+        '#',
+        '%',
+        '---',
+        '0x',
+        '1:2',
+        '.inf',
+        'null',
+        '2001-01-01',
+        '!!binary ',
+        '!!set ',
+        '!!python/',
+        '\t',
+        '\x00',
+        '\ufeff',
+      ]
     ),
     max_size=12,
   )
-)  # fmt: skip
+)
 def test_yaml_of_any_tokens_is_data_or_refused(tmp_path_factory, tokens):
   path = tmp_path_factory.getbasetemp() / 'fuzzed.yaml'
   path.write_text(''.join(tokens), 'utf-8')
@@ -508,25 +598,56 @@ def test_yaml_of_any_tokens_is_data_or_refused(tmp_path_factory, tokens):
 BASE = config_lib.to_json(tiny.config())
 FIELDS = sorted(config_lib.flatten(tiny.config()))
 LITERALS = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-  | st.binary(max_size=4) | st.complex_numbers() | st.just(10**9)
-  | st.just(10**400) | st.sampled_from(config_lib.NORMS),
-  lambda inner: st.lists(inner, max_size=3)
-  | st.lists(inner, max_size=3).map(tuple)
-  | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats()
+  | st.text(max_size=8)
+  | st.binary(max_size=4)
+  | st.complex_numbers()
+  | st.just(10**9)
+  | st.just(10**400)
+  | st.sampled_from(config_lib.NORMS),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.lists(inner, max_size=3).map(tuple)
+    | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+  ),
   max_leaves=8,
-)  # fmt: skip
+)
 WORDS = st.one_of(
   LITERALS.map(repr),
   st.text(max_size=20),
-  st.sampled_from([
-    '9' * 5000, '(' * 3000, '[' * 90_000, '-' * 20_000, '1,' * 5000,
-    'x' * 10**5, '1e999',
-    'nan', '-inf', '1_0', '\u0661', '\ud800', '\0', 'a\nb', '\x1b[2J',
-    '{[]: 1}', '{1: 2}', '...', '__import__("os").system("touch x")', '1/0',
-    '9**9**9', '[0]*10**9', '"a"*10**9', 'lambda: 0', '(1,' * 90 + ')' * 90,
-  ]),
-)  # fmt: skip
+  st.sampled_from(
+    [
+      '9' * 5000,
+      '(' * 3000,
+      '[' * 90_000,
+      '-' * 20_000,
+      '1,' * 5000,
+      'x' * 10**5,
+      '1e999',
+      'nan',
+      '-inf',
+      '1_0',
+      '\u0661',
+      '\ud800',
+      '\0',
+      'a\nb',
+      '\x1b[2J',
+      '{[]: 1}',
+      '{1: 2}',
+      '...',
+      '__import__("os").system("touch x")',
+      '1/0',
+      '9**9**9',
+      '[0]*10**9',
+      '"a"*10**9',
+      'lambda: 0',
+      '(1,' * 90 + ')' * 90,
+    ]
+  ),
+)
 
 
 @settings(fuzzed, max_examples=400)
@@ -582,13 +703,26 @@ def test_every_field_has_a_kind_and_numbers_have_bounds():
 @settings(fuzzed, max_examples=100)
 @given(
   st.lists(
-    st.sampled_from(['--mode=', '--config', '--workdir=', '--tag', '--seed=',
-                     '-', '--', '--task.ways=', '=', 'train', '--task',
-                     '--mode'])
+    st.sampled_from(
+      [
+        '--mode=',
+        '--config',
+        '--workdir=',
+        '--tag',
+        '--seed=',
+        '-',
+        '--',
+        '--task.ways=',
+        '=',
+        'train',
+        '--task',
+        '--mode',
+      ]
+    )
     | st.text(max_size=6),
     max_size=4,
   )
-)  # fmt: skip
+)
 def test_any_command_line_is_understood_or_refused(words):
   with contextlib.suppress(UserError):
     cli.parse([word for word in words if word not in ('-h', '--help')])
@@ -630,8 +764,18 @@ def test_nothing_in_the_package_reads_code(path):
     if name == 'yaml.load':
       assert 'Loader=_Loader' in call
     assert name not in (
-      'eval', 'exec', 'compile', '__import__', 'pickle.load', 'pickle.loads',
-      'marshal.loads', 'os.system', 'os.popen', 'yaml.unsafe_load',
-      'yaml.full_load', 'zipfile.extractall', 'shutil.unpack_archive',
-    )  # fmt: skip
+      'eval',
+      'exec',
+      'compile',
+      '__import__',
+      'pickle.load',
+      'pickle.loads',
+      'marshal.loads',
+      'os.system',
+      'os.popen',
+      'yaml.unsafe_load',
+      'yaml.full_load',
+      'zipfile.extractall',
+      'shutil.unpack_archive',
+    )
     assert not name.endswith(('.extractall', '.extract'))

@@ -26,12 +26,12 @@ MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 PATIENCE = 900  # seconds to compile and to end, on a busy machine
 EPOCHS = 5
 FIELDS = {
-    'outer__optimizer': 'adam',
-    'outer__lr': 0.003,
-    'train__num_epochs': EPOCHS,
-    'train__num_tasks': 4,
-    'train__steps_per_call': 2,
-    'data__placement': 'host',
+  'outer__optimizer': 'adam',
+  'outer__lr': 0.003,
+  'train__num_epochs': EPOCHS,
+  'train__meta_batch_size': 4,
+  'train__steps_per_call': 2,
+  'data__placement': 'host',
 }
 
 
@@ -42,33 +42,31 @@ class Run:
     self._logs = []
     port = free_port()
     environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_NUM_CPU_DEVICES': f'{devices}',
-        'MAML_JAX_CACHE': str(folder / 'cache'),
-        'MAML_JAX_DATA': str(folder / 'data'),
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_CPU_DEVICES': f'{devices}',
+      'MAML_JAX_CACHE': str(folder / 'cache'),
+      'MAML_JAX_DATA': str(folder / 'data'),
     }
     self.processes = []
     for i in range(processes):
       log = folder / f'{workdir.name}-{time.monotonic_ns()}-{i}.log'
       self._logs.append(log)
       place = [
-          f'--coordinator=localhost:{port}',
-          f'--num_processes={processes}',
-          f'--process_id={i}',
+        f'--coordinator=localhost:{port}',
+        f'--num_processes={processes}',
+        f'--process_id={i}',
       ]
       command = [
-          sys.executable,
-          MAIN,
-          f'--workdir={workdir}',
-          *(place if processes > 1 else []),
-          *flags,
-          *tiny.flags(**FIELDS | fields),
+        sys.executable,
+        MAIN,
+        f'--workdir={workdir}',
+        *(place if processes > 1 else []),
+        *flags,
+        *tiny.flags(**FIELDS | fields),
       ]
       with log.open('w') as file:
         self.processes.append(
-            subprocess.Popen(
-                command, env=environment, stdout=file, stderr=file
-            )
+          subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         )
 
   def wait(self) -> list[int]:
@@ -112,14 +110,14 @@ def run_all(commands, **variables) -> list[str]:
   environment = os.environ | {'JAX_PLATFORMS': 'cpu'} | variables
   environment['PYTHONPATH'] = str(MAIN.parent)
   processes = [
-      subprocess.Popen(
-          [sys.executable, *command],
-          env=environment,
-          stdout=subprocess.PIPE,
-          stderr=subprocess.STDOUT,
-          text=True,
-      )
-      for command in commands
+    subprocess.Popen(
+      [sys.executable, *command],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for command in commands
   ]
   try:
     said = [p.communicate(timeout=PATIENCE)[0] for p in processes]
@@ -157,9 +155,9 @@ def arrays(workdir, epochs=EPOCHS):
 
 def validations(workdir):
   return [
-      (r['step'], r['loss'], r['accuracy'])
-      for r in metrics_log.read_records(workdir)
-      if r['split'] == 'val'
+    (r['step'], r['loss'], r['accuracy'])
+    for r in metrics_log.read_records(workdir)
+    if r['split'] == 'val'
   ]
 
 
@@ -172,7 +170,7 @@ def assert_same_end(a, b, epochs=EPOCHS):
 
 
 def test_preempted_all_save_the_same_step_and_one_process_goes_on(
-    folder, straight
+  folder, straight
 ):
   """SIGTERM to one of two: elastic resume, from two processes to one."""
   workdir = folder / 'preempted'
@@ -229,7 +227,9 @@ def test_one_of_two_dies_or_hangs_and_the_other_says_so(folder, fate, victim):
   run.wait_for_progress(workdir)
   run.processes[victim].send_signal(fate)
   try:
-    status = run.processes[1 - victim].wait(distributed.HEARTBEAT_TIMEOUT_SECONDS + 30)
+    status = run.processes[1 - victim].wait(
+      distributed.HEARTBEAT_TIMEOUT_SECONDS + 30
+    )
   finally:
     run.kill()
   # JAX itself ends a process that waits for a silent one, that is without
@@ -262,8 +262,8 @@ def test_in_float64_several_give_the_bits_of_one(tmp_path):
     file = tmp_path / f'{count}.npz'
     place = [f'localhost:{free_port()}', f'{count}']
     run_all(
-        [[script, *place, f'{i}', str(file)] for i in range(count)],
-        JAX_NUM_CPU_DEVICES=f'{4 // count}',
+      [[script, *place, f'{i}', str(file)] for i in range(count)],
+      JAX_NUM_CPU_DEVICES=f'{4 // count}',
     )
     with np.load(file) as arrays:
       ends.append(dict(arrays))
@@ -289,34 +289,34 @@ def test_what_one_refuses_all_refuse(folder, straight):
 
 
 @pytest.mark.parametrize(
-    'environment, several',
-    [
-        ({}, False),
-        ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, False),  # a batch script
-        ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '1'}, False),
-        ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '4'}, True),
-        ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
-        ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
-        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),  # perhaps a notebook
-        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
-        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
-        ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, True),
-    ],
+  'environment, several',
+  [
+    ({}, False),
+    ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, False),  # a batch script
+    ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '1'}, False),
+    ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '4'}, True),
+    ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
+    ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),  # perhaps a notebook
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, True),
+  ],
 )
 def test_a_launcher_is_known_by_its_variables(environment, several):
   assert distributed.launched_as_multiprocess(environment) == several
 
 
 @pytest.mark.parametrize(
-    'given, message',
-    [
-        ({'num_processes': 2}, 'go together'),
-        ({'coordinator': 'a:1', 'process_id': 0}, 'go together'),
-        (
-            {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 2},
-            'they are 0 to 1',
-        ),
-    ],
+  'given, message',
+  [
+    ({'num_processes': 2}, 'go together'),
+    ({'coordinator': 'a:1', 'process_id': 0}, 'go together'),
+    (
+      {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 2},
+      'they are 0 to 1',
+    ),
+  ],
 )
 def test_refuses_half_of_the_flags(given, message):
   with pytest.raises(UserError, match=message):

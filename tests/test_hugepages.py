@@ -25,9 +25,10 @@ print(os.getpid(), int(after) - int(before), *sys.argv[1:])
 def run(**env):
   with subprocess.Popen(
     [sys.executable, '-c', PROGRAM, 'a b', '--c'],
-    stdout=subprocess.PIPE, text=True,
+    stdout=subprocess.PIPE,
+    text=True,
     env={'NUMPY_MADVISE_HUGEPAGE': '0', **os.environ, **env},
-  ) as process:  # fmt: skip
+  ) as process:
     pid, faults, *rest = process.stdout.read().split(maxsplit=2)
   assert process.returncode == 0
   assert int(pid) == process.pid, 'the same process, so that signals find it'
@@ -36,7 +37,8 @@ def run(**env):
 
 
 @pytest.mark.skipif(
-  not huge_pages.huge_pages_environment(), reason='this machine has no huge pages'
+  not huge_pages.huge_pages_environment(),
+  reason='this machine has no huge pages',
 )
 def test_memory_that_was_taken_once_is_not_taken_again():
   """100 MB are 24,414 pages of 4 kB."""

@@ -25,10 +25,10 @@ def save(path, image, **kwargs) -> pathlib.Path:
 
 
 def test_images_of_the_data_sets_are_not_changed():
-  image = data.load_dataset('glyphs', 'test').image[::25]
+  image = data.load_dataset('glyphs', 'test').images[::25]
   for pixels in image:
     np.testing.assert_array_equal(
-        images.from_array(pixels, data.spec('glyphs')), pixels
+      images.from_array(pixels, data.spec('glyphs')), pixels
     )
 
 
@@ -50,28 +50,29 @@ def test_arrays_of_any_kind_of_number(shape):
   expected = images.from_array(pixels, COLOR)
   assert expected.shape == (84, 84, 3)
   np.testing.assert_array_equal(
-      expected, np.broadcast_to(pixels.reshape(84, 84, -1), (84, 84, 3))
+    expected, np.broadcast_to(pixels.reshape(84, 84, -1), (84, 84, 3))
   )
   for kind in (np.float32, np.float64):
     image = (pixels / 255).astype(kind)
     np.testing.assert_array_equal(images.from_array(image, COLOR), expected)
   mask = pixels > 127
   np.testing.assert_array_equal(
-      images.from_array(mask, COLOR), images.from_array(255 * np.uint8(mask),
-                                                        COLOR))  # fmt: skip
+    images.from_array(mask, COLOR),
+    images.from_array(255 * np.uint8(mask), COLOR),
+  )
 
 
 @pytest.mark.parametrize(
-    'image, message',
-    [
-        (np.zeros((4, 4, 2), np.uint8), r'C = 1, 3 or 4, not \(4, 4, 2\)'),
-        (np.zeros(4, np.uint8), r'not \(4,\)'),
-        (np.zeros((0, 4), np.uint8), 'has no pixels'),
-        (np.full((4, 4), 2.0), r'floats 0..1, not float64 2..2'),
-        (np.full((4, 4), -0.1), 'floats 0..1'),
-        (np.full((4, 4), np.nan), 'floats 0..1'),
-        (np.full((4, 4), 200, np.int64), 'floats 0..1, not int64'),
-    ],
+  'image, message',
+  [
+    (np.zeros((4, 4, 2), np.uint8), r'C = 1, 3 or 4, not \(4, 4, 2\)'),
+    (np.zeros(4, np.uint8), r'not \(4,\)'),
+    (np.zeros((0, 4), np.uint8), 'has no pixels'),
+    (np.full((4, 4), 2.0), r'floats 0..1, not float64 2..2'),
+    (np.full((4, 4), -0.1), 'floats 0..1'),
+    (np.full((4, 4), np.nan), 'floats 0..1'),
+    (np.full((4, 4), 200, np.int64), 'floats 0..1, not int64'),
+  ],
 )
 def test_what_is_no_image(image, message):
   with pytest.raises(UserError, match=message):
@@ -116,11 +117,16 @@ def test_exif_turns_an_image_as_a_camera_was_held(tmp_path, orientation):
   exif[0x0112] = orientation
   path = save(tmp_path / 'a.png', Image.fromarray(stored), exif=exif)
   # TIFF 6.0, page 36: where row 0 and column 0 of what is stored are to lie.
-  rows, columns = {1: ('top', 'left'), 2: ('top', 'right'),
-                   3: ('bottom', 'right'), 4: ('bottom', 'left'),
-                   5: ('left', 'top'), 6: ('right', 'top'),
-                   7: ('right', 'bottom'), 8: ('left', 'bottom')}[
-                       orientation]  # fmt: skip
+  rows, columns = {
+    1: ('top', 'left'),
+    2: ('top', 'right'),
+    3: ('bottom', 'right'),
+    4: ('bottom', 'left'),
+    5: ('left', 'top'),
+    6: ('right', 'top'),
+    7: ('right', 'bottom'),
+    8: ('left', 'bottom'),
+  }[orientation]
   upright = stored
   if rows in ('left', 'right'):
     upright = upright.swapaxes(0, 1)
@@ -174,14 +180,14 @@ def png_with(text_bytes: int) -> bytes:
 
 
 UNREADABLE = {
-    'empty': (b'', 'empty'),
-    'text': (b'this is no image', 'not an image'),
-    'program': (b'\x7fELF' + bytes(100), 'not an image'),
-    'bomb': (bomb(60000, 60000), 'too many'),
-    'lesser bomb': (bomb(13000, 12000), '13000 x 12000 pixels are too many'),
-    'no pixels': (bomb(100, 100), 'broken: '),
-    'text bomb': (png_with(300_000_000), 'broken: Decompressed data too large'),
-    'svg': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image'),
+  'empty': (b'', 'empty'),
+  'text': (b'this is no image', 'not an image'),
+  'program': (b'\x7fELF' + bytes(100), 'not an image'),
+  'bomb': (bomb(60000, 60000), 'too many'),
+  'lesser bomb': (bomb(13000, 12000), '13000 x 12000 pixels are too many'),
+  'no pixels': (bomb(100, 100), 'broken: '),
+  'text bomb': (png_with(300_000_000), 'broken: Decompressed data too large'),
+  'svg': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image'),
 }
 
 
@@ -197,7 +203,9 @@ def test_what_cannot_be_read_says_why(tmp_path, name):
 def test_cut_files_and_files_that_are_gone(tmp_path):
   whole = save(tmp_path / 'a.jpg', own.picture('disc', 0)).read_bytes()
   (tmp_path / 'a.jpg').write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(images.UnreadableImageError, match='broken: .*[Tt]runcated'):
+  with pytest.raises(
+    images.UnreadableImageError, match='broken: .*[Tt]runcated'
+  ):
     images.read_image(tmp_path / 'a.jpg', COLOR)
   with pytest.raises(images.UnreadableImageError, match='No such file'):
     images.read_image(tmp_path / 'b.jpg', COLOR)
@@ -216,8 +224,15 @@ def test_pixels_of_no_range_and_files_of_no_end(tmp_path, monkeypatch):
 
 
 def test_finds_files_at_any_depth_and_no_others(tmp_path):
-  for name in ('cat/b.jpg', 'cat/more/a.jpg', 'cat/.hidden', 'dog/a.png',
-               '.git/x/y', '__MACOSX/a', 'beside.txt'):  # fmt: skip
+  for name in (
+    'cat/b.jpg',
+    'cat/more/a.jpg',
+    'cat/.hidden',
+    'dog/a.png',
+    '.git/x/y',
+    '__MACOSX/a',
+    'beside.txt',
+  ):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()

@@ -9,18 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.utils.errors import UserError
 from maml_jax.inner_loop import InnerConfig, adapt, param_labels, path_matches
-from maml_jax.learner import Batch, Episode, cross_entropy, make_learner, meta_gradient
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  cross_entropy,
+  make_learner,
+  meta_gradient,
+)
 from maml_jax.types import Model
+from maml_jax.utils.errors import UserError
 
 DIM, STEPS, TASKS = 3, 4, 6
 CURVATURE = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.2], [0.0, 0.2, 0.5]])
 SETTINGS = [
-    {},
-    {'momentum': 0.9},
-    {'weight_decay': 0.1},
-    {'momentum': 0.5, 'weight_decay': 0.05},
+  {},
+  {'momentum': 0.9},
+  {'weight_decay': 0.1},
+  {'momentum': 0.5, 'weight_decay': 0.05},
 ]
 
 
@@ -37,8 +43,8 @@ def quadratic(outputs, centre):
 
 def make(**config):
   model = Model(
-      lambda key: ({'encoder': jnp.zeros(DIM)}, {}),
-      lambda params, stats, image, *, train: (params['encoder'], stats),
+    lambda key: ({'encoder': jnp.zeros(DIM)}, {}),
+    lambda params, stats, image, *, train: (params['encoder'], stats),
   )
   config = InnerConfig(num_steps=STEPS, encoder_lr=0.1, **config)
   return make_learner(model, config, loss_fn=quadratic, metric_fns={})
@@ -76,18 +82,18 @@ def after_steps(config, w, centre, steps=STEPS):
 @pytest.mark.parametrize('first_order', [True, False])
 @pytest.mark.parametrize('config', SETTINGS, ids=str)
 def test_meta_gradient_is_the_closed_form(
-    config, first_order, remat, mixed_mode
+  config, first_order, remat, mixed_mode
 ):
   config = config | {'first_order': first_order}
   learner = make(**config, remat=remat, mixed_mode=mixed_mode)
   episodes = tasks()
   w = np.array([0.4, -1.0, 0.7])
   grads, _, metrics = jax.jit(
-      lambda w, episodes: meta_gradient(learner, {'encoder': w}, {}, episodes)
+    lambda w, episodes: meta_gradient(learner, {'encoder': w}, {}, episodes)
   )(w, episodes)
   expected, losses = np.zeros(DIM), []
   for c_support, c_query in zip(
-      episodes.support.label, episodes.query.label, strict=True
+    episodes.support.targets, episodes.query.targets, strict=True
   ):
     adapted, jacobian = after_steps(config, w, np.asarray(c_support))
     slope = CURVATURE @ (adapted - np.asarray(c_query))
@@ -107,21 +113,21 @@ def test_trace_looks_at_the_closed_form_after_each_step(setting):
 
   for at in (None, (0, 2, STEPS), (3,), (0,)):
     seen = jax.jit(learner.trace, static_argnums=(3, 4))(
-        {'encoder': w}, {}, episode.support, observe, at
+      {'encoder': w}, {}, episode.support, observe, at
     )
     expected = [
-        after_steps(setting, w, episode.support.label, k)[0]
-        for k in (at or range(STEPS + 1))
+      after_steps(setting, w, episode.support.targets, k)[0]
+      for k in (at or range(STEPS + 1))
     ]
     np.testing.assert_allclose(seen['w'], np.stack(expected), rtol=1e-12)
 
 
 def test_zero_steps_change_nothing():
   learner = make_learner(
-      Model(None, lambda p, s, image, *, train: (p['encoder'], s)),
-      InnerConfig(num_steps=0),
-      loss_fn=quadratic,
-      metric_fns={},
+    Model(None, lambda p, s, image, *, train: (p['encoder'], s)),
+    InnerConfig(num_steps=0),
+    loss_fn=quadratic,
+    metric_fns={},
   )
   support = jax.tree.map(lambda x: x[0], tasks().support)
   w = {'encoder': jnp.arange(3.0)}
@@ -132,10 +138,10 @@ def test_zero_steps_change_nothing():
 
 def two_groups():
   return {
-      'encoder': {
-          'conv1': {'kernel': jnp.ones(2), 'bn': {'bias': jnp.ones(1)}},
-      },
-      'classifier': {'kernel': jnp.ones(2), 'temperature': jnp.ones(())},
+    'encoder': {
+      'conv1': {'kernel': jnp.ones(2), 'bn': {'bias': jnp.ones(1)}},
+    },
+    'classifier': {'kernel': jnp.ones(2), 'temperature': jnp.ones(())},
   }
 
 
@@ -146,7 +152,7 @@ def sum_of_squares(params, stats, support):
 
 def test_groups_have_their_own_rates_and_frozen_parameters_stay():
   config = InnerConfig(
-      num_steps=1, encoder_lr=0.1, classifier_lr=0.5, frozen=('bn',)
+    num_steps=1, encoder_lr=0.1, classifier_lr=0.5, frozen=('bn',)
   )
   adapted, *_ = adapt(sum_of_squares, config, two_groups(), {}, None)
   np.testing.assert_allclose(adapted['encoder']['conv1']['kernel'], 0.9)
@@ -186,7 +192,7 @@ def test_only_adapted_parameters_have_inner_state():
   params = two_groups() | {'encoder': {'kernel': jnp.ones(1234)}}
   config = InnerConfig(momentum=0.9, frozen=('encoder',))
   jaxpr = jax.make_jaxpr(
-      lambda p: adapt(sum_of_squares, config, p, {}, None)[0]
+    lambda p: adapt(sum_of_squares, config, p, {}, None)[0]
   )(params)
   scan = next(e for e in jaxpr.eqns if e.primitive.name == 'scan')
   # The carry and the losses; what is frozen goes in but does not come out.
@@ -200,22 +206,24 @@ def everything(mixed_mode, remat=False):
   a parameter is frozen; the head starts at zero.
   """
   config = InnerConfig(
-      num_steps=3,
-      encoder_lr=0.3,
-      classifier_lr=0.5,
-      momentum=0.5,
-      weight_decay=0.01,
-      frozen=('shift',),
-      reset_classifier=True,
-      remat=remat,
-      mixed_mode=mixed_mode,
+    num_steps=3,
+    encoder_lr=0.3,
+    classifier_lr=0.5,
+    momentum=0.5,
+    weight_decay=0.01,
+    frozen=('shift',),
+    reset_classifier=True,
+    remat=remat,
+    mixed_mode=mixed_mode,
   )
 
   def loss_fn(params, stats, support):
     encoder = params['encoder']
     shift = encoder['shift'] + stats['mean']
-    hidden = jnp.tanh(support.image @ encoder['kernel'] + shift[None])
-    loss = cross_entropy(hidden @ params['classifier']['kernel'], support.label)
+    hidden = jnp.tanh(support.inputs @ encoder['kernel'] + shift[None])
+    loss = cross_entropy(
+      hidden @ params['classifier']['kernel'], support.targets
+    )
     mean = 0.5 * stats['mean'] + hidden.mean(0)
     return loss, {'mean': mean, 'count': stats['count'] + 1}
 
@@ -239,9 +247,9 @@ def test_mixed_mode_carries_every_derivative(remat):
   expected = jax.jit(default)(*args)
   mixed, _ = everything(True, remat)
   jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12),
-      jax.jit(mixed)(*args),
-      expected,
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12),
+    jax.jit(mixed)(*args),
+    expected,
   )
   assert all(np.abs(x).max() > 0.01 for x in jax.tree.leaves(expected))
 
@@ -258,18 +266,18 @@ def test_mixed_mode_stores_no_activations():
 
 
 @pytest.mark.parametrize(
-    'pattern, path, hit',
-    [
-        ('bn', 'encoder/conv1/bn/bias', True),
-        ('bn', 'encoder/layer1/bn1/bias', False),
-        ('bn*', 'encoder/layer1/bn1/bias', True),
-        ('conv1', 'encoder/conv10/conv/bias', False),
-        ('conv[12]/conv', 'encoder/conv2/conv/kernel', True),
-        ('encoder', 'encoder/conv1/bn/bias', True),
-        ('encoder/bn', 'encoder/conv1/bn/bias', False),
-        ('encoder/conv1/bn/bias/more', 'encoder/conv1/bn/bias', False),
-        ('*', 'classifier/kernel', True),
-    ],
+  'pattern, path, hit',
+  [
+    ('bn', 'encoder/conv1/bn/bias', True),
+    ('bn', 'encoder/layer1/bn1/bias', False),
+    ('bn*', 'encoder/layer1/bn1/bias', True),
+    ('conv1', 'encoder/conv10/conv/bias', False),
+    ('conv[12]/conv', 'encoder/conv2/conv/kernel', True),
+    ('encoder', 'encoder/conv1/bn/bias', True),
+    ('encoder/bn', 'encoder/conv1/bn/bias', False),
+    ('encoder/conv1/bn/bias/more', 'encoder/conv1/bn/bias', False),
+    ('*', 'classifier/kernel', True),
+  ],
 )
 def test_patterns_match_consecutive_parts(pattern, path, hit):
   assert path_matches(pattern, path) is hit

@@ -34,8 +34,8 @@ def test_paired_interval_covers_the_truth():
   difficulty = rng.uniform(0.2, 0.7, (4000, 60))
   a, b = (rng.binomial(15, p) / 15 for p in (difficulty, difficulty + 0.1))
   covered = [
-      abs(mean - 0.1) <= half
-      for mean, half in map(statistics.paired_difference, b, a)
+    abs(mean - 0.1) <= half
+    for mean, half in map(statistics.paired_difference, b, a)
   ]
   assert 0.94 < np.mean(covered) < 0.96
 
@@ -54,11 +54,11 @@ def test_first_against_all_is_the_variance_of_a_part_of_a_whole():
 def test_luck_of_the_first_tasks_is_exceeded_in_5_of_100_cases():
   rng = np.random.default_rng(2)
   within = [
-      abs(difference) <= half
-      for difference, half in (
-          statistics.prefix_difference(row, 60)
-          for row in accuracies(rng, 600, 75, runs=4000)
-      )
+    abs(difference) <= half
+    for difference, half in (
+      statistics.prefix_difference(row, 60)
+      for row in accuracies(rng, 600, 75, runs=4000)
+    )
   ]
   assert 0.94 < np.mean(within) < 0.96
 

@@ -94,6 +94,11 @@ def test_learner_needs_jax_optax_and_numpy_alone():
     'after = {name.split(".")[0] for name in sys.modules}\n'
     'print(*sorted(after - before - sys.stdlib_module_names))\n'
   )
-  done = subprocess.run([sys.executable, '-c', script], check=True, text=True,
-                        capture_output=True, cwd=REPOSITORY)  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, '-c', script],
+    check=True,
+    text=True,
+    capture_output=True,
+    cwd=REPOSITORY,
+  )
   assert done.stdout.split() == ['maml_jax']

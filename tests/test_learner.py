@@ -15,27 +15,39 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from maml_jax import sharding
-from maml_jax.utils.errors import UserError
-from maml_jax.learner import Batch, Episode, InnerConfig, make_learner, meta_gradient
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  InnerConfig,
+  make_learner,
+  meta_gradient,
+)
 from maml_jax.models import ENCODERS, make_model
 from maml_jax.models.convnet import ConvBlock, ConvNet4
 from maml_jax.models.norm import MODES
-from maml_jax.sharding import DeviceLayout, choose_layout, make_mesh, mean_over_tasks, require_divisible
+from maml_jax.sharding import (
+  DeviceLayout,
+  choose_layout,
+  make_mesh,
+  mean_over_tasks,
+  require_divisible,
+)
+from maml_jax.utils.errors import UserError
 
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 LAYOUTS = {
-    'vmap': {},
-    'chunk 1': {'chunk': 1},
-    'chunk 2': {'chunk': 2},
-    '8 devices': {'devices': 8},
-    '2 devices, chunk 2': {'devices': 2, 'chunk': 2},
+  'vmap': {},
+  'chunk 1': {'chunk': 1},
+  'chunk 2': {'chunk': 2},
+  '8 devices': {'devices': 8},
+  '2 devices, chunk 2': {'devices': 2, 'chunk': 2},
 }
 INNER = {
-    'num_steps': 2,
-    'encoder_lr': 0.05,
-    'classifier_lr': 0.1,
-    'momentum': 0.5,
-    'weight_decay': 0.01,
+  'num_steps': 2,
+  'encoder_lr': 0.05,
+  'classifier_lr': 0.1,
+  'momentum': 0.5,
+  'weight_decay': 0.01,
 }
 
 
@@ -60,16 +72,18 @@ def episodes(tasks=8):
 @functools.cache
 def build(norm='batch', meta_test=False, encoder='convnet4', **inner):
   model = make_model(
-      encoder, WAYS, (SIDE, SIDE, 3), norm=norm, width=4, meta_test=meta_test
+    encoder, WAYS, (SIDE, SIDE, 3), norm=norm, width=4, meta_test=meta_test
   )
   params, stats = model.init(jax.random.key(0))
   # Away from the initial 0 and 1, where mistakes could hide.
   noise = np.random.RandomState(1)
   params, stats = jax.tree.map(
-      lambda x: jnp.abs(x + 0.1 * noise.randn(*x.shape))
+    lambda x: (
+      jnp.abs(x + 0.1 * noise.randn(*x.shape))
       if x.shape and x.min() >= 0
-      else jnp.asarray(x + 0.1 * noise.randn(*x.shape)),
-      (params, stats),
+      else jnp.asarray(x + 0.1 * noise.randn(*x.shape))
+    ),
+    (params, stats),
   )
   return make_learner(model, InnerConfig(**INNER | inner)), params, stats
 
@@ -79,14 +93,14 @@ def program(kind, learner, devices=None, chunk=None):
   mesh = make_mesh(jax.devices()[:devices]) if devices else None
   if kind != 'evaluation':
     return lambda params, stats, episodes: meta_gradient(
-        learner, params, stats, episodes, mesh=mesh, chunk=chunk
+      learner, params, stats, episodes, mesh=mesh, chunk=chunk
     )
 
   def one_task(shared, episode):
     return (), learner.loss(*shared, episode)[1][1]
 
   return lambda params, stats, episodes: mean_over_tasks(one_task, mesh, chunk)(
-      (params, stats), episodes
+    (params, stats), episodes
   )
 
 
@@ -102,9 +116,9 @@ def reference(kind):
 
 def kinds(kind):
   return {
-      'second order': {},
-      'first order': {'first_order': True},
-      'evaluation': {'num_steps': 3},
+    'second order': {},
+    'first order': {'first_order': True},
+    'evaluation': {'num_steps': 3},
   }[kind]
 
 
@@ -135,17 +149,17 @@ class OneBlock(ConvNet4):
 
 
 @pytest.mark.parametrize(
-    'mode, devices, inner',
-    [
-        ('batch', (1, 2, 4, 8), {}),
-        *((mode, (1, 8), {}) for mode in MODES if mode != 'batch'),
-        ('global', (1, 8), {'first_order': True}),
-        ('global', (1, 8), {'remat': True}),
-        ('global', (1, 8), {'first_order': True, 'remat': True}),
-    ],
+  'mode, devices, inner',
+  [
+    ('batch', (1, 2, 4, 8), {}),
+    *((mode, (1, 8), {}) for mode in MODES if mode != 'batch'),
+    ('global', (1, 8), {'first_order': True}),
+    ('global', (1, 8), {'remat': True}),
+    ('global', (1, 8), {'first_order': True, 'remat': True}),
+  ],
 )
 def test_any_number_of_devices_gives_the_same(
-    monkeypatch, mode, devices, inner
+  monkeypatch, mode, devices, inner
 ):
   """Gradients, statistics and metrics of each task."""
   monkeypatch.setitem(ENCODERS, 'one_block', OneBlock)
@@ -184,8 +198,8 @@ def test_float32_programs_equal_op_by_op():
     learner = make_learner(model, InnerConfig(num_steps=1, frozen=('bn',)))
     r = np.random.RandomState(0)
     batch = Batch(
-        jnp.array(r.rand(2, WAYS, 28, 28, 3), jnp.float32),
-        jnp.tile(jnp.arange(WAYS), (2, 1)),
+      jnp.array(r.rand(2, WAYS, 28, 28, 3), jnp.float32),
+      jnp.tile(jnp.arange(WAYS), (2, 1)),
     )
     args = params, stats, Episode(batch, jax.tree.map(lambda x: x + 0, batch))
     run = program('second order', learner, chunk=1)
@@ -202,16 +216,16 @@ def test_mixed_mode_on_devices_equals_the_default_op_by_op():
 
 
 @pytest.mark.parametrize(
-    'norm', [MODES[:4], MODES[4:] + ('batch', 'batch')], ids=str
+  'norm', [MODES[:4], MODES[4:] + ('batch', 'batch')], ids=str
 )
 def test_mixed_mode_equals_the_default_in_every_norm_mode(norm):
   results = []
   for mixed_mode in (True, False):
     learner, params, stats = build(
-        norm=tuple((f'conv{i}', mode) for i, mode in enumerate(norm, 1)),
-        mixed_mode=mixed_mode,
-        frozen=('bn', 'conv3'),
-        reset_classifier=True,
+      norm=tuple((f'conv{i}', mode) for i, mode in enumerate(norm, 1)),
+      mixed_mode=mixed_mode,
+      frozen=('bn', 'conv3'),
+      reset_classifier=True,
     )
     run = jax.jit(program('second order', learner, devices=2, chunk=2))
     results.append(run(params, stats, episodes(4)))
@@ -245,7 +259,7 @@ def test_meta_gradient_equals_finite_differences():
     direction, step = np.random.RandomState(seed).randn(flat.size), 1e-8
     difference = loss(flat + step * direction) - loss(flat - step * direction)
     np.testing.assert_allclose(
-        difference / (2 * step), grad @ direction, rtol=1e-6
+      difference / (2 * step), grad @ direction, rtol=1e-6
     )
 
 
@@ -255,8 +269,8 @@ def test_inductive_modes_judge_each_image_alone(mode):
   learner, params, stats = build(norm=mode)
   episode = jax.tree.map(lambda x: x[0], episodes(1))
   params, stats, _ = learner.adapt(params, stats, episode.support)
-  together = learner.predict(params, stats, episode.query.image)
-  alone = learner.predict(params, stats, episode.query.image[:1])
+  together = learner.predict(params, stats, episode.query.inputs)
+  alone = learner.predict(params, stats, episode.query.inputs[:1])
   assert np.allclose(together[:1], alone, atol=1e-9) == (mode != 'batch')
 
 
@@ -266,10 +280,10 @@ def test_a_task_keeps_its_own_statistics_to_itself():
     episode = jax.tree.map(lambda x: x[0], episodes(1))
     _, (after, _) = learner.loss(params, stats, episode)
     moved = any(
-        not np.allclose(x, y)
-        for x, y in zip(
-            jax.tree.leaves(stats), jax.tree.leaves(after), strict=True
-        )
+      not np.allclose(x, y)
+      for x, y in zip(
+        jax.tree.leaves(stats), jax.tree.leaves(after), strict=True
+      )
     )
     assert moved == (mode == 'global'), mode
 
@@ -301,23 +315,23 @@ def test_uneven_meta_batches_are_refused_with_numbers_that_work():
 
 
 @pytest.mark.parametrize(
-    'tasks, devices, more, layout',
-    [
-        (8, 8, {}, (8, 1)),
-        (12, 8, {}, (6, 1)),
-        (4, 8, {}, (4, 1)),
-        (7, 8, {}, (7, 1)),
-        (8, 8, {'chunk': 2}, (4, 1)),
-        (4, 8, {'queries': 80}, (8, 2)),
-        (4, 8, {'queries': 75}, (4, 1)),  # odd
-        (4, 12, {'queries': 75}, (12, 3)),
-        (4, 8, {'queries': 80, 'chunk': 2}, (2, 1)),
-        (6, 8, {'queries': 80}, (6, 1)),
-        (12, 16, {'processes': 4}, (12, 1)),
-        (12, 16, {'processes': 2}, (12, 1)),
-        (8, 12, {'processes': 4}, (8, 1)),
-        (2, 8, {'processes': 4, 'queries': 80}, (8, 4)),
-    ],
+  'tasks, devices, more, layout',
+  [
+    (8, 8, {}, (8, 1)),
+    (12, 8, {}, (6, 1)),
+    (4, 8, {}, (4, 1)),
+    (7, 8, {}, (7, 1)),
+    (8, 8, {'chunk': 2}, (4, 1)),
+    (4, 8, {'queries': 80}, (8, 2)),
+    (4, 8, {'queries': 75}, (4, 1)),  # odd
+    (4, 12, {'queries': 75}, (12, 3)),
+    (4, 8, {'queries': 80, 'chunk': 2}, (2, 1)),
+    (6, 8, {'queries': 80}, (6, 1)),
+    (12, 16, {'processes': 4}, (12, 1)),
+    (12, 16, {'processes': 2}, (12, 1)),
+    (8, 12, {'processes': 4}, (8, 1)),
+    (2, 8, {'processes': 4, 'queries': 80}, (8, 4)),
+  ],
 )
 def test_most_devices_that_can_be_used_are_used(tasks, devices, more, layout):
   assert choose_layout(tasks, devices, **more) == DeviceLayout(*layout)

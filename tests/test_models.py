@@ -7,10 +7,10 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from maml_jax.utils.errors import UserError
 from maml_jax.learner import cross_entropy
 from maml_jax.models import ENCODERS, make_model
 from maml_jax.models.norm import MODES
+from maml_jax.utils.errors import UserError
 
 
 def convs(*pairs, bias=False):
@@ -37,15 +37,15 @@ def resnet(blocks, *widths):
 
 # encoder -> (parameters of the encoder, features at 84 pixels)
 SIZES = {
-    'convnet4': (convs((3, 3, 32), *[(3, 32, 32)] * 3, bias=True), 800),
-    'wide_convnet4': (convs((3, 3, 64), *[(3, 64, 64)] * 3, bias=True), 1600),
-    'resnet12': (resnet12(64, 128, 256, 512), 512),
-    'wide_resnet12': (resnet12(64, 160, 320, 640), 640),
-    'resnet10': (resnet(1, 64, 128, 256, 512), 512),
-    'wide_resnet10': (resnet(1, 64, 160, 320, 640), 640),
-    'resnet18': (resnet(2, 64, 128, 256, 512), 512),
-    'wide_resnet18': (resnet(2, 64, 160, 320, 640), 640),
-    'mlp': (84 * 84 * 3 * 40 + 40 + 40 * 40 + 40, 40),
+  'convnet4': (convs((3, 3, 32), *[(3, 32, 32)] * 3, bias=True), 800),
+  'wide_convnet4': (convs((3, 3, 64), *[(3, 64, 64)] * 3, bias=True), 1600),
+  'resnet12': (resnet12(64, 128, 256, 512), 512),
+  'wide_resnet12': (resnet12(64, 160, 320, 640), 640),
+  'resnet10': (resnet(1, 64, 128, 256, 512), 512),
+  'wide_resnet10': (resnet(1, 64, 160, 320, 640), 640),
+  'resnet18': (resnet(2, 64, 128, 256, 512), 512),
+  'wide_resnet18': (resnet(2, 64, 160, 320, 640), 640),
+  'mlp': (84 * 84 * 3 * 40 + 40 + 40 * 40 + 40, 40),
 }
 
 
@@ -69,10 +69,10 @@ def test_any_image_size(encoder, shape):
   model = make_model(encoder, 7, shape, norm='global')
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
   logits, after = jax.eval_shape(
-      lambda *args: model.apply(*args, train=True),
-      params,
-      stats,
-      jax.ShapeDtypeStruct((2, *shape), jnp.float32),
+    lambda *args: model.apply(*args, train=True),
+    params,
+    stats,
+    jax.ShapeDtypeStruct((2, *shape), jnp.float32),
   )
   assert logits.shape == (2, 7)
   assert jax.tree.structure(stats) == jax.tree.structure(after)
@@ -83,7 +83,7 @@ def test_initialisations():
 
   def kernel(encoder, *path, **kw):
     params, _ = make_model(encoder, 5, (84, 84, 3), **kw).init(
-        jax.random.key(0)
+      jax.random.key(0)
     )
     node = params['encoder']
     for key in path:
@@ -195,8 +195,9 @@ def test_bfloat16_gradients_err_no_more_than_rounding_accounts_for():
     return optax.tree.norm(optax.tree.sub(x, y)) / optax.tree.norm(y)
 
   for seed in range(4):
-    r, (params, _) = np.random.RandomState(seed), model.init(
-        jax.random.key(seed)
+    r, (params, _) = (
+      np.random.RandomState(seed),
+      model.init(jax.random.key(seed)),
     )
     pattern = r.rand(3, 4, 4, 3).repeat(4, 1).repeat(4, 2)[label]
     image = jnp.array(pattern + 0.3 * r.rand(12, 16, 16, 3), jnp.float32)
@@ -214,13 +215,13 @@ def test_bfloat16_gradients_err_no_more_than_rounding_accounts_for():
 
 
 @pytest.mark.parametrize(
-    'args, message',
-    [
-        ({'encoder': 'convnet5'}, "did you mean convnet4"),
-        ({'norm': 'episodc'}, "did you mean episodic"),
-        ({'init': 'xavir'}, "did you mean xavier"),
-        ({'norm': (('conv1', 'batch'),)}, "says nothing about layer 'conv2'"),
-    ],
+  'args, message',
+  [
+    ({'encoder': 'convnet5'}, 'did you mean convnet4'),
+    ({'norm': 'episodc'}, 'did you mean episodic'),
+    ({'init': 'xavir'}, 'did you mean xavier'),
+    ({'norm': (('conv1', 'batch'),)}, "says nothing about layer 'conv2'"),
+  ],
 )
 def test_wrong_names_are_one_clear_line(args, message):
   args = {'encoder': 'convnet4'} | args

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax.experiment import checkpoint
 from maml_jax import cli, data, train
-from maml_jax.evaluation import evaluate, sweep
 from maml_jax import config as config_lib
+from maml_jax.evaluation import evaluate, sweep
+from maml_jax.experiment import checkpoint
 from maml_jax.utils.errors import UserError
 
 PRESET = str(tiny.PRESET)
@@ -22,12 +22,18 @@ def called(monkeypatch, tmp_path):
   calls = []
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(
-      train, 'train', lambda config, workdir: calls.append(
-          ('train', config, None, workdir)) or 0)  # fmt: skip
+    train,
+    'train',
+    lambda config, workdir: calls.append(('train', config, None, workdir)) or 0,
+  )
   for module, name in ((evaluate, 'evaluate'), (sweep, 'grid')):
     monkeypatch.setattr(
-        module, name, lambda config, source, workdir, name=name: calls.append(
-            (name, config, source, workdir)))  # fmt: skip
+      module,
+      name,
+      lambda config, source, workdir, name=name: calls.append(
+        (name, config, source, workdir)
+      ),
+    )
 
   def run(*argv):
     cli.run(argv, PRESET)
@@ -40,7 +46,7 @@ def saved(path, **fields):
   """A checkpoint of a linear network."""
   params = {'encoder': {'kernel': np.ones((2, 2))}}
   return checkpoint.Checkpoint(
-      path, tiny.config(**fields), 3, params, {}, [], {'loss': 1.0}
+    path, tiny.config(**fields), 3, params, {}, [], {'loss': 1.0}
   )
 
 
@@ -85,7 +91,7 @@ def test_without_flags_the_default_is_trained(called):
   name, config, _, workdir = called()
   assert (name, workdir) == ('train', 'runs/glyphs_5w1s')
   assert config_lib.to_json(config) == config_lib.to_json(
-      config_lib.load(PRESET)
+    config_lib.load(PRESET)
   )
   assert called('--tag=b')[3] == 'runs/glyphs_5w1s-b'
 
@@ -98,7 +104,7 @@ def test_fields_need_not_say_config(called):
 
 def test_a_checkpoint_brings_its_config(called, shipped, run_of_six):
   name, config, source, workdir = called(
-      '--mode=eval', f'--checkpoint={shipped}', '--eval.queries=9'
+    '--mode=eval', f'--checkpoint={shipped}', '--eval.queries=9'
   )
   assert (name, source) == ('evaluate', str(shipped))
   assert (config.task.ways, config.eval.queries) == (4, 9)
@@ -118,7 +124,7 @@ def test_a_workdir_given_as_checkpoint_keeps_its_results(called, run_of_six):
 
 def test_a_config_that_is_named_goes_first(called, shipped):
   _, config, _, workdir = called(
-      '--mode=eval', f'--config={PRESET}', f'--checkpoint={shipped}'
+    '--mode=eval', f'--config={PRESET}', f'--checkpoint={shipped}'
   )
   assert config.task.ways == 5
   assert workdir == 'runs/four'
@@ -126,12 +132,12 @@ def test_a_config_that_is_named_goes_first(called, shipped):
 
 def test_training_begins_with_a_checkpoint_elsewhere(called, run_of_six):
   _, config, _, workdir = called(f'--checkpoint={run_of_six}')
-  assert config.train.start == str(run_of_six)
+  assert config.train.init_from == str(run_of_six)
   assert workdir == 'runs/from-six'
   _, config, _, workdir = called(
-      f'--config={PRESET}', f'--checkpoint={run_of_six}', '--workdir=w'
+    f'--config={PRESET}', f'--checkpoint={run_of_six}', '--workdir=w'
   )
-  assert (config.train.start, workdir) == (str(run_of_six), 'w')
+  assert (config.train.init_from, workdir) == (str(run_of_six), 'w')
 
 
 def test_a_run_not_begun_brings_nothing(called, tmp_path):
@@ -143,21 +149,21 @@ def test_a_run_not_begun_brings_nothing(called, tmp_path):
 
 def test_grid_is_a_flag(called, shipped):
   name, config, *_ = called(
-      '--mode=eval', f'--checkpoint={shipped}', '--eval.grid'
+    '--mode=eval', f'--checkpoint={shipped}', '--eval.grid'
   )
   assert name == 'grid' and config.eval.grid
 
 
 @pytest.mark.parametrize(
-    'argv, message',
-    [
-        (['--mode=evl'], 'did you mean eval?'),
-        (['--wrkdir=x'], 'unknown argument --wrkdir=x; did you mean --workdir'),
-        (['--mode=demo', '--checkpoint=x'], 'demo takes no --checkpoint, only'),
-        (['x'], "--mode=train takes no argument 'x'"),
-        (['--evil.queries=3'], 'unknown argument --evil.queries=3'),
-        (['--eval.querys=3'], 'did you mean eval.queries?'),
-    ],
+  'argv, message',
+  [
+    (['--mode=evl'], 'did you mean eval?'),
+    (['--wrkdir=x'], 'unknown argument --wrkdir=x; did you mean --workdir'),
+    (['--mode=demo', '--checkpoint=x'], 'demo takes no --checkpoint, only'),
+    (['x'], "--mode=train takes no argument 'x'"),
+    (['--evil.queries=3'], 'unknown argument --evil.queries=3'),
+    (['--eval.querys=3'], 'did you mean eval.queries?'),
+  ],
 )
 def test_slips_are_named(argv, message):
   with pytest.raises(UserError, match=message.replace('?', r'\?')):
@@ -187,24 +193,25 @@ def test_begins_with_the_parameters_of_another_run(small, tmp_path):
   config = tiny.config(train__num_epochs=1)
   assert train.train(config, tmp_path / 'first') == 0
   first = checkpoint.load(tmp_path / 'first')
-  start = {'train__start': tmp_path / 'first', 'outer__lr': 0}
-  assert train.train(
-      tiny.config(train__num_epochs=1, **start), tmp_path / 'second'
-  ) == 0  # fmt: skip
+  start = {'train__init_from': tmp_path / 'first', 'outer__lr': 0}
+  assert (
+    train.train(tiny.config(train__num_epochs=1, **start), tmp_path / 'second')
+    == 0
+  )
   second = checkpoint.load(tmp_path / 'second')
   jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
-  assert second.step == 5 and second.config.train.start
+  assert second.step == 5 and second.config.train.init_from
 
 
 def test_begins_with_nothing_of_another_shape(small, tmp_path):
   config = tiny.config(train__num_epochs=1)
   assert train.train(config, tmp_path / 'first') == 0
-  wide = tiny.dataset()._replace(image=tiny.dataset().image[:, ::2])
+  wide = tiny.dataset()._replace(images=tiny.dataset().images[:, ::2])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr('maml_jax.data.load_dataset', lambda *_: wide)
     low = dataclasses.replace(data.spec('glyphs'), image_shape=(14, 28, 1))
     patch.setattr('maml_jax.data.spec', lambda name: low)
     with pytest.raises(UserError, match='encoder/kernel is .* where .* needed'):
       train.train(
-          tiny.config(train__start=tmp_path / 'first'), tmp_path / 'second'
+        tiny.config(train__init_from=tmp_path / 'first'), tmp_path / 'second'
       )

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data.datasets import cifar, cifar_fs, fc100
 from maml_jax.data import npz, records, safe_pickle, store
 from maml_jax.data.__main__ import main as data_command
+from maml_jax.data.datasets import cifar, cifar_fs, fc100
 from maml_jax.utils.errors import UserError
 
 MADE_FROM_FILES = sorted(
-  name for name, spec in data.SPECS.items() if not spec.automatic
+  name for name, spec in data.SPECS.items() if not spec.generated
 )
 TWO_EACH = dict.fromkeys(data.SPLITS, 2)
 
@@ -98,7 +98,9 @@ def test_images_are_prepared_one_by_one_into_several_files(
     ]
     for split, size in (('train', 100), ('val', 1), ('test', 1))
   }
-  store.write_dataset(tmp_path / 'warm', spec, splits | {'train': splits['val']})
+  store.write_dataset(
+    tmp_path / 'warm', spec, splits | {'train': splits['val']}
+  )
   tracemalloc.start()
   store.write_dataset(tmp_path / 'toy', spec, splits)
   _, peak = tracemalloc.get_traced_memory()
@@ -106,7 +108,7 @@ def test_images_are_prepared_one_by_one_into_several_files(
   assert peak < 10e6  # of 50e6
   assert len(list((tmp_path / 'toy').glob('*train.array_record*'))) == 4
   dataset = store.read_arrays(tmp_path / 'toy', spec, 'train')
-  np.testing.assert_array_equal(dataset.image, images)
+  np.testing.assert_array_equal(dataset.images, images)
   np.testing.assert_array_equal(dataset.size, [50, 50])
 
 
@@ -134,10 +136,13 @@ def test_rows_of_npz_take_no_memory_for_the_others(tmp_path, save):
   assert peak < 2e6
 
 
-@pytest.mark.parametrize('array', [
-  np.array([{}, 1], object),
-  np.asfortranarray(np.eye(3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'array',
+  [
+    np.array([{}, 1], object),
+    np.asfortranarray(np.eye(3)),
+  ],
+)
 def test_npz_of_anything_else_are_refused(tmp_path, array):
   np.savez(tmp_path / 'a.npz', images=array)
   with pytest.raises(UserError, match=r"'images' of .*a.npz: .*plain array"):
@@ -233,10 +238,16 @@ def png_strings(folder, images):
     dump(folder / f'{split}_labels.pkl', {'label_specific': TIERED_LABELS})
 
 
-@pytest.mark.parametrize('layout', [
-  npz_and_labels, compressed_npz_and_names, shuffled_npz, png_arrays,
-  png_strings,
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'layout',
+  [
+    npz_and_labels,
+    compressed_npz_and_names,
+    shuffled_npz,
+    png_arrays,
+    png_strings,
+  ],
+)
 def test_tiered_imagenet(tmp_path, fewer, layout):
   fewer('tiered_imagenet', **TWO_EACH)
   images = tiered_images()
@@ -244,7 +255,7 @@ def test_tiered_imagenet(tmp_path, fewer, layout):
   data.prepare('tiered_imagenet', tmp_path, tmp_path)
   for split, stack in images.items():
     dataset = data.load_dataset('tiered_imagenet', split, tmp_path)
-    np.testing.assert_array_equal(dataset.image, stack)
+    np.testing.assert_array_equal(dataset.images, stack)
     np.testing.assert_array_equal(dataset.size, [2, 3])
     names = data.class_names('tiered_imagenet', split, tmp_path)
     assert len(names) == 2 and all(f'{split} class' in name for name in names)
@@ -258,13 +269,16 @@ def test_tiered_imagenet_counts_its_classes(tmp_path):
     data.prepare('tiered_imagenet', tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize(('file', 'content', 'complaint'), [
-  ('val_labels.pkl', {'labels': [0, 1]}, 'holds 5 images, but .* 2 labels'),
-  ('val_labels.pkl', {'labels': ['a'] * 5}, 'integers as labels'),
-  ('val_labels.pkl', [1, 2, 3, 4, 5], 'integers as labels'),
-  ('val_labels.pkl', {'labels': print}, 'refused: .*val_labels.pkl asks for'),
-  ('val_images.npz', noise(5, 32, 32, 3), r'expected uint8\[N, 84, 84, 3\]'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('file', 'content', 'complaint'),
+  [
+    ('val_labels.pkl', {'labels': [0, 1]}, 'holds 5 images, but .* 2 labels'),
+    ('val_labels.pkl', {'labels': ['a'] * 5}, 'integers as labels'),
+    ('val_labels.pkl', [1, 2, 3, 4, 5], 'integers as labels'),
+    ('val_labels.pkl', {'labels': print}, 'refused: .*val_labels.pkl asks for'),
+    ('val_images.npz', noise(5, 32, 32, 3), r'expected uint8\[N, 84, 84, 3\]'),
+  ],
+)
 def test_tiered_imagenet_in_disorder(tmp_path, file, content, complaint):
   npz_and_labels(tmp_path, tiered_images())
   if file.endswith('.npz'):
@@ -302,11 +316,13 @@ def build_tfds(data_dir, tfds_name, labels, splits):
 
     def _info(self):
       return self.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict({
-          'image': tfds.features.Image(shape=(None, None, 3)),
-          'label': tfds.features.ClassLabel(**kinds),
-          'segmentation_mask': tfds.features.Image(shape=(None, None, 1)),
-        }),
+        features=tfds.features.FeaturesDict(
+          {
+            'image': tfds.features.Image(shape=(None, None, 3)),
+            'label': tfds.features.ClassLabel(**kinds),
+            'segmentation_mask': tfds.features.Image(shape=(None, None, 1)),
+          }
+        ),
       )
 
     def _split_generators(self, dl_manager):
@@ -314,11 +330,14 @@ def build_tfds(data_dir, tfds_name, labels, splits):
 
     def _generate_examples(self, split):
       for i, (image, label) in enumerate(splits[split]):
-        yield i, {
-          'image': encoded(image),
-          'label': label,
-          'segmentation_mask': encoded(image[..., 0]),
-        }
+        yield (
+          i,
+          {
+            'image': encoded(image),
+            'label': label,
+            'segmentation_mask': encoded(image[..., 0]),
+          },
+        )
 
   builder = Builder(data_dir=data_dir, file_format='array_record')
   builder.download_and_prepare()
@@ -340,20 +359,25 @@ def test_cifar_pickles(tmp_path, monkeypatch, name, prefix, prefixed):
   data.prepare(name, tmp_path, tmp_path)
   for split, stack in images.items():
     dataset = data.load_dataset(name, split, tmp_path)
-    np.testing.assert_array_equal(dataset.image, stack[[1, 3, 0, 2]])
+    np.testing.assert_array_equal(dataset.images, stack[[1, 3, 0, 2]])
     names = data.class_names(name, split, tmp_path)
     assert names == [f'{split} class 3', f'{split} class 7']
 
 
 @pytest.mark.parametrize('place', ['.', 'cifar100', 'cifar100/3.0.2'])
-@pytest.mark.parametrize(('name', 'val', 'test'), [
-  ('cifar_fs', 'beaver', 'baby'), ('fc100', 'wolf', 'baby'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('name', 'val', 'test'),
+  [
+    ('cifar_fs', 'beaver', 'baby'),
+    ('fc100', 'wolf', 'baby'),
+  ],
+)
 def test_cifar_of_tfds(tmp_path, monkeypatch, name, val, test, place):
   spec = dataclasses.replace(
-    data.SPECS[name], num_classes=dict.fromkeys(data.SPLITS, 1),
+    data.SPECS[name],
+    num_classes=dict.fromkeys(data.SPLITS, 1),
     images_per_class=3,
-  )  # fmt: skip
+  )
   monkeypatch.setitem(data.SPECS, name, spec)
   labels = [test, 'apple', val]
   images = noise(9, 32, 32, 3)
@@ -365,7 +389,7 @@ def test_cifar_of_tfds(tmp_path, monkeypatch, name, val, test, place):
     dataset = data.load_dataset(name, split, tmp_path)
     assert data.class_names(name, split, tmp_path) == [label]
     expected = images[labels.index(label) :: 3]
-    assert {image.tobytes() for image in dataset.image} == {
+    assert {image.tobytes() for image in dataset.images} == {
       image.tobytes() for image in expected
     }
 
@@ -416,24 +440,35 @@ def write_images(folder, paths):
 
 def test_folder_with_splits(tmp_path):
   given = tmp_path / 'given'
-  write_images(given, [
-    'train/cat/b.jpg', 'train/cat/a.png', 'train/ant/deep/a.png',
-    'train/ant/a.png', 'val/train/1.png', 'test/cow/1.png', 'readme.png',
-    'train/stray.png',
-  ])  # fmt: skip
+  write_images(
+    given,
+    [
+      'train/cat/b.jpg',
+      'train/cat/a.png',
+      'train/ant/deep/a.png',
+      'train/ant/a.png',
+      'val/train/1.png',
+      'test/cow/1.png',
+      'readme.png',
+      'train/stray.png',
+    ],
+  )
   data.prepare('folder', given, tmp_path)
   levels = {}
   for split in data.SPLITS:
     dataset = data.load_dataset('folder', split, tmp_path)
-    assert dataset.image.shape[1:] == (84, 84, 3)
+    assert dataset.images.shape[1:] == (84, 84, 3)
     names = data.class_names('folder', split, tmp_path)
-    for name, index, size in zip(names, dataset.index, dataset.size,
-                                 strict=True):  # fmt: skip
-      levels[split, name] = [*dataset.image[index[:size], 0, 0, 0]]
+    for name, index, size in zip(
+      names, dataset.index, dataset.size, strict=True
+    ):
+      levels[split, name] = [*dataset.images[index[:size], 0, 0, 0]]
   assert levels == {
-    ('train', 'ant'): [3, 2], ('train', 'cat'): [1, 0],
-    ('val', 'train'): [4], ('test', 'cow'): [5],
-  }  # fmt: skip
+    ('train', 'ant'): [3, 2],
+    ('train', 'cat'): [1, 0],
+    ('val', 'train'): [4],
+    ('test', 'cow'): [5],
+  }
 
 
 def test_folder_without_splits_is_dealt_out(tmp_path):
@@ -451,13 +486,16 @@ def test_folder_without_splits_is_dealt_out(tmp_path):
   np.testing.assert_array_equal(sizes, [2] * 16)
 
 
-@pytest.mark.parametrize(('paths', 'complaint'), [
-  (['cat/1.png', 'cow/1.png'], '2 classes cannot make three splits'),
-  (['train/a/1.png', 'valid/b/1.png'], 'beside train, val, test: valid'),
-  (['train/a/1.png', 'val/b/1.png'], "split 'test' has no images"),
-  (['train/a/1.png', 'val/b/1.png', 'test/a/1.png'], 'in several splits'),
-  (['1.png', '2.png'], 'found none of its images'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('paths', 'complaint'),
+  [
+    (['cat/1.png', 'cow/1.png'], '2 classes cannot make three splits'),
+    (['train/a/1.png', 'valid/b/1.png'], 'beside train, val, test: valid'),
+    (['train/a/1.png', 'val/b/1.png'], "split 'test' has no images"),
+    (['train/a/1.png', 'val/b/1.png', 'test/a/1.png'], 'in several splits'),
+    (['1.png', '2.png'], 'found none of its images'),
+  ],
+)
 def test_folder_in_disorder(tmp_path, paths, complaint):
   write_images(tmp_path / 'given', paths)
   with pytest.raises(UserError, match=complaint):
@@ -538,8 +576,13 @@ BIRDS = {
   'val': [('002.Emu/a.jpg', '1'), ('003.Jay/a.jpg', '2')],
   'test': [('004.Owl/a.jpg', '3')],
 }
-BIRD_FILES = ['001.Auk/a.jpg', '001.Auk/b.jpg', '002.Emu/a.jpg',
-              '003.Jay/a.jpg', '004.Owl/a.jpg']  # fmt: skip
+BIRD_FILES = [
+  '001.Auk/a.jpg',
+  '001.Auk/b.jpg',
+  '002.Emu/a.jpg',
+  '003.Jay/a.jpg',
+  '004.Owl/a.jpg',
+]
 
 
 def check_classes(name, data_dir, expected):
@@ -548,7 +591,7 @@ def check_classes(name, data_dir, expected):
     dataset = data.load_dataset(name, split, data_dir)
     names = data.class_names(name, split, data_dir)
     levels = [
-      [int(level) for level in dataset.image[index[:size], 0, 0, 0]]
+      [int(level) for level in dataset.images[index[:size], 0, 0, 0]]
       for index, size in zip(dataset.index, dataset.size, strict=True)
     ]
     assert dict(zip(names, levels, strict=True)) == classes
@@ -563,10 +606,15 @@ def test_cub_with_tables(tmp_path, fewer, place, top, heading):
   write_images(given / top, BIRD_FILES)
   write_tables(given / place, BIRDS, heading)
   data.prepare('cub', given, tmp_path)
-  check_classes('cub', tmp_path, {
-    'train': {'001.Auk': [0, 1]}, 'val': {'002.Emu': [2], '003.Jay': [3]},
-    'test': {'004.Owl': [4]},
-  })  # fmt: skip
+  check_classes(
+    'cub',
+    tmp_path,
+    {
+      'train': {'001.Auk': [0, 1]},
+      'val': {'002.Emu': [2], '003.Jay': [3]},
+      'test': {'004.Owl': [4]},
+    },
+  )
 
 
 def test_cub_without_tables_is_split_by_number(tmp_path, fewer):
@@ -575,10 +623,15 @@ def test_cub_without_tables_is_split_by_number(tmp_path, fewer):
   write_images(given / 'CUB_200_2011' / 'images', BIRD_FILES)
   write_images(given / 'segmentations', BIRD_FILES)
   data.prepare('cub', given, tmp_path)
-  check_classes('cub', tmp_path, {
-    'train': {'001.Auk': [0, 1], '003.Jay': [3]}, 'val': {'002.Emu': [2]},
-    'test': {'004.Owl': [4]},
-  })  # fmt: skip
+  check_classes(
+    'cub',
+    tmp_path,
+    {
+      'train': {'001.Auk': [0, 1], '003.Jay': [3]},
+      'val': {'002.Emu': [2]},
+      'test': {'004.Owl': [4]},
+    },
+  )
 
 
 def test_cub_of_tfds(tmp_path, fewer):
@@ -589,10 +642,15 @@ def test_cub_of_tfds(tmp_path, fewer):
     tmp_path, 'caltech_birds2011', 4, {'train': pairs[:2], 'test': pairs[2:]}
   )
   data.prepare('cub', tmp_path, tmp_path)
-  check_classes('cub', tmp_path, {
-    'train': {'001': [3], '003': [1]}, 'val': {'002': [2]},
-    'test': {'004': [0]},
-  })  # fmt: skip
+  check_classes(
+    'cub',
+    tmp_path,
+    {
+      'train': {'001': [3], '003': [1]},
+      'val': {'002': [2]},
+      'test': {'004': [0]},
+    },
+  )
 
 
 def test_cub_counts_its_classes(tmp_path):
@@ -601,12 +659,15 @@ def test_cub_counts_its_classes(tmp_path):
     data.prepare('cub', tmp_path, tmp_path / 'prepared')
 
 
-@pytest.mark.parametrize(('rows', 'complaint'), [
-  ([('001.Auk/c.jpg', '0')], 'train.csv lists 001.Auk/c.jpg, which is none'),
-  ([('a.jpg', '0')], 'train.csv lists a.jpg, which is several'),
-  ([('001.Auk/a.jpg',)], 'train.csv lacks filename or label'),
-  ([('001.Auk/a.jpg', '0'), ('004.Owl/a.jpg', '1')], 'in several splits'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('rows', 'complaint'),
+  [
+    ([('001.Auk/c.jpg', '0')], 'train.csv lists 001.Auk/c.jpg, which is none'),
+    ([('a.jpg', '0')], 'train.csv lists a.jpg, which is several'),
+    ([('001.Auk/a.jpg',)], 'train.csv lacks filename or label'),
+    ([('001.Auk/a.jpg', '0'), ('004.Owl/a.jpg', '1')], 'in several splits'),
+  ],
+)
 def test_tables_in_disorder(tmp_path, fewer, rows, complaint):
   fewer('cub', train=2, val=2, test=1)
   write_images(tmp_path / 'images', BIRD_FILES)
@@ -629,19 +690,28 @@ INAT_ROWS = {
 INAT_FILES = [path for rows in INAT_ROWS.values() for path, _ in rows]
 
 
-@pytest.mark.parametrize(('top', 'place'), [
-  ('images/Aves', 'fs-splits'), ('train_val_images/Aves', '.'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('top', 'place'),
+  [
+    ('images/Aves', 'fs-splits'),
+    ('train_val_images/Aves', '.'),
+  ],
+)
 def test_inat2017(tmp_path, top, place):
   given = tmp_path / 'given'
   write_images(given / top, INAT_FILES)
   write_tables(given / place, INAT_ROWS, heading=False)
   data.prepare('inat2017', given, tmp_path)
-  check_classes('inat2017', tmp_path, {
-    split: {f'{split} {c}': [10 * k + 2 * c, 10 * k + 2 * c + 1]
-            for c in range(5)}
-    for k, split in enumerate(data.SPLITS)
-  })  # fmt: skip
+  check_classes(
+    'inat2017',
+    tmp_path,
+    {
+      split: {
+        f'{split} {c}': [10 * k + 2 * c, 10 * k + 2 * c + 1] for c in range(5)
+      }
+      for k, split in enumerate(data.SPLITS)
+    },
+  )
 
 
 def test_inat2017_holds_classes_out_to_validate(tmp_path):
@@ -660,17 +730,21 @@ def test_inat2017_holds_classes_out_to_validate(tmp_path):
   ]
 
 
-@pytest.mark.parametrize(('folder', 'labels', 'names'), [
-  ('flat', ('0', '1'), ['{} class 0', '{} class 1']),
-  ('flat', ('{} Auk', '{} Emu'), ['{} Auk', '{} Emu']),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ('folder', 'labels', 'names'),
+  [
+    ('flat', ('0', '1'), ['{} class 0', '{} class 1']),
+    ('flat', ('{} Auk', '{} Emu'), ['{} Auk', '{} Emu']),
+  ],
+)
 def test_classes_of_tables_need_no_folders(tmp_path, folder, labels, names):
   given = tmp_path / 'given'
   rows = {
-    split: [(f'{split}{i}.jpg', label.format(split))
-            for i, label in enumerate(labels)]
+    split: [
+      (f'{split}{i}.jpg', label.format(split)) for i, label in enumerate(labels)
+    ]
     for split in data.SPLITS
-  }  # fmt: skip
+  }
   files = [path for split in rows.values() for path, _ in split]
   write_images(given / 'images' / folder, files)
   write_tables(given, rows)

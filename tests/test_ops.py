@@ -11,14 +11,14 @@ from maml_jax import ops
 
 # (image height and width, kernel size, stride, padding)
 GEOMETRIES = [
-    ((6, 7), 3, 1, 1),
-    ((6, 5), 3, 1, 0),
-    ((4, 5), 3, 1, 2),
-    ((7, 6), 3, 2, 1),
-    ((6, 6), 3, 2, 1),
-    ((5, 4), 1, 1, 0),
-    ((5, 4), 1, 2, 0),
-    ((9, 8), 5, 3, 2),
+  ((6, 7), 3, 1, 1),
+  ((6, 5), 3, 1, 0),
+  ((4, 5), 3, 1, 2),
+  ((7, 6), 3, 2, 1),
+  ((6, 6), 3, 2, 1),
+  ((5, 4), 1, 1, 0),
+  ((5, 4), 1, 2, 0),
+  ((9, 8), 5, 3, 2),
 ]
 
 
@@ -30,11 +30,11 @@ def float64():
 
 def plain_conv(image, kernel, stride, padding):
   return lax.conv_general_dilated(
-      image,
-      kernel,
-      (stride, stride),
-      [(padding, padding)] * 2,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    image,
+    kernel,
+    (stride, stride),
+    [(padding, padding)] * 2,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
 
 
@@ -70,9 +70,9 @@ def second(fn):
 
 def assert_close(ours, plain):
   jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-10),
-      ours,
-      plain,
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-10),
+    ours,
+    plain,
   )
 
 
@@ -101,12 +101,12 @@ def test_conv_under_vmap(axes, order):
   geometry = GEOMETRIES[3]
   ours, plain = both(geometry)
   args = [
-      x[0] if axis is None else jnp.moveaxis(x, 0, axis)
-      for x, axis in zip(operands(geometry, (3,)), axes, strict=True)
+    x[0] if axis is None else jnp.moveaxis(x, 0, axis)
+    for x, axis in zip(operands(geometry, (3,)), axes, strict=True)
   ]
   assert_close(
-      jax.jit(jax.vmap(order(ours), axes))(*args),
-      jax.jit(jax.vmap(order(plain), axes))(*args),
+    jax.jit(jax.vmap(order(ours), axes))(*args),
+    jax.jit(jax.vmap(order(plain), axes))(*args),
   )
 
 
@@ -116,10 +116,10 @@ def test_conv_under_nested_vmap():
   args = image, kernel
   for inner, outer in (((0, None), (None, 0)), ((0, 0), (None, None))):
     nested = [
-        jax.vmap(jax.vmap(f, inner), outer, axis_size=2)
-        if outer == (None, None)
-        else jax.vmap(jax.vmap(f, inner), outer)
-        for f in (ours, plain)
+      jax.vmap(jax.vmap(f, inner), outer, axis_size=2)
+      if outer == (None, None)
+      else jax.vmap(jax.vmap(f, inner), outer)
+      for f in (ours, plain)
     ]
     assert_close(nested[0](*args), nested[1](*args))
 
@@ -131,15 +131,15 @@ def test_the_two_lowerings_agree(padding):
   size = {'stride': 1, 'padding': padding}
   g = jnp.sin(ops._conv_grouped(image, kernel, **size))
   assert_close(
-      ops._conv_grouped(image, kernel, **size),
-      jax.vmap(lambda x, k: plain_conv(x, k, 1, padding))(image, kernel),
+    ops._conv_grouped(image, kernel, **size),
+    jax.vmap(lambda x, k: plain_conv(x, k, 1, padding))(image, kernel),
   )
   singles = [
-      ops._kernel_grad_single(x, y, padding=padding)
-      for x, y in zip(image, g, strict=True)
+    ops._kernel_grad_single(x, y, padding=padding)
+    for x, y in zip(image, g, strict=True)
   ]
   assert_close(
-      ops._kernel_grad_grouped(image, g, padding=padding), jnp.stack(singles)
+    ops._kernel_grad_grouped(image, g, padding=padding), jnp.stack(singles)
   )
 
 
@@ -147,8 +147,8 @@ def test_bfloat16_convolutions_sum_in_float32():
   """Over 64 images; the only rounding is that of the result, 2^-8 of it."""
   r = np.random.RandomState(0)
   image, kernel, g = (
-      jnp.array(r.rand(*shape), jnp.bfloat16)
-      for shape in ((3, 64, 6, 6, 3), (3, 3, 3, 3, 4), (3, 64, 6, 6, 4))
+    jnp.array(r.rand(*shape), jnp.bfloat16)
+    for shape in ((3, 64, 6, 6, 3), (3, 3, 3, 3, 4), (3, 64, 6, 6, 4))
   )
 
   def all_three(image, kernel, g):
@@ -165,8 +165,8 @@ def test_bfloat16_convolutions_sum_in_float32():
   runs = [jax.jit(all_three)(*args), all_three(*args)]
   *_, kernel_grad = exact
   pairs = [
-      *zip(runs[0] + runs[1], exact * 2, strict=True),
-      *zip(jax.jit(grouped)(*args), (exact[0], kernel_grad), strict=True),
+    *zip(runs[0] + runs[1], exact * 2, strict=True),
+    *zip(jax.jit(grouped)(*args), (exact[0], kernel_grad), strict=True),
   ]
   for got, expected in pairs:
     assert got.dtype == jnp.bfloat16
@@ -194,7 +194,7 @@ def test_max_pool_equals_reduce_window(side, sign):
 
   def plain(x):
     return lax.reduce_window(
-        scale * x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID'
+      scale * x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID'
     )
 
   def loss(fn):

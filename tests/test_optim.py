@@ -8,8 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from maml_jax.experiment.optimizers import (
+  OPTIMIZERS,
+  make_optimizer,
+  make_schedule,
+)
 from maml_jax.utils.errors import UserError
-from maml_jax.experiment.optimizers import OPTIMIZERS, make_optimizer, make_schedule
 
 GRADS = np.array([[0.5, -30.0], [0.2, 4.0], [-1.0, 12.0], [0.0, -0.1]])
 START, LR, DECAY, CLIP = np.array([1.0, -2.0]), 0.1, 0.05, 10.0
@@ -46,7 +50,7 @@ def float64():
 @pytest.mark.parametrize('decay', [0.0, DECAY])
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_update_rules_are_pytorchs(name, decay):
-  tx = make_optimizer(name, LR, weight_decay=decay, clip=CLIP)
+  tx = make_optimizer(name, LR, weight_decay=decay, clip_value=CLIP)
   params = jnp.array(START)
   state, out = tx.init(params), []
   for g in GRADS:
@@ -59,12 +63,12 @@ def test_update_rules_are_pytorchs(name, decay):
 def test_schedules_change_between_epochs():
   steps = jnp.arange(40)
   step = make_schedule(
-      0.1, schedule='step', milestones=(2, 3), gamma=0.5, steps_per_epoch=10
+    0.1, schedule='step', milestones=(2, 3), gamma=0.5, steps_per_epoch=10
   )
   expected = np.repeat([0.1, 0.1, 0.05, 0.025], 10)
   np.testing.assert_allclose([step(s) for s in steps], expected, rtol=1e-6)
   cosine = make_schedule(
-      0.1, schedule='cosine', milestones=(4,), steps_per_epoch=10
+    0.1, schedule='cosine', milestones=(4,), steps_per_epoch=10
   )
   expected = [0.05 * (1 + math.cos(math.pi * (s // 10) / 4)) for s in range(40)]
   np.testing.assert_allclose([cosine(s) for s in steps], expected, rtol=1e-5)

@@ -109,8 +109,10 @@ def test_make_passes_over_a_broken_python(tmp_path):
   subprocess.run(make, check=True, cwd=tmp_path, capture_output=True)
   calls = [line.split()[:2] for line in log.read_text().splitlines()]
   assert [call for call in calls if call[0] == '-m'] == [
-    ['-m', 'venv'], ['-m', 'pip'], ['-m', 'pytest']
-  ]  # fmt: skip
+    ['-m', 'venv'],
+    ['-m', 'pip'],
+    ['-m', 'pytest'],
+  ]
   log.unlink()
   subprocess.run(make, check=True, cwd=tmp_path, capture_output=True)
   assert log.read_text().split()[:2] == ['-m', 'pytest']
@@ -125,7 +127,7 @@ def test_example_in_the_readme_learns():
     exec(example.replace('range(5000)', 'range(1)'), first)
     exec(example.replace('range(5000)', 'range(500)'), later)
   assert later['loss'] < first['loss'] / 3
-  assert later['y'].shape == later['episode'].query.label.shape
+  assert later['y'].shape == later['episode'].query.targets.shape
 
 
 def test_readme_names_every_data_set_and_augmentation():

@@ -15,13 +15,21 @@ import tiny
 from PIL import Image
 
 from maml_jax import cli, data, report
-from maml_jax.experiment import setup
-from maml_jax.report import episodes
 from maml_jax import config as config_lib
-from maml_jax.utils.errors import UserError
 from maml_jax.evaluation.statistics import mean_interval, prefix_difference
-from maml_jax.report import figure_writer, figures, formatting, markup, runs, statistics, style
+from maml_jax.experiment import setup
 from maml_jax.experiment.task_source import eval_task_indices
+from maml_jax.report import (
+  episodes,
+  figure_writer,
+  figures,
+  formatting,
+  markup,
+  runs,
+  statistics,
+  style,
+)
+from maml_jax.utils.errors import UserError
 
 NAMES = [f'class <{c}>' for c in range(8)]
 PRESET = str(tiny.PRESET)
@@ -54,8 +62,11 @@ class Page(html.parser.HTMLParser):
       self.words.append(text)
 
   def all(self, tag, class_=None):
-    return [attributes for name, attributes in self.elements if name == tag
-            and class_ in (None, *attributes.get('class', '').split())]
+    return [
+      attributes
+      for name, attributes in self.elements
+      if name == tag and class_ in (None, *attributes.get('class', '').split())
+    ]
 
 
 def plain(text):
@@ -68,10 +79,12 @@ def rows_of(page_text, table_class):
   body = re.search(rf'<table class="{table_class}">.*?</table>', page_text)[0]
   cells = re.compile(r'<t([dh])([^>]*)>(.*?)</t\1>')
   return [
-    [(attributes, re.sub('<[^>]*>', '|', cell))
-     for _, attributes, cell in cells.findall(row)]
+    [
+      (attributes, re.sub('<[^>]*>', '|', cell))
+      for _, attributes, cell in cells.findall(row)
+    ]
     for row in re.findall('<tr>.*?</tr>', body)
-  ]  # fmt: skip
+  ]
 
 
 @pytest.fixture(autouse=True)
@@ -180,11 +193,19 @@ def test_over_seeds():
 
 
 def test_words():
-  assert formatting.format_number('accuracy', 0.487, 0.0184) == '48.70 ±\xa01.84\xa0%'
+  assert (
+    formatting.format_number('accuracy', 0.487, 0.0184)
+    == '48.70 ±\xa01.84\xa0%'
+  )
   assert formatting.format_number('loss', 0.7344, 0.012) == '0.734 ±\xa00.012'
-  assert formatting.format_difference('accuracy', 0.012, 0.003) == '+1.20 ±\xa00.30'
+  assert (
+    formatting.format_difference('accuracy', 0.012, 0.003) == '+1.20 ±\xa00.30'
+  )
   assert formatting.format_difference('loss', -0.5, None) == '−0.500'
-  assert formatting.format_share(0.2) == '20\xa0%' and formatting.format_share(0) == '0\xa0%'
+  assert (
+    formatting.format_share(0.2) == '20\xa0%'
+    and formatting.format_share(0) == '0\xa0%'
+  )
   assert formatting.pluralize(1, 'class') == '1 class'
   assert formatting.pluralize(10_000, 'task') == '10,000 tasks'
 
@@ -207,7 +228,9 @@ def test_runs_that_differ_in_their_seed_alone_are_one(seeds, tmp_path, config):
   fields = {'inner__encoder_lr': 0.2, 'eval__num_steps': 2}
   measured.write_run(other, tiny.config(**fields), tiny.dataset('test'), 5)
   again = copy(seeds, tmp_path)  # the same seed is no second one
-  groups = runs.group_runs([runs.read_run(p) for p in (*seeds[::-1], other, again)])
+  groups = runs.group_runs(
+    [runs.read_run(p) for p in (*seeds[::-1], other, again)]
+  )
   assert [len(group.runs) for group in groups] == [3, 1, 1]
   assert [run.seed for run in groups[0].runs] == [0, 1, 2]
   assert [g.name for g in groups] == ['run (3 seeds)', 'other', 'copy0']
@@ -222,12 +245,15 @@ def test_runs_of_one_name_are_told_apart(seeds, tmp_path):
   assert [group.name for group in groups] == ['a/run', 'b/run']
 
 
-@pytest.mark.parametrize('given, name', [
-  (('x-seed0', 'x-seed1'), 'x (2 seeds)'),
-  (('mini', 'mini-seed1'), 'mini (2 seeds)'),
-  (('0', '1'), '0 (2 seeds)'),
-  (('a1', 'a2'), 'a (2 seeds)'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'given, name',
+  [
+    (('x-seed0', 'x-seed1'), 'x (2 seeds)'),
+    (('mini', 'mini-seed1'), 'mini (2 seeds)'),
+    (('0', '1'), '0 (2 seeds)'),
+    (('a1', 'a2'), 'a (2 seeds)'),
+  ],
+)
 def test_names_of_seeds(tmp_path, given, name):
   for seed, workdir in enumerate(given):
     path = tmp_path / workdir
@@ -235,7 +261,9 @@ def test_names_of_seeds(tmp_path, given, name):
     measured.write_metrics(path)
     config = tiny.config(seed=seed)
     (path / 'config.json').write_text(config_lib.to_json(config))
-  (group,) = runs.group_runs([runs.read_run(tmp_path / workdir) for workdir in given])
+  (group,) = runs.group_runs(
+    [runs.read_run(tmp_path / workdir) for workdir in given]
+  )
   assert group.name == name
 
 
@@ -319,11 +347,21 @@ def test_pictures_have_words_and_lie_beside_the_page(single):
   assert {path.name for path in folder.iterdir()} == {
     f'{name}.png'
     for name in (
-      'adaptation_accuracy', 'adaptation_loss', 'baselines_0', 'confusion_0',
-      'grid_0_0', 'histogram_accuracy', 'learning_accuracy', 'learning_loss',
-      'running_accuracy', 'task_0_best1', 'task_0_best2', 'task_0_worst1',
-      'task_0_worst2')
-  }  # fmt: skip
+      'adaptation_accuracy',
+      'adaptation_loss',
+      'baselines_0',
+      'confusion_0',
+      'grid_0_0',
+      'histogram_accuracy',
+      'learning_accuracy',
+      'learning_loss',
+      'running_accuracy',
+      'task_0_best1',
+      'task_0_best2',
+      'task_0_worst1',
+      'task_0_worst2',
+    )
+  }
 
 
 def test_pictures_follow_the_scheme_of_the_reader(single):
@@ -340,8 +378,9 @@ def test_pictures_follow_the_scheme_of_the_reader(single):
 
 def luminance(color):
   channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-  linear = np.where(channels <= 0.04045, channels / 12.92,
-                    ((channels + 0.055) / 1.055) ** 2.4)  # fmt: skip
+  linear = np.where(
+    channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+  )
   return linear @ (0.2126, 0.7152, 0.0722)
 
 
@@ -369,13 +408,17 @@ def test_summary_says_in_words_what_was_measured(single, seeds):
   mean, half = 100 * said['accuracy'], 100 * said['interval']
   assert f'{mean:.2f} ± {half:.2f} %' in told
   assert '95 % interval over 30 tasks' in told
-  assert ('Measured on 30 tasks of glyphs test, 3-way 1-shot, 2 query images '
-          'per class, 2 inner steps, norm batch.') in told  # fmt: skip
+  assert (
+    'Measured on 30 tasks of glyphs test, 3-way 1-shot, 2 query images '
+    'per class, 2 inner steps, norm batch.'
+  ) in told
   assert 'transductive the query images of a task are answered tog' in told
   assert f'Median of tasks {100 * said["median"]:.2f} %' in told
   assert 'or below chance (33.3 % right); guessing puts ' in told
-  assert ('Checkpoint of step 200, seed 0, float32, 2 x cpu, maml_jax 0.1.0 '
-          '(0123456789+), jax 0.12.0.') in told  # fmt: skip
+  assert (
+    'Checkpoint of step 200, seed 0, float32, 2 x cpu, maml_jax 0.1.0 '
+    '(0123456789+), jax 0.12.0.'
+  ) in told
 
 
 def test_grid_shows_every_cell_and_its_kind(single, seeds):
@@ -386,16 +429,15 @@ def test_grid_shows_every_cell_and_its_kind(single, seeds):
     for steps, (attributes, text) in zip((0, 1, 5, 10), shown, strict=True):
       cell = next(cells)
       mean, half = (f'{100 * cell[k]:.2f}' for k in ('accuracy', 'interval'))
-      difference = formatting.format_difference('accuracy', cell['difference'],
-                                    cell['difference_interval'])  # fmt: skip
+      difference = formatting.format_difference(
+        'accuracy', cell['difference'], cell['difference_interval']
+      )
       key = cell['norm'], cell['queries'], steps
       assert cell['num_steps'] == steps
       assert ('base' in attributes) == (key == ('batch', 15, 5))
       if key == ('batch', 15, 5):
         difference = 'base'
-      assert text.split('|')[1::2] == [
-        mean, f' ±\xa0{half}', difference
-      ]  # fmt: skip
+      assert text.split('|')[1::2] == [mean, f' ±\xa0{half}', difference]
     kind = 'transductive' if key[0] == 'batch' else 'inductive'
     queries = 'one query' if key[1] == 1 else f'{key[1]} queries'
     assert label[1] == f'{key[0]}|{queries}, {kind}|'
@@ -404,8 +446,11 @@ def test_grid_shows_every_cell_and_its_kind(single, seeds):
 
 def test_stronger_colours_are_higher_accuracies(single, seeds):
   _, *rows = rows_of(single.read_text(), 'heat')
-  heat = [int(re.search(r'--heat:(\d+)', attributes)[1])
-          for _, *shown in rows for attributes, _ in shown]  # fmt: skip
+  heat = [
+    int(re.search(r'--heat:(\d+)', attributes)[1])
+    for _, *shown in rows
+    for attributes, _ in shown
+  ]
   accuracy = [cell['accuracy'] for cell in facts(seeds[0], 'grid')['cells']]
   order = np.argsort(accuracy)
   assert (np.diff(np.array(heat)[order]) >= 0).all()
@@ -471,8 +516,13 @@ def test_baselines_are_shown_with_their_paired_differences(single, seeds):
 
 def test_names_and_titles_are_text_not_markup(tmp_path, single):
   measured.write_metrics(tmp_path)
-  found = page(tmp_path, [tmp_path], title='a < b & "c"', nav='Claims',
-               extra_html='<p id="mine">kept <b>as</b> it is</p>')  # fmt: skip
+  found = page(
+    tmp_path,
+    [tmp_path],
+    title='a < b & "c"',
+    nav='Claims',
+    extra_html='<p id="mine">kept <b>as</b> it is</p>',
+  )
   assert 'a < b & "c"' in found.text
   assert 'kept as it is' in found.text and 'Claims' in found.text
   order = [a['id'] for _, a in found.elements if 'id' in a]
@@ -508,7 +558,7 @@ def test_tasks_shown_are_the_best_and_the_worst_with_their_answers(
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(code))))[..., 0]
     tiles = sheet.reshape(3, 28, 3, 28).transpose(0, 2, 1, 3)
     np.testing.assert_array_equal(
-      tiles, dataset.image[positions[task]][..., 0]
+      tiles, dataset.images[positions[task]][..., 0]
     )
 
 
@@ -534,9 +584,7 @@ def test_hardest_classes_are_those_answered_worst(single, seeds):
   ]
 
 
-def test_data_that_are_not_here_are_said_to_be_so(
-  seeds, tmp_path, monkeypatch
-):
+def test_data_that_are_not_here_are_said_to_be_so(seeds, tmp_path, monkeypatch):
   def missing(*_):
     raise UserError('glyphs is not prepared: there is no X\nprepare it with')
 
@@ -568,8 +616,13 @@ def test_regression_has_losses_and_no_chance(tmp_path):
   assert plain(shown) in found.text
   assert 'Loss of single tasks' in found.text
   assert 'no fitted curves: no best checkpoint' in found.text
-  for word in ('chance,', 'below chance', 'inductive ', 'Hard classes',
-               '--eval.grid'):  # fmt: skip
+  for word in (
+    'chance,',
+    'below chance',
+    'inductive ',
+    'Hard classes',
+    '--eval.grid',
+  ):
     assert word not in found.text
 
 
@@ -581,15 +634,19 @@ def test_band_of_seeds_goes_from_the_lowest_to_the_highest(seeds):
   figure = figures.learning([group], 'accuracy')
   (axes,) = figure.axes
   (band,) = axes.collections
-  values = np.array([
-    [r['accuracy'] for r in run.records if r['split'] == 'val']
-    for run in group.runs
-  ])
+  values = np.array(
+    [
+      [r['accuracy'] for r in run.records if r['split'] == 'val']
+      for run in group.runs
+    ]
+  )
   x, y = band.get_paths()[0].vertices.T
-  for step, low, high in zip(range(50, 251, 50), values.min(0), values.max(0),
-                             strict=True):  # fmt: skip
-    np.testing.assert_allclose((y[x == step].min(), y[x == step].max()),
-                               (low, high))  # fmt: skip
+  for step, low, high in zip(
+    range(50, 251, 50), values.min(0), values.max(0), strict=True
+  ):
+    np.testing.assert_allclose(
+      (y[x == step].min(), y[x == step].max()), (low, high)
+    )
   mean = next(line for line in axes.lines if line.get_marker() == 'o')
   np.testing.assert_allclose(mean.get_ydata(), values.mean(0))
 
@@ -617,8 +674,9 @@ def test_histogram_holds_all_tasks_and_the_line_of_chance(seeds):
   outline = axes.patches[0].get_data()
   assert outline.values.sum() == pytest.approx(1)
   accuracy = arrays(seeds[0])['accuracy']
-  for share, low, high in zip(outline.values, outline.edges, outline.edges[1:],
-                              strict=False):  # fmt: skip
+  for share, low, high in zip(
+    outline.values, outline.edges, outline.edges[1:], strict=False
+  ):
     assert share == np.mean((low <= accuracy) & (accuracy < high))
   (chance,) = axes.lines
   assert chance.get_xdata()[0] == pytest.approx(1 / 3)

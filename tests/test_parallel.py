@@ -16,11 +16,11 @@ print(jax.device_count())
 
 def devices(tasks, chunk=1, before='', **environment):
   done = subprocess.run(
-      [sys.executable, '-c', before + CODE.format(tasks=tasks, chunk=chunk)],
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
-      capture_output=True,
-      text=True,
-      check=True,
+    [sys.executable, '-c', before + CODE.format(tasks=tasks, chunk=chunk)],
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
+    capture_output=True,
+    text=True,
+    check=True,
   )
   return int(done.stdout)
 

@@ -12,9 +12,9 @@ from maml_jax.types import Batch, Episode
 
 # precision -> type of the factors of a convolution, and their precision
 EXPECTED = {
-    'float32': ('f32', 'HIGHEST'),
-    'tf32': ('f32', 'HIGH'),
-    'bfloat16': ('bf16', None),
+  'float32': ('f32', 'HIGHEST'),
+  'tf32': ('f32', 'HIGH'),
+  'bfloat16': ('bf16', None),
 }
 
 
@@ -28,12 +28,12 @@ def test_products_are_as_the_config_says(precision):
   learner = setup.phase_learner(config, setup.train_phase(config))
   state = jax.eval_shape(learner.init, jax.random.key(0))
   batch = Batch(
-      jax.ShapeDtypeStruct((6, 28, 28, 1), jnp.float32),
-      jax.ShapeDtypeStruct((6,), jnp.int32),
+    jax.ShapeDtypeStruct((6, 28, 28, 1), jnp.float32),
+    jax.ShapeDtypeStruct((6,), jnp.int32),
   )
   with setup.matmul_precision(config):
     traced = jax.jit(jax.grad(learner.loss, has_aux=True)).trace(
-        *state, Episode(batch, batch)
+      *state, Episode(batch, batch)
     )
     text = traced.lower(lowering_platforms=('cuda',)).as_text()
   kind, word = EXPECTED[precision]
@@ -43,5 +43,5 @@ def test_products_are_as_the_config_says(precision):
     types = re.findall(r'tensor<[\dx]*x(\w+)>', line)
     assert set(types) == {kind}, line
     assert set(re.findall(r'precision (\w+)', line)) - {'DEFAULT'} == (
-        {word} if word else set()
+      {word} if word else set()
     )

@@ -9,8 +9,8 @@ import pytest
 
 from maml_jax import config as config_lib
 from maml_jax import data, train
-from maml_jax.experiment import setup
 from maml_jax.data.episodes import sample_episode
+from maml_jax.experiment import setup
 from maml_jax.inner_loop import InnerConfig, param_labels
 from maml_jax.types import Dataset
 
@@ -47,9 +47,9 @@ def trace(config):
       tx,
       partial(draw, phase),
       key=key,
-      num_tasks=config.train.num_tasks,
+      num_tasks=config.train.meta_batch_size,
       max_steps=1,
-      chunk=config.train.chunk or 1,
+      chunk=config.train.tasks_per_chunk or 1,
     )
     return state, *run(state, dataset, 1)
 

@@ -10,10 +10,10 @@ from PIL import Image
 from maml_jax import data, report
 from maml_jax.evaluation import evaluate
 from maml_jax.experiment import setup
-from maml_jax.utils.errors import UserError
 from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.train import train as train_run
 from maml_jax.types import Batch, Episode
+from maml_jax.utils.errors import UserError
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_episode_shows_each_prediction_and_whether_it_is_right(
   tmp_path, figures, channels, scale
 ):
   episode = make_episode(3, 2, 4, channels, scale)
-  answers = episode.query.label.copy()
+  answers = episode.query.targets.copy()
   answers[0] = (answers[0] + 1) % 3
   logits = np.log([0.1, 0.1, 0.8])[(2 - answers[:, None] + np.arange(3)) % 3]
   path = report.plot_episode(
@@ -132,7 +132,7 @@ def test_rows_hold_their_class(tmp_path, figures):
 
 def test_many_images_are_cut_to_a_readable_number(tmp_path, figures):
   episode = make_episode(2, 12, 15, 1)
-  logits = np.eye(2)[episode.query.label]
+  logits = np.eye(2)[episode.query.targets]
   report.plot_episode(tmp_path / 'e.png', episode, logits)
   axes = figures[0].axes[0]
   assert len(axes.images) == 2 * (10 + 10)

@@ -32,7 +32,7 @@ def straight(runs, tmp_path_factory):
 
 
 def test_interrupted_again_and_again_it_ends_in_the_same_bits(
-    runs, straight, tmp_path
+  runs, straight, tmp_path
 ):
   seed = random.randrange(10**6)
   print('random moments of seed', seed)
@@ -44,10 +44,10 @@ def test_interrupted_again_and_again_it_ends_in_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    'number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+  'number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
 def test_told_to_stop_it_saves_and_the_same_command_goes_on(
-    runs, straight, tmp_path, number, status
+  runs, straight, tmp_path, number, status
 ):
   process = runs.start(tmp_path)
   assert soak.wait_for_progress(process, tmp_path)
@@ -105,18 +105,18 @@ def mounted(script, workdir, runs):
     pytest.skip('no file system can be mounted here')
   workdir.mkdir()
   done = subprocess.run(
-      [*unshare, script, workdir, *runs.command(workdir)],
-      env=runs.env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
+    [*unshare, script, workdir, *runs.command(workdir)],
+    env=runs.env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
   )
   assert done.returncode == 0, done.stdout
   return done.stdout
 
 
 def test_on_a_full_disk_it_ends_in_one_line_and_goes_on_with_room(
-    runs, straight, tmp_path
+  runs, straight, tmp_path
 ):
   output = mounted(FULL, tmp_path / 'run', runs)
   first, status, rest = output.partition('status 2\n')

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from maml_jax.experiment import checkpoint
-from maml_jax.evaluation import evaluate
 from maml_jax import config as config_lib
+from maml_jax.evaluation import evaluate
+from maml_jax.experiment import checkpoint
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SHIPPED = sorted((REPOSITORY / 'checkpoints').iterdir())

@@ -4,15 +4,15 @@ import json
 
 import numpy as np
 
-from maml_jax.experiment import setup
 from maml_jax.evaluation.statistics import mean_interval
+from maml_jax.experiment import setup
 from studies import precision
 
 FLAGS = '--seeds 3 4 --iterations 7 --num_tasks 5 --config.task.queries=2'
 
 
 def test_precisions_are_compared_task_by_task_and_over_seeds(
-    monkeypatch, tmp_path, capsys
+  monkeypatch, tmp_path, capsys
 ):
   def accuracies(config, workdir):
     assert config.train.num_epochs * config.train.steps_per_epoch == 7
@@ -30,12 +30,12 @@ def test_precisions_are_compared_task_by_task_and_over_seeds(
   by_name = {(row['precision'], row['seed']): row for row in rows}
   one = by_name['bfloat16', 4]
   np.testing.assert_allclose(
-      (one['difference'], one['difference_interval']),
-      mean_interval(-2 * np.arange(5) * 4 / 1000),
+    (one['difference'], one['difference_interval']),
+    mean_interval(-2 * np.arange(5) * 4 / 1000),
   )
   both = by_name['bfloat16', 'all']
   np.testing.assert_allclose(
-      (both['difference'], both['difference_interval']),
-      mean_interval([-2 * 2 * 3 / 1000, -2 * 2 * 4 / 1000]),
+    (both['difference'], both['difference_interval']),
+    mean_interval([-2 * 2 * 3 / 1000, -2 * 2 * 4 / 1000]),
   )
   assert '-1.40 +-' in capsys.readouterr().out

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax.experiment import checkpoint, metrics_log, setup, task_source, transfer
-from maml_jax.evaluation import evaluate
 from maml_jax.data.episodes import task_keys
-from maml_jax.utils.errors import UserError
+from maml_jax.evaluation import evaluate
+from maml_jax.experiment import (
+  checkpoint,
+  metrics_log,
+  setup,
+  task_source,
+  transfer,
+)
 from maml_jax.train import train
+from maml_jax.utils.errors import UserError
 
 
 @pytest.fixture
@@ -31,13 +37,17 @@ def assert_close(a, b):
 
 
 def test_host_and_device_give_the_same_training_tasks_bit_by_bit(small):
-  config = tiny.config(data__augment_support='resize')
+  config = tiny.config(data__augment_support='random_resized_crop')
   machine = setup.eval_sharding(config)
   device, host = (
-      task_source.train_tasks(c, machine)
-      for c in (config, tiny.config(
-          data__augment_support='resize', data__placement='host'))
-  )  # fmt: skip
+    task_source.train_tasks(c, machine)
+    for c in (
+      config,
+      tiny.config(
+        data__augment_support='random_resized_crop', data__placement='host'
+      ),
+    )
+  )
   assert device.given is None and host.shared == ()
   key = setup.rng_stream(config.seed, setup.TRAIN_STREAM)
   for step in (0, 7):
@@ -80,16 +90,15 @@ def test_images_go_where_there_is_room(small, monkeypatch):
   assert task_source.choose_placement(config, machine, dataset) == 'device'
 
   class Device:
-
     def __init__(self, limit):
       self.memory_stats = lambda: {'bytes_limit': limit}
 
   class Mesh:
-    local_devices = [Device(3 * dataset.image.nbytes)]
+    local_devices = [Device(3 * dataset.images.nbytes)]
 
   machine = machine._replace(mesh=Mesh)
   assert task_source.choose_placement(config, machine, dataset) == 'device'
-  Mesh.local_devices = [Device(3 * dataset.image.nbytes - 3)]
+  Mesh.local_devices = [Device(3 * dataset.images.nbytes - 3)]
   assert task_source.choose_placement(config, machine, dataset) == 'host'
   for place in ('host', 'device'):
     told = tiny.config(data__placement=place)
@@ -115,7 +124,7 @@ def test_ahead_gives_every_step_its_own(lengths):
     return (np.full((8, 2), step, np.uint8),)
 
   np.testing.assert_array_equal(
-      taken(lengths, given)[:, 3, 1], [5, 6, 7, 8, 9, 10]
+    taken(lengths, given)[:, 3, 1], [5, 6, 7, 8, 9, 10]
   )
 
 
@@ -133,10 +142,10 @@ def test_nothing_is_given_where_nothing_is_missing():
 
 
 def test_ways_differ_between_training_validation_and_test(
-    small, tmp_path, capsys
+  small, tmp_path, capsys
 ):
   config = tiny.config(
-      inner__reset_classifier=True, task__ways=3, val__ways=4, eval__ways=7
+    inner__reset_classifier=True, task__ways=3, val__ways=4, eval__ways=7
   )
   assert train(config, tmp_path) == 0
   saved = checkpoint.load(tmp_path)
@@ -152,10 +161,10 @@ def test_ways_differ_between_training_validation_and_test(
   accuracies = []
   (positions,) = fixed.given(np.arange(10))
   for key, position in zip(fixed.keys, positions, strict=True):
-    episode = fixed.recall(key, np.asarray(fixed.shared), position)
-    assert set(np.asarray(episode.query.label)) == set(range(7))
+    episode = fixed.build_episode(key, np.asarray(fixed.shared), position)
+    assert set(np.asarray(episode.query.targets)) == set(range(7))
     adapted, task_stats, _ = learner.adapt(params, stats, episode.support)
-    logits = learner.predict(adapted, task_stats, episode.query.image)
+    logits = learner.predict(adapted, task_stats, episode.query.inputs)
     assert logits.shape == (14, 7)
-    accuracies.append((logits.argmax(-1) == episode.query.label).mean())
+    accuracies.append((logits.argmax(-1) == episode.query.targets).mean())
   np.testing.assert_allclose(result['accuracy'], np.mean(accuracies), rtol=1e-6)

@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import tiny
 
-from maml_jax.experiment import checkpoint, metrics_log, run_dir, setup
-from maml_jax.utils import signals
 from maml_jax.data.episodes import sample_episode, task_keys
-from maml_jax.utils.errors import UserError
+from maml_jax.experiment import checkpoint, metrics_log, run_dir, setup
 from maml_jax.sharding import DeviceLayout, make_mesh, mean_over_tasks
-from maml_jax.train import CallLengthController, init_state, make_train_step, train
+from maml_jax.train import (
+  CallLengthController,
+  init_state,
+  make_train_step,
+  train,
+)
+from maml_jax.utils import signals
+from maml_jax.utils.errors import UserError
 
 
 @pytest.fixture
@@ -32,20 +37,18 @@ def sampler(config):
 
 def step_and_state(config, *, mesh=None, chunk=None, learner=None, parts=1):
   """The step of a config, its first state and its data set."""
-  learner = learner or setup.phase_learner(
-      config, setup.train_phase(config)
-  )
+  learner = learner or setup.phase_learner(config, setup.train_phase(config))
   tx = setup.make_outer_optimizer(config)
   step = make_train_step(
-      learner,
-      tx,
-      sampler(config),
-      key=jax.random.key(1),
-      num_tasks=config.train.num_tasks,
-      max_steps=config.train.steps_per_call,
-      mesh=mesh,
-      chunk=chunk,
-      parts=parts,
+    learner,
+    tx,
+    sampler(config),
+    key=jax.random.key(1),
+    num_tasks=config.train.meta_batch_size,
+    max_steps=config.train.steps_per_call,
+    mesh=mesh,
+    chunk=chunk,
+    parts=parts,
   )
   state = init_state(learner, tx, jax.random.key(2))
   return step, state, tiny.on_device(tiny.dataset())
@@ -63,7 +66,7 @@ def run(config, lengths, **kwargs):
 
 def assert_close(a, b, tolerance=1e-5):
   jax.tree.map(
-      partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), a, b
+    partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), a, b
   )
 
 
@@ -73,7 +76,7 @@ def assert_equal(a, b):
 
 @pytest.mark.parametrize('first_order', [False, True])
 def test_jitted_equals_op_by_op(first_order):
-  config = tiny.config(inner__first_order=first_order, train__num_tasks=2)
+  config = tiny.config(inner__first_order=first_order, train__meta_batch_size=2)
   jitted = run(config, [2], chunk=1)
   with jax.disable_jit():
     eager = run(config, [2], chunk=1)
@@ -81,7 +84,7 @@ def test_jitted_equals_op_by_op(first_order):
 
 
 def test_devices_and_chunks_change_nothing():
-  config = tiny.config(model__norm='global', train__num_tasks=16)
+  config = tiny.config(model__norm='global', train__meta_batch_size=16)
   expected = run(config, [2])
   assert expected[1]['finite'].all()
   assert_close(run(config, [2], mesh=make_mesh(), chunk=1), expected)
@@ -90,7 +93,7 @@ def test_devices_and_chunks_change_nothing():
 
 
 def test_devices_that_share_a_query_set_change_nothing(small):
-  config = tiny.config(model__norm='global', train__num_tasks=4)
+  config = tiny.config(model__norm='global', train__meta_batch_size=4)
   expected = run(config, [2])
   assert_close(run(config, [2], mesh=make_mesh(), chunk=1, parts=2), expected)
 
@@ -102,7 +105,7 @@ def test_devices_and_chunks_draw_the_same_episodes(devices, chunk):
 
   def drawn(mesh, chunk):
     over_tasks = mean_over_tasks(
-        lambda dataset, key: ((), draw(key, dataset)), mesh, chunk
+      lambda dataset, key: ((), draw(key, dataset)), mesh, chunk
     )
     return jax.jit(over_tasks)(dataset, task_keys(jax.random.key(0), 7, 16))[1]
 
@@ -119,16 +122,16 @@ def test_calls_of_any_length_end_in_the_same_bits():
 def test_state_keeps_types_and_placement(small):
   machine = setup.eval_sharding(tiny.config())
   step, state, dataset = step_and_state(
-      tiny.config(), mesh=machine.mesh, chunk=machine.chunk
+    tiny.config(), mesh=machine.mesh, chunk=machine.tasks_per_chunk
   )
-  state = machine.put(state)
+  state = machine.replicate(state)
   before = jax.tree.map(lambda x: (x.aval, x.sharding), state)
-  after, _ = step(state, machine.put(dataset), 1)
+  after, _ = step(state, machine.replicate(dataset), 1)
   assert jax.tree.map(lambda x: (x.aval, x.sharding), after) == before
 
 
 def test_flags_a_gradient_that_is_not_finite_though_it_is_clipped(small):
-  config = tiny.config(outer__clip=1.0)
+  config = tiny.config(outer__clip_value=1.0)
   phase = setup.train_phase(config)
   learner = setup.phase_learner(config, phase)
 
@@ -172,25 +175,25 @@ def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    'overrides, words',
-    [
-        ({}, 'on 8 x cpu,'),
-        (
-            {'train__num_tasks': 6},
-            'on 6 of 8 x cpu (--train.num_tasks=8 would use all),',
-        ),
-        (
-            {'train__num_tasks': 12},
-            'on 6 of 8 x cpu (--train.num_tasks=8 or 16 would use all),',
-        ),
-        (
-            {'train__num_tasks': 4, 'model__norm': 'support'},
-            'on 8 x cpu, 2 for each task,',
-        ),
-    ],
+  'overrides, words',
+  [
+    ({}, 'on 8 x cpu,'),
+    (
+      {'train__meta_batch_size': 6},
+      'on 6 of 8 x cpu (--train.meta_batch_size=8 would use all),',
+    ),
+    (
+      {'train__meta_batch_size': 12},
+      'on 6 of 8 x cpu (--train.meta_batch_size=8 or 16 would use all),',
+    ),
+    (
+      {'train__meta_batch_size': 4, 'model__norm': 'support'},
+      'on 8 x cpu, 2 for each task,',
+    ),
+  ],
 )
 def test_uses_and_names_the_devices_that_fit(
-    small, tmp_path, capsys, overrides, words
+  small, tmp_path, capsys, overrides, words
 ):
   config = tiny.config(**{'train__num_epochs': 0} | overrides)
   assert train(config, tmp_path) == 0
@@ -203,8 +206,8 @@ def test_goes_on_with_other_devices(small, tmp_path, monkeypatch):
   for path, order in zip(paths, ((8, 8), (8, 1), (1, 8)), strict=True):
     for epochs, devices in enumerate(order, 1):
       monkeypatch.setattr(
-          'maml_jax.experiment.best_layout',
-          lambda *_, n=devices, **__: DeviceLayout(n, 1),
+        'maml_jax.experiment.best_layout',
+        lambda *_, n=devices, **__: DeviceLayout(n, 1),
       )
       assert train(tiny.config(train__num_epochs=epochs), path) == 0
   expected, *others = (checkpoint.load(path, 'latest') for path in paths)
@@ -255,13 +258,13 @@ def test_refuses_a_workdir_in_use_or_unusable(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'overrides, message',
-    [
-        ({'task__ways': 9}, '9 ways, but glyphs train has 8 classes'),
-        ({'task__queries': 5}, '1 shots and 5 queries are 6 images'),
-        ({'val__queries': 9}, 'glyphs val'),
-        ({'train__chunk': 3}, '8 tasks do not divide .* in chunks of 3'),
-    ],
+  'overrides, message',
+  [
+    ({'task__ways': 9}, '9 ways, but glyphs train has 8 classes'),
+    ({'task__queries': 5}, '1 shots and 5 queries are 6 images'),
+    ({'val__queries': 9}, 'glyphs val'),
+    ({'train__tasks_per_chunk': 3}, '8 tasks do not divide .* in chunks of 3'),
+  ],
 )
 def test_refuses_what_cannot_be_run(small, tmp_path, overrides, message):
   with pytest.raises(UserError, match=message):
@@ -271,8 +274,12 @@ def test_refuses_what_cannot_be_run(small, tmp_path, overrides, message):
 def test_stops_before_saving_what_is_not_finite(small, tmp_path, capsys):
   """The learning rate explodes in the second epoch."""
   config = tiny.config(
-      outer__schedule='step', outer__milestones=1, outer__gamma=1e38,
-      train__num_epochs=3, train__steps_per_epoch=4)  # fmt: skip
+    outer__schedule='step',
+    outer__milestones=1,
+    outer__gamma=1e38,
+    train__num_epochs=3,
+    train__steps_per_epoch=4,
+  )
   assert train(config, tmp_path) == 1
   message = capsys.readouterr().err
   bad = int(re.search(r'not finite between steps (\d) and \d;', message)[1])
@@ -334,7 +341,6 @@ def test_pace_fits_calls_to_the_time_they_take(monkeypatch):
 
 def test_heeds_a_stop_after_the_call_that_runs(small, tmp_path, monkeypatch):
   class Stopped(signals.StopSignal):
-
     def __bool__(self):
       return bool(metrics_log.read_records(tmp_path))
 

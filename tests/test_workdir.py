@@ -3,8 +3,8 @@
 import pytest
 
 from configs import default
-from maml_jax.utils.errors import UserError
 from maml_jax.experiment.run_dir import lock_run_dir
+from maml_jax.utils.errors import UserError
 
 
 def config(**fields):

@@ -14,22 +14,22 @@ from maml_jax.types import Dataset, Model
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
 OVERRIDES = {
-    'task.ways': 3,
-    'task.queries': 2,
-    'model.width': 4,
-    'inner.encoder_lr': 0.1,
-    'inner.frozen': '',
-    'outer.optimizer': 'sgd',
-    'outer.lr': 0.03,
-    'train.num_epochs': 2,
-    'train.steps_per_epoch': 5,
-    'train.num_tasks': 8,
-    'train.steps_per_call': 3,
-    'val.num_tasks': 10,
-    'val.queries': 2,
-    'eval.num_tasks': 10,
-    'eval.queries': 2,
-    'eval.num_steps': 1,
+  'task.ways': 3,
+  'task.queries': 2,
+  'model.width': 4,
+  'inner.encoder_lr': 0.1,
+  'inner.frozen': '',
+  'outer.optimizer': 'sgd',
+  'outer.lr': 0.03,
+  'train.num_epochs': 2,
+  'train.steps_per_epoch': 5,
+  'train.meta_batch_size': 8,
+  'train.steps_per_call': 3,
+  'val.num_tasks': 10,
+  'val.queries': 2,
+  'eval.num_tasks': 10,
+  'eval.queries': 2,
+  'eval.num_steps': 1,
 }
 
 
@@ -67,8 +67,8 @@ def model(encoder, num_ways, image_shape, *, meta_test, **_) -> Model:
     keys = jax.random.split(key)
     shapes = (math.prod(image_shape), 8), (8, num_ways or 1)
     first, last = (
-        jax.random.normal(k, shape) * shape[0] ** -0.5
-        for k, shape in zip(keys, shapes, strict=True)
+      jax.random.normal(k, shape) * shape[0] ** -0.5
+      for k, shape in zip(keys, shapes, strict=True)
     )
     params = {'encoder': {'kernel': first}, 'classifier': {'kernel': last}}
     return params, {'global': {'mean': jnp.zeros(8)}}
@@ -90,7 +90,7 @@ def use(monkeypatch, cache) -> None:
   """Lets all data sets and models be those here, and programs go to `cache`."""
   monkeypatch.setenv('MAML_JAX_CACHE', str(cache))
   monkeypatch.setattr(
-      data, 'load_dataset', lambda name, split, data_dir: dataset(split)
+    data, 'load_dataset', lambda name, split, data_dir: dataset(split)
   )
   monkeypatch.setattr(setup, 'make_model', model)
 

@@ -1,9 +1,9 @@
 """Few-shot image data sets, prepared once and memory-mapped from then on.
 
-    python -m maml_jax.data list
-    python -m maml_jax.data prepare mini_imagenet --from DIR
+python -m maml_jax.data list
+python -m maml_jax.data prepare mini_imagenet --from DIR
 
-    train = data.load_dataset('mini_imagenet', 'train')
+train = data.load_dataset('mini_imagenet', 'train')
 """
 
 import hashlib
@@ -11,12 +11,23 @@ import os
 import warnings
 from pathlib import Path
 
-from maml_jax.data.datasets import cifar_fs, cub, fc100, folder, glyphs, inat2017, mini_imagenet, omniglot, sinusoid, tiered_imagenet
 from maml_jax.data import store
-from maml_jax.data.records import DatasetSpec, SPLITS, Splits, verify_counts
-from maml_jax.utils.files import oserror_message
-from maml_jax.utils.errors import UserError, check_choice, printable
+from maml_jax.data.datasets import (
+  cifar_fs,
+  cub,
+  fc100,
+  folder,
+  glyphs,
+  inat2017,
+  mini_imagenet,
+  omniglot,
+  sinusoid,
+  tiered_imagenet,
+)
+from maml_jax.data.records import SPLITS, DatasetSpec, Splits, verify_counts
 from maml_jax.types import Dataset
+from maml_jax.utils.errors import UserError, check_choice, printable
+from maml_jax.utils.files import oserror_message
 
 __all__ = [
   'FUNCTIONS',
@@ -75,7 +86,9 @@ def prepared_dirs(name: str, data_dir: PathLike | None = None) -> list[Path]:
   There is one at most, but of a personal data set one for each directory.
   """
   base, facts = _base(data_dir), spec(name)
-  found = [base, *sorted(base.glob(f'{name}/*'))] if facts.personal else [base]
+  found = (
+    [base, *sorted(base.glob(f'{name}/*'))] if facts.user_provided else [base]
+  )
   return [place for place in found if prepared_dir(name, place).exists()]
 
 
@@ -143,9 +156,9 @@ def prepare(
     UserError: `source` does not hold what is expected.
   """
   facts = spec(name)
-  if facts.automatic and source is not None:
+  if facts.generated and source is not None:
     raise UserError(f'{name} is made from no files: leave out --from {source}')
-  if facts.personal and source is not None and data_dir is None:
+  if facts.user_provided and source is not None and data_dir is None:
     data_dir = _own_place(name, source)
   splits = _find(facts, source, data_dir)
   verify_counts(facts, splits)
@@ -153,7 +166,9 @@ def prepare(
   try:
     store.write_dataset(folder, facts, splits)
   except OSError as error:
-    raise UserError(f'{name}: cannot write {folder}: {oserror_message(error)}') from error
+    raise UserError(
+      f'{name}: cannot write {folder}: {oserror_message(error)}'
+    ) from error
   except RuntimeError as error:  # of array_record
     reason = printable(str(error).partition(';')[0])
     raise UserError(f'{name}: cannot write {folder}: {reason}') from error
@@ -177,7 +192,11 @@ def _resolve(facts: DatasetSpec, data_dir: PathLike | None) -> PathLike | None:
 
   Prepares it first, if it is not yet.
   """
-  if not facts.personal or not data_dir or prepared_dir(facts.name, data_dir).exists():
+  if (
+    not facts.user_provided
+    or not data_dir
+    or prepared_dir(facts.name, data_dir).exists()
+  ):
     return data_dir
   images = Path(data_dir).expanduser()
   if not images.is_dir():
@@ -193,7 +212,7 @@ def _find(
   facts: DatasetSpec, directory: PathLike | None, data_dir: PathLike | None
 ) -> Splits:
   """Lists the records of each split; there is at least one."""
-  if facts.automatic:
+  if facts.generated:
     return facts.source(None)
   if directory is None:
     problem = 'no directory given'
@@ -211,7 +230,7 @@ def _restore(
   facts: DatasetSpec, split: str, folder: Path, data_dir: PathLike | None
 ) -> None:
   """Makes arrays that are missing or damaged, if there is anything to."""
-  if facts.automatic:
+  if facts.generated:
     prepare(facts.name, data_dir=data_dir)
     return
   problem = f'is not prepared: there is no {folder}'
@@ -225,7 +244,9 @@ def _restore(
 
 def _advice(facts: DatasetSpec, data_dir: PathLike | None) -> str:
   place = f' --data_dir {data_dir}' if data_dir else ''
-  naming = '\nor name DIR by --config.data.root=DIR' if facts.personal else ''
+  naming = (
+    '\nor name DIR by --config.data.root=DIR' if facts.user_provided else ''
+  )
   layouts = ''.join(f'\n  - {line}' for line in facts.layout.splitlines())
   return (
     'prepare it with'

@@ -65,8 +65,10 @@ def _list(args: argparse.Namespace) -> None:
       f'{_summary(name, place)}, in {data.prepared_dir(name, place)}'
       for place in data.prepared_dirs(name, args.data_dir)
     ]
-    if facts.automatic:
-      missing = f'made on first use, in {data.prepared_dir(name, args.data_dir)}'
+    if facts.generated:
+      missing = (
+        f'made on first use, in {data.prepared_dir(name, args.data_dir)}'
+      )
     else:
       missing = 'not prepared; see prepare --help'
     for state in states or [missing]:

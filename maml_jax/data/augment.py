@@ -12,8 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from maml_jax.utils.errors import UserError
 from maml_jax.types import Episode
+from maml_jax.utils.errors import UserError
 
 CROP_PADDING = 8  # black pixels at each edge before a crop
 JITTER_STRENGTH = 0.4  # factors of brightness, contrast, saturation: 1 +- this
@@ -37,7 +37,9 @@ def random_flip(key, image):
 
 def random_shift(key, image):
   """Pads each edge with 8 black pixels and crops to the old size anywhere."""
-  padded = jnp.pad(image, ((CROP_PADDING, CROP_PADDING), (CROP_PADDING, CROP_PADDING), (0, 0)))
+  padded = jnp.pad(
+    image, ((CROP_PADDING, CROP_PADDING), (CROP_PADDING, CROP_PADDING), (0, 0))
+  )
   top, left = _whole(jax.random.uniform(key, (2,)), 2 * CROP_PADDING + 1)
   return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
 
@@ -54,7 +56,7 @@ def jitter_colors(key, image):
   channels = image.shape[-1]
   if channels not in (1, 3):
     raise UserError(
-        f'the augmentation color is for 1 or 3 channels; here are {channels}'
+      f'the augmentation color is for 1 or 3 channels; here are {channels}'
     )
   num = 3 if channels == 3 else 2
   draws = jax.random.uniform(key, (2, num), image.dtype)
@@ -100,9 +102,9 @@ def random_resized_crop(key, image):
   top, left, box_height, box_width = draw_crop_box(key, *image.shape[:2])
   height, width, _ = image.shape
   return resample(
-      image,
-      _weights(height, top, box_height / height, top, top + box_height),
-      _weights(width, left, box_width / width, left, left + box_width),
+    image,
+    _weights(height, top, box_height / height, top, top + box_height),
+    _weights(width, left, box_width / width, left, left + box_width),
   )
 
 
@@ -124,7 +126,9 @@ def draw_crop_box(key, height, width):
   # All numbers from one call: random bits take long to compile.
   draws = jax.random.uniform(key, (2 * MAX_CROP_TRIES + 2,))
   area = height * width * _between(*CROP_AREA, draws[:MAX_CROP_TRIES])
-  log_ratio = _between(*map(math.log, CROP_RATIO), draws[MAX_CROP_TRIES : 2 * MAX_CROP_TRIES])
+  log_ratio = _between(
+    *map(math.log, CROP_RATIO), draws[MAX_CROP_TRIES : 2 * MAX_CROP_TRIES]
+  )
   ratio = jnp.exp(log_ratio)
   heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
   widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
@@ -132,14 +136,14 @@ def draw_crop_box(key, height, width):
   first = jnp.argmax(fits)
   box_height, box_width = heights[first], widths[first]
   box = (
-      _whole(draws[-2], height - box_height + 1),
-      _whole(draws[-1], width - box_width + 1),
-      box_height,
-      box_width,
+    _whole(draws[-2], height - box_height + 1),
+    _whole(draws[-1], width - box_width + 1),
+    box_height,
+    box_width,
   )
   central = _central_box(height, width)
   return tuple(
-      jnp.where(fits.any(), a, b) for a, b in zip(box, central, strict=True)
+    jnp.where(fits.any(), a, b) for a, b in zip(box, central, strict=True)
   )
 
 
@@ -158,10 +162,10 @@ def _central_box(height, width):
   box_height = min(height, round(width / low))
   box_width = min(width, round(height * high))
   return (
-      (height - box_height) // 2,
-      (width - box_width) // 2,
-      box_height,
-      box_width,
+    (height - box_height) // 2,
+    (width - box_width) // 2,
+    box_height,
+    box_width,
   )
 
 
@@ -190,11 +194,11 @@ def resample(image, rows, columns):
     [H', W', C].
   """
   return jnp.einsum(
-      'oh,hwc,pw->opc',
-      rows.astype(image.dtype),
-      image,
-      columns.astype(image.dtype),
-      precision=jax.lax.Precision.HIGHEST,
+    'oh,hwc,pw->opc',
+    rows.astype(image.dtype),
+    image,
+    columns.astype(image.dtype),
+    precision=jax.lax.Precision.HIGHEST,
   )
 
 
@@ -237,12 +241,12 @@ def _one_by_one(*steps):
 
 
 AUGMENTATIONS = {
-    'none': identity,
-    'flip': random_flip,
-    'crop': _one_by_one(random_shift, random_flip),
-    'color': _one_by_one(random_shift, jitter_colors, random_flip),
-    'resize': _one_by_one(random_resized_crop, random_flip),
-    'enlarge': resize_center_crop,
+  'none': identity,
+  'flip': random_flip,
+  'random_crop': _one_by_one(random_shift, random_flip),
+  'color_jitter': _one_by_one(random_shift, jitter_colors, random_flip),
+  'random_resized_crop': _one_by_one(random_resized_crop, random_flip),
+  'resize_center_crop': resize_center_crop,
 }
 
 
@@ -261,11 +265,9 @@ def augment_batch(name, key, image):
   if name == 'none':
     return image
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
-      jnp.arange(image.shape[0])
+    jnp.arange(image.shape[0])
   )
-  changed = jax.vmap(AUGMENTATIONS[name])(
-      keys, image.astype(jnp.float32) / 255
-  )
+  changed = jax.vmap(AUGMENTATIONS[name])(keys, image.astype(jnp.float32) / 255)
   return changed * 255
 
 
@@ -282,13 +284,13 @@ def with_augmentation(transform, *, support='none', query='none'):
   """
 
   def change(name, key, batch):
-    return batch._replace(image=augment_batch(name, key, batch.image))
+    return batch._replace(inputs=augment_batch(name, key, batch.inputs))
 
   def augment_then_transform(key, episode):
     support_key, query_key, rest = jax.random.split(key, 3)
     episode = Episode(
-        change(support, support_key, episode.support),
-        change(query, query_key, episode.query),
+      change(support, support_key, episode.support),
+      change(query, query_key, episode.query),
     )
     return transform(rest, episode)
 

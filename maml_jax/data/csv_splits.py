@@ -19,7 +19,9 @@ class Row(NamedTuple):
   label: str
 
 
-def find_csv_splits(name: str, directory: Path, *optional: str) -> dict[str, list[Row]]:
+def find_csv_splits(
+  name: str, directory: Path, *optional: str
+) -> dict[str, list[Row]]:
   """Reads the tables under `directory`, by split; none if there is none.
 
   Args:
@@ -32,7 +34,9 @@ def find_csv_splits(name: str, directory: Path, *optional: str) -> dict[str, lis
   """
   for folder in (directory / SPLITS_DIR, directory):
     paths = {split: folder / f'{split}.csv' for split in records.SPLITS}
-    rows = {s: read_csv(name, path) for s, path in paths.items() if path.is_file()}
+    rows = {
+      s: read_csv(name, path) for s, path in paths.items() if path.is_file()
+    }
     missing = set(paths).difference(rows, optional)
     if rows and missing:
       raise UserError(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maml_jax.utils.errors import UserError
 from maml_jax.types import Batch, Episode
+from maml_jax.utils.errors import UserError
 
 
 def draw_positions(key, index, size, *, ways, shots, queries):
@@ -52,8 +52,8 @@ def split_episode(image, *, shots):
   def batch(image):
     count = image.shape[1]
     return Batch(
-        image.reshape(ways * count, *image.shape[2:]),
-        jnp.repeat(jnp.arange(ways, dtype=jnp.int32), count),
+      image.reshape(ways * count, *image.shape[2:]),
+      jnp.repeat(jnp.arange(ways, dtype=jnp.int32), count),
     )
 
   return Episode(batch(image[:, :shots]), batch(image[:, shots:]))
@@ -63,12 +63,12 @@ def draw_task_positions(key, dataset, *, ways, shots, queries):
   """The positions [W, S + Q] of the task that `sample_episode` draws."""
   draw_key, _ = jax.random.split(key)
   return draw_positions(
-      draw_key,
-      dataset.index,
-      dataset.size,
-      ways=ways,
-      shots=shots,
-      queries=queries,
+    draw_key,
+    dataset.index,
+    dataset.size,
+    ways=ways,
+    shots=shots,
+    queries=queries,
   )
 
 
@@ -94,9 +94,9 @@ def sample_episode(key, dataset, *, ways, shots, queries, transform):
     An `Episode` with a support of W*S and a query of W*Q images, disjoint.
   """
   positions = draw_task_positions(
-      key, dataset, ways=ways, shots=shots, queries=queries
+    key, dataset, ways=ways, shots=shots, queries=queries
   )
-  image = jnp.take(dataset.image, positions, axis=0)
+  image = jnp.take(dataset.images, positions, axis=0)
   return build_task(key, image, shots=shots, transform=transform)
 
 
@@ -115,10 +115,10 @@ def make_transform(mean=None, std=None):
     return jnp.array(values, jnp.float32).reshape(1, 1, 1, -1)
 
   def scale(batch):
-    image = batch.image.astype(jnp.float32) / 255
+    image = batch.inputs.astype(jnp.float32) / 255
     if mean is not None:
       image = (image - channels(mean)) / channels(std)
-    return batch._replace(image=image)
+    return batch._replace(inputs=image)
 
   def transform(key, episode):
     del key  # nothing here is random
@@ -154,16 +154,16 @@ def draw_distinct_tasks(key, dataset, num_tasks, *, ways, shots, queries):
     UserError: the data set has too few images for so many distinct tasks.
   """
   draw = jax.jit(
-      jax.vmap(
-          lambda i: draw_positions(
-              jax.random.fold_in(key, i),
-              jnp.asarray(dataset.index),
-              jnp.asarray(dataset.size),
-              ways=ways,
-              shots=shots,
-              queries=queries,
-          )
+    jax.vmap(
+      lambda i: draw_positions(
+        jax.random.fold_in(key, i),
+        jnp.asarray(dataset.index),
+        jnp.asarray(dataset.size),
+        ways=ways,
+        shots=shots,
+        queries=queries,
       )
+    )
   )
   found, seen, start = [], set(), 0
   while len(found) < num_tasks:
@@ -177,8 +177,8 @@ def draw_distinct_tasks(key, dataset, num_tasks, *, ways, shots, queries):
     start += num_tasks
     if not new:
       raise UserError(
-          f'only {len(found)} distinct {ways}-way {shots}-shot tasks with '
-          f'{queries} queries found where {num_tasks} are asked for'
+        f'only {len(found)} distinct {ways}-way {shots}-shot tasks with '
+        f'{queries} queries found where {num_tasks} are asked for'
       )
   return np.stack(found)
 

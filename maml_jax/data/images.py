@@ -108,9 +108,7 @@ def read_image(path: Path, spec: records.DatasetSpec) -> Picture:
     raise UnreadableImageError('takes more memory than there is') from error
   except Exception as error:  # Broken files can raise nearly anything.
     raise UnreadableImageError(_reason(error, path)) from error
-  return Picture(
-    path, pixels, thumbnail, hashlib.sha256(encoded).hexdigest()
-  )
+  return Picture(path, pixels, thumbnail, hashlib.sha256(encoded).hexdigest())
 
 
 @contextlib.contextmanager
@@ -126,7 +124,9 @@ def open_image(encoded: bytes) -> Iterator:
     warnings.simplefilter('ignore')  # what is wrong comes up as an error
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImageError(f'{image.width} x {image.height} pixels are too many')
+        raise UnreadableImageError(
+          f'{image.width} x {image.height} pixels are too many'
+        )
       with contextlib.suppress(Exception):  # EXIF can be broken in any way
         image = ImageOps.exif_transpose(image)
       yield image
@@ -200,7 +200,9 @@ def _opaque(image, mode: str):
   if image.mode.startswith('I;16'):  # PIL would cut at 255
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode in ('I', 'F'):
-    raise UnreadableImageError('its pixels have 32 bits, of which no range is known')
+    raise UnreadableImageError(
+      'its pixels have 32 bits, of which no range is known'
+    )
   if image.has_transparency_data:
     image = image.convert('RGBA')
     paper = Image.new('RGBA', image.size, 'white')

@@ -22,9 +22,7 @@ import numpy as np
 from maml_jax.utils.errors import UserError, printable
 
 SPLITS = ('train', 'val', 'test')
-IMAGE_SUFFIXES = frozenset(
-  '.bmp .gif .jpeg .jpg .png .tif .tiff .webp'.split()
-)
+IMAGE_SUFFIXES = frozenset('.bmp .gif .jpeg .jpg .png .tif .tiff .webp'.split())
 
 MAX_BYTES = 2**28  # of one encoded image; what is larger is none
 

@@ -154,7 +154,9 @@ class _DType:
   def __init__(self, code, *_):
     self._code, self._order = str(code), '='
     if not re.fullmatch(r'[biufSUO]\d{0,6}', self._code):
-      raise UserError(f'asks for numbers {printable(code)}; only plain ones are')
+      raise UserError(
+        f'asks for numbers {printable(code)}; only plain ones are'
+      )
 
   def __setstate__(self, state):
     self._order = state[1]

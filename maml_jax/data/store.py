@@ -26,18 +26,20 @@ from pathlib import Path
 
 import numpy as np
 
-from maml_jax.utils import console
 from maml_jax.data import images, records
-from maml_jax.utils.files import fsync, preallocate
-from maml_jax.utils.errors import UserError
 from maml_jax.types import Dataset
+from maml_jax.utils import console
+from maml_jax.utils.errors import UserError
+from maml_jax.utils.files import fsync, preallocate
 
 IMAGES_PER_FILE = 10_000  # of TFDS
 ARRAY_FILES = ('image.npy', 'classes.json')
 DIGESTS_FILE = 'digests.json'
 
 
-def write_dataset(root: Path, spec: records.DatasetSpec, splits: records.Splits) -> None:
+def write_dataset(
+  root: Path, spec: records.DatasetSpec, splits: records.Splits
+) -> None:
   """Prepares the TFDS files and the arrays under `root`, replacing others."""
   with _staged(root) as stage:
     _write_records(stage, spec, splits)
@@ -45,7 +47,9 @@ def write_dataset(root: Path, spec: records.DatasetSpec, splits: records.Splits)
       write_arrays(stage, spec, split)
 
 
-def read_arrays(root: Path, spec: records.DatasetSpec, split: str) -> Dataset | None:
+def read_arrays(
+  root: Path, spec: records.DatasetSpec, split: str
+) -> Dataset | None:
   """Memory-maps one split; None if its arrays are missing or damaged."""
   folder = arrays_dir(root, split)
   try:
@@ -66,7 +70,9 @@ def read_arrays(root: Path, spec: records.DatasetSpec, split: str) -> Dataset | 
 
 def read_classes(root: Path, split: str) -> dict[str, int]:
   """Number of images by class name, in the order of the classes."""
-  return json.loads((arrays_dir(root, split) / 'classes.json').read_text('utf-8'))
+  return json.loads(
+    (arrays_dir(root, split) / 'classes.json').read_text('utf-8')
+  )
 
 
 def write_arrays(root: Path, spec: records.DatasetSpec, split: str) -> None:
@@ -137,11 +143,13 @@ def _write_records(
   )
   info = tfds.core.DatasetInfo(
     builder=identity,
-    features=tfds.features.FeaturesDict({
-      'image': tfds.features.Image(shape=(None, None, channels)),
-      'label': tfds.features.ClassLabel(names=labels),
-      'key': tfds.features.Text(),
-    }),
+    features=tfds.features.FeaturesDict(
+      {
+        'image': tfds.features.Image(shape=(None, None, channels)),
+        'label': tfds.features.ClassLabel(names=labels),
+        'key': tfds.features.Text(),
+      }
+    ),
     supervised_keys=('image', 'label'),
     disable_shuffling=True,
   )

@@ -1,65 +1,67 @@
-"""What one needs to judge MAML by: simpler ways to use the same encoder.
+"""Baselines that use the encoder without the inner loop.
 
-Each takes features of the support set and the query set and gives logits for
-the query set; features are [N, D], labels [N] int, 0..W-1.
+Each maps features of the support set and the query set to logits of the query
+set; features are [N, D], targets [N] int, 0..W-1.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+__all__ = ['FEATURE_BASELINES', 'linear_head', 'nearest_centroid']
+
 NUM_ITERATIONS = 500  # of gradient descent, for the linear head
 
 
-def nearest_centroid(support, label, query, ways):
-  """Minus the squared distance to the mean of each class.
+def nearest_centroid(support, targets, query, ways):
+  """Returns the negative squared distance to the mean of each class.
 
   The classifier of prototypical networks, Snell et al. 2017, arXiv 1703.05175,
   equation 2, on an encoder that was not trained for it.
 
   Args:
     support: features of the support set.
-    label: its labels.
+    targets: classes of the support set.
     query: features of the query set.
     ways: W.
 
   Returns:
     Logits [N, W] of the query set.
   """
-  one_hot = jax.nn.one_hot(label, ways, dtype=support.dtype)
+  one_hot = jax.nn.one_hot(targets, ways, dtype=support.dtype)
   means = (one_hot.T @ support) / one_hot.sum(0)[:, None]
   return -jnp.square(query[:, None] - means[None]).sum(-1)
 
 
-def linear_head(support, label, query, ways, *, strength=1.0):
-  """Multinomial logistic regression, trained to convergence.
+def linear_head(support, targets, query, ways, *, strength=1.0):
+  """Returns the logits of a logistic regression trained to convergence.
 
   The `Baseline` of Chen et al. 2019, arXiv 1904.04232, and Tian et al. 2020,
-  arXiv 2003.11539: the encoder is frozen, and a new head is fitted. Minimises
-  the sum of cross entropies plus strength / 2 times the squared norm of the
-  weights, of the biases too, by Nesterov's accelerated gradient descent. It
-  works on products of features, of which there are N x N.
+  arXiv 2003.11539: a new head on a frozen encoder. It minimizes the sum of
+  cross entropies plus strength / 2 times the squared norm of weights and
+  biases, by Nesterov's accelerated gradient descent on the N x N matrix of
+  products of features.
 
   Args:
     support: features of the support set.
-    label: its labels.
+    targets: classes of the support set.
     query: features of the query set.
     ways: W.
-    strength: of the regularisation.
+    strength: of the regularization.
 
   Returns:
     Logits [N, W] of the query set.
   """
-  centre = support.mean(0)[None]
+  center = support.mean(0)[None]
   support, query = (
-      jnp.pad(x - centre, ((0, 0), (0, 1)), constant_values=1)
-      for x in (support, query)
+    jnp.pad(x - center, ((0, 0), (0, 1)), constant_values=1)
+    for x in (support, query)
   )
   products = support @ support.T
-  one_hot = jax.nn.one_hot(label, ways, dtype=support.dtype)
-  # With weights = support.T @ dual the gradient by the weights is support.T @
-  # slope. A softmax's second derivative is at most 1/2, and the largest
-  # eigenvalue of `products` at most its Frobenius norm.
+  one_hot = jax.nn.one_hot(targets, ways, dtype=support.dtype)
+  # With weights = support.T @ dual, the gradient with respect to the weights is
+  # support.T @ slope. The second derivative of a softmax is at most 1/2, and
+  # the largest eigenvalue of `products` at most its Frobenius norm.
   smoothness = jnp.linalg.norm(products) / 2 + strength
   rate = (smoothness**0.5 - strength**0.5) / (smoothness**0.5 + strength**0.5)
 
@@ -75,6 +77,9 @@ def linear_head(support, label, query, ways, *, strength=1.0):
 
 
 FEATURE_BASELINES = {
-    'nearest_mean': (nearest_centroid, 'nearest class mean of the features'),
-    'linear_head': (linear_head, 'logistic regression on frozen features'),
+  'nearest_centroid': (
+    nearest_centroid,
+    'nearest class mean of the features',
+  ),
+  'linear_head': (linear_head, 'logistic regression on frozen features'),
 }

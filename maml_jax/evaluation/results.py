@@ -1,10 +1,11 @@
-"""Results of evaluations on disk: what was measured, of what, by what.
+"""Results of evaluations on disk.
 
-  WORKDIR/eval/NAME.json     means and intervals, config, seed, code, device
+  WORKDIR/eval/NAME.json     means and intervals, config, seed, code, devices
   WORKDIR/eval/NAME.npz      the metrics of each task, [T, ...] each
-  WORKDIR/eval/NAME_*.part   those measured so far, if not all are
+  WORKDIR/eval/NAME_*.part   the metrics so far, of an unfinished evaluation
 
-A part is gone on from if it is of the same parameters, tasks and code.
+An evaluation resumes from a partial file if its parameters, tasks and code are
+the same.
 """
 
 import contextlib
@@ -22,64 +23,78 @@ import numpy as np
 
 import maml_jax
 from maml_jax.utils import distributed
-from maml_jax.utils.files import oserror_as_user_error, oserror_message
-from maml_jax.utils.distributed import describe_devices
-from maml_jax.utils.files import write_text
+from maml_jax.utils.files import (
+  oserror_as_user_error,
+  oserror_message,
+  write_text,
+)
+
+__all__ = [
+  'collect_metrics',
+  'concatenate',
+  'provenance',
+  'read_result',
+  'result_path',
+  'write_result',
+]
 
 SECONDS_BETWEEN_SAVES = 30.0
 
 
 def collect_metrics(
-    run: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
-    part: pathlib.Path,
-    identity: Mapping,
-    advance: Callable[[int], None],
+  run: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
+  partial_file: pathlib.Path,
+  identity: Mapping,
+  advance: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
-  """Gathers the metrics of all tasks, and goes on where it was interrupted.
+  """Collects the metrics of all tasks, resuming from a partial file.
 
-  Several processes begin anew.
+  With several processes the evaluation starts from the first task.
 
   Args:
-    run: `run(start)` yields the metrics of the tasks from `start` on, some at
-      a time, each [n, ...].
-    part: where to keep what is measured; it is left there.
-    identity: plain values; a part of any other is not gone on from.
+    run: `run(start)` yields the metrics of the tasks from `start` on, several
+      tasks at a time, each [n, ...].
+    partial_file: where to save the metrics so far; it is not deleted here.
+    identity: plain values; a partial file with other values is ignored.
     advance: `advance(n)` is called after n more tasks.
 
   Returns:
     Metrics by name, [T, ...] each.
   """
   identity = json.dumps(identity, sort_keys=True)
-  keeps = not distributed.is_multiprocess()  # they might find different parts
-  kept = _read_part(part, identity) if keeps else {}
-  rows, saved = [kept] if kept else [], time.monotonic()
-  start = len(next(iter(kept.values()))) if kept else 0
+  saves = not distributed.is_multiprocess()  # their files might differ
+  found = _read_partial(partial_file, identity) if saves else {}
+  batches, saved = [found] if found else [], time.monotonic()
+  start = len(next(iter(found.values()))) if found else 0
   advance(start)
   try:
     for metrics in run(start):
-      rows.append(metrics)
+      batches.append(metrics)
       advance(len(next(iter(metrics.values()))))
-      if keeps and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-        rows, saved = [concatenate(rows)], time.monotonic()
-        _write_part(part, identity, rows[0])
-  finally:  # after Ctrl-C, say
-    if keeps and rows:
-      _write_part(part, identity, concatenate(rows))
-  return concatenate(rows)
+      if saves and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+        batches, saved = [concatenate(batches)], time.monotonic()
+        _write_partial(partial_file, identity, batches[0])
+  finally:  # for example after Ctrl-C
+    if saves and batches:
+      _write_partial(partial_file, identity, concatenate(batches))
+  return concatenate(batches)
 
 
-def concatenate(rows: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Metrics of some tasks, and of some more, as those of all of them."""
-  return {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
+def concatenate(batches: list[Mapping[str, np.ndarray]]) -> dict:
+  """Concatenates the metrics of batches of tasks."""
+  return {
+    name: np.concatenate([batch[name] for batch in batches])
+    for name in batches[0]
+  }
 
 
 def result_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
-  """The .json file of a result."""
+  """Returns the path of the JSON file of a result."""
   return workdir / 'eval' / f'{name}.json'
 
 
 def read_result(path: pathlib.Path) -> dict:
-  """A result; {} if there is none, or none that is sound."""
+  """Reads a result; returns {} if it is missing or damaged."""
   try:
     result = json.loads(path.read_text())
   except (OSError, ValueError):
@@ -88,9 +103,9 @@ def read_result(path: pathlib.Path) -> dict:
 
 
 def write_result(
-    workdir: pathlib.Path, name: str, result: Mapping, arrays: Mapping
+  workdir: pathlib.Path, name: str, result: Mapping, arrays: Mapping
 ) -> None:
-  """Writes a result and the metrics of each task, in the place of parts."""
+  """Writes a result and the metrics of each task; deletes partial files."""
   if not distributed.is_main_process():
     return
   path = result_path(workdir, name)
@@ -98,51 +113,50 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path.with_suffix('.npz'), **arrays)
   write_text(path, json.dumps(result, indent=2))
-  for part in path.parent.glob(f'{name}_*.part'):
-    part.unlink()
+  for partial_file in path.parent.glob(f'{name}_*.part'):
+    partial_file.unlink()
 
 
 def provenance() -> dict[str, str]:
-  """By what something is measured: code, libraries, devices."""
+  """Returns the versions of code and libraries, and the devices."""
   return {
-      'version': maml_jax.__version__,
-      'commit': _commit(),
-      'jax': jax.__version__,
-      'devices': describe_devices(),
+    'version': maml_jax.__version__,
+    'commit': _commit(),
+    'jax': jax.__version__,
+    'devices': distributed.describe_devices(),
   }
 
 
 @functools.cache
 def _commit() -> str:
-  """The commit of the code, '+' behind it if files differ; '' if unknown."""
+  """Returns the commit of the code, with '+' if modified; '' if unknown."""
   folder = pathlib.Path(maml_jax.__file__).parent
   if not (folder.parent / '.git').exists():
     return ''
 
-  def git(*words):
-    done = subprocess.run(
-        ['git', '-C', str(folder), *words],
-        capture_output=True, text=True, check=True)  # fmt: skip
+  def git(*args):
+    command = ['git', '-C', str(folder), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
   with contextlib.suppress(OSError, subprocess.CalledProcessError):
-    changed = git('status', '--porcelain', '--untracked-files=no', '.')
-    return git('rev-parse', '--short=10', 'HEAD') + ('+' if changed else '')
+    changes = git('status', '--porcelain', '--untracked-files=no', '.')
+    return git('rev-parse', '--short=10', 'HEAD') + ('+' if changes else '')
   return ''
 
 
-def _read_part(path: pathlib.Path, identity: str) -> dict[str, np.ndarray]:
-  """What was measured before, {} if nothing that can be gone on from."""
+def _read_partial(path: pathlib.Path, identity: str) -> dict[str, np.ndarray]:
+  """Returns the metrics in a partial file; {} if it cannot be used."""
   try:
     with np.load(path, allow_pickle=False) as arrays:
-      kept = dict(arrays)
+      found = dict(arrays)
   except (OSError, ValueError, zipfile.BadZipFile):
     return {}
-  return kept if str(kept.pop('identity', '')) == identity else {}
+  return found if str(found.pop('identity', '')) == identity else {}
 
 
-def _write_part(path: pathlib.Path, identity: str, metrics: Mapping) -> None:
-  """Keeps what is measured so far, if it can."""
+def _write_partial(path: pathlib.Path, identity: str, metrics: Mapping) -> None:
+  """Writes a partial file; only warns if that fails."""
   new = path.with_name(path.name + '.new')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,5 +165,7 @@ def _write_part(path: pathlib.Path, identity: str, metrics: Mapping) -> None:
     new.replace(path)
   except OSError as error:
     warnings.warn(
-        f'cannot write {path}: {oserror_message(error)}; going on without it', stacklevel=3
+      f'cannot write {path}: {oserror_message(error)}; the evaluation '
+      'continues but could not be resumed',
+      stacklevel=3,
     )

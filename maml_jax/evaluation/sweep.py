@@ -1,7 +1,7 @@
-"""One checkpoint in every way at once: norm modes, query images, inner steps.
+"""Evaluates a checkpoint over a grid of norm modes, query counts and steps.
 
-All cells are measured on the same tasks, so each difference is taken task by
-task. With fewer query images a cell is judged on the first of each class.
+All cells use the same tasks, so differences are taken task by task. With fewer
+query images, a cell uses the first ones of each class.
 """
 
 import os
@@ -12,75 +12,91 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maml_jax.utils import console, distributed
-from maml_jax.experiment import setup
 from maml_jax.config import NORMS
-from maml_jax.utils.errors import UserError
 from maml_jax.evaluation.evaluate import Evaluation
-from maml_jax.experiment.transfer import transfer_params
-from maml_jax.experiment.formatting import norm_label
-from maml_jax.evaluation.statistics import mean_interval, paired_difference, share_at_chance
-from maml_jax.learner import Learner
+from maml_jax.evaluation.statistics import (
+  mean_interval,
+  paired_difference,
+  share_at_chance,
+)
+from maml_jax.experiment import setup
+from maml_jax.experiment.formatting import (
+  describe_protocol,
+  format_metric,
+  norm_label,
+)
 from maml_jax.experiment.metrics import is_transductive, primary_metric
-from maml_jax.experiment.formatting import describe_protocol, format_metric
+from maml_jax.experiment.transfer import transfer_params
+from maml_jax.learner import Learner
 from maml_jax.types import Batch
+from maml_jax.utils import console, distributed
+from maml_jax.utils.errors import UserError
+
+__all__ = [
+  'describe_grid',
+  'evaluate_grid',
+  'first_queries',
+  'make_grid_measure',
+]
 
 
 def evaluate_grid(
-    config: ConfigDict,
-    source: str | os.PathLike,
-    workdir: str | os.PathLike | None = None,
-    *,
-    again: bool = True,
+  config: ConfigDict,
+  source: str | os.PathLike,
+  workdir: str | os.PathLike | None = None,
+  *,
+  again: bool = True,
 ) -> dict:
-  """Measures a checkpoint in every cell of a grid, and says so.
+  """Evaluates a checkpoint in every cell of a grid, prints and saves it.
 
   Args:
     config: `eval.grid_norms`, `eval.grid_queries` and `eval.grid_steps` are the
-      sides of the grid; see `evaluate`.
-    source: a workdir, or one checkpoint.
-    workdir: where results are kept; by default `source`.
-    again: measure even if there is a result of the same by the same version.
+      axes of the grid; see `evaluate`.
+    source: a workdir or one checkpoint.
+    workdir: where results are saved; default `source`.
+    again: repeat the evaluation even if its result is already saved.
 
   Returns:
-    What WORKDIR/eval/NAME.json holds. NAME.npz has accuracy and loss of each
-    cell and task, [cells, T].
+    The content of WORKDIR/eval/NAME.json. NAME.npz holds accuracy and loss of
+    each cell and task, [cells, T].
 
   Raises:
-    UserError: there is no sound checkpoint, it is of another config, or has
-      not the statistics that one of `eval.grid_norms` needs.
+    UserError: the checkpoint is missing, damaged, has another config, or lacks
+      the statistics that one of `eval.grid_norms` needs.
   """
   norms = config.eval.grid_norms or _all_norms(config)
   queries = tuple(sorted(set(config.eval.grid_queries)))
   steps = tuple(sorted(set(config.eval.grid_steps)))
   phase = setup.eval_phase(config)._replace(
-      queries=queries[-1], num_steps=steps[-1]
+    queries=queries[-1], num_steps=steps[-1]
   )
   e = Evaluation(config, source, workdir or source, phase, 'grid')
-  if not again and (result := distributed.on_main_process(e.kept)):
+  if not again and (result := distributed.on_main_process(e.find_saved)):
     return result
   cells, arrays = _measure(e, norms, queries, steps)
-  base = _base(config, cells)
+  base = _base_cell(config, cells)
   result = {
-      'kind': 'grid',
-      'base': {k: cells[base][k] for k in ('norm', 'queries', 'num_steps')},
-      'cells': _summarize(cells, arrays, base, phase.ways),
+    'kind': 'grid',
+    'base': {k: cells[base][k] for k in ('norm', 'queries', 'num_steps')},
+    'cells': _summarize(cells, arrays, base, phase.ways),
   }
-  return e.write(
-      result, arrays, lambda r: console.print_result('\n'.join(describe_grid(r)))
+  return e.save(
+    result,
+    arrays,
+    lambda r: console.print_result('\n'.join(describe_grid(r))),
   )
 
 
 def _all_norms(config: ConfigDict) -> tuple:
-  """That of the training, then the others; that alone in regression."""
-  own = config.model.norm
-  if config.eval.ways == 1:  # without batch norm all would be the same
-    return (own,)
-  return (own, *(norm for norm in NORMS if norm != own))
+  """Returns the norm mode of the training, then all others."""
+  trained = config.model.norm
+  if config.eval.ways == 1:  # regression has no batch norm
+    return (trained,)
+  return (trained, *(norm for norm in NORMS if norm != trained))
 
 
 def _measure(e: Evaluation, norms, queries, steps) -> tuple[list[dict], dict]:
-  """The cells, and what was measured of the tasks in each, [cells, T]."""
+  """Returns the cells, and the metrics of the tasks in each, [cells, T]."""
   cells, rows = [], []
   for norm in norms:
     learner = setup.phase_learner(e.config, e.phase._replace(norm=norm))
@@ -89,37 +105,39 @@ def _measure(e: Evaluation, norms, queries, steps) -> tuple[list[dict], dict]:
     except UserError:
       if e.config.eval.grid_norms:
         raise
-      continue  # such a checkpoint has not the statistics of this mode
+      continue  # the checkpoint lacks the statistics of this mode
     measure = make_grid_measure(learner, queries, steps, e.phase.ways)
     measured = e.measure(norm_label(norm), learner, measure)
     for i, q in enumerate(queries):
       for j, k in enumerate(steps):
-        cells.append({
+        cells.append(
+          {
             'norm': norm,
             'transductive': is_transductive(norm),
             'queries': q,
             'num_steps': k,
-        })
+          }
+        )
         rows.append({name: x[:, j, i] for name, x in measured.items()})
   arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
   return cells, arrays
 
 
 def describe_grid(result: dict) -> Iterator[str]:
-  """Lines for people: one for each norm mode and number of query images."""
+  """Yields one line per norm mode and number of query images."""
   cells, base = result['cells'], result['base']
   steps = sorted({cell['num_steps'] for cell in cells})
   name = primary_metric(cells[0])
   task = f'{result["ways"]}-way {result["shots"]}-shot'
-  way = f'{norm_label(base["norm"])}, '
+  norm = f'{norm_label(base["norm"])}, '
   if name == 'loss':
-    task, way = f'{result["shots"]} points', ''
+    task, norm = f'{result["shots"]} points', ''
   yield (
-      f'{result["data"]} {result["split"]}, {task}, the same '
-      f'{result["num_tasks"]} tasks in every cell; checkpoint of step '
-      f'{result["step"]}. {name.capitalize()} with its 95 % interval, and its '
-      f'difference from {way}{base["queries"]} queries, {base["num_steps"]} '
-      'steps:'
+    f'{result["data"]} {result["split"]}, {task}, the same '
+    f'{result["num_tasks"]} tasks in every cell; checkpoint of step '
+    f'{result["step"]}. {name.capitalize()} with its 95 % confidence '
+    f'interval, and its difference from {norm}{base["queries"]} queries, '
+    f'{base["num_steps"]} steps:'
   )
   head = ''.join(f'{f"{k} steps":^30}' for k in steps)
   yield f'{"":47}{head}'.rstrip()
@@ -129,65 +147,68 @@ def describe_grid(result: dict) -> Iterator[str]:
     line = f'{norm_label(norm):11}{describe_protocol(norm, queries):36}'
     if name == 'loss':
       line = f'{f"{queries} queries":47}'
-    line += ''.join(map(_shown, row))
+    line += ''.join(map(_format_cell, row))
     yield line.rstrip()
 
 
-def _shown(cell: dict) -> str:
-  """A cell in 30 columns: its value, its difference from the base."""
+def _format_cell(cell: dict) -> str:
+  """Formats a cell in 30 columns: its value and difference from the base."""
   name = primary_metric(cell)
   unit, digits = (100, 2) if name == 'accuracy' else (1, 3)
-  more = f'{unit * cell["difference"]:+.{digits}f}'
+  difference = f'{unit * cell["difference"]:+.{digits}f}'
   if cell['difference_interval']:
-    more += f' +-{unit * cell["difference_interval"]:.{digits}f}'
-  return f'{format_metric(name, cell[name], cell["interval"]):>16} {more:13}'
+    difference += f' +-{unit * cell["difference_interval"]:.{digits}f}'
+  value = format_metric(name, cell[name], cell['interval'])
+  return f'{value:>16} {difference:13}'
 
 
 def make_grid_measure(learner: Learner, queries, steps, ways: int) -> Callable:
-  """`measure(params, stats, episode)` of all cells of one norm mode.
+  """Makes `measure(params, stats, episode)` for all cells of one norm mode.
 
   Args:
-    learner: takes as many inner steps as `steps` has at most.
+    learner: its number of inner steps is the maximum of `steps`.
     queries: numbers of query images per class, at most those of the episode.
-    steps: numbers of inner steps, rising.
+    steps: numbers of inner steps, ascending.
     ways: W.
 
   Returns:
-    A function whose results are accuracy and loss, [steps, queries] each.
+    A function that returns accuracy and loss, [steps, queries] each.
   """
 
   def measure(params, stats, episode):
     def observe(params, stats):
-      judged = [
-          learner.judge(params, stats, first_queries(episode.query, q, ways))
-          for q in queries
+      metrics = [
+        learner.evaluate(params, stats, first_queries(episode.query, q, ways))
+        for q in queries
       ]
-      return jax.tree.map(lambda *x: jnp.stack(x), *judged)
+      return jax.tree.map(lambda *x: jnp.stack(x), *metrics)
 
-    return learner.trace(params, stats, episode.support, observe, steps)
+    return learner.adapt_and_observe(
+      params, stats, episode.support, observe, steps
+    )
 
   return measure
 
 
 def first_queries(batch: Batch, queries: int, ways: int) -> Batch:
-  """The first images of each class, of a batch that is class after class."""
+  """Returns the first `queries` images of each class; sorted by class."""
 
-  def cut(x):
+  def first(x):
     x = x.reshape(ways, -1, *x.shape[1:])[:, :queries]
     return x.reshape(-1, *x.shape[2:])
 
-  return jax.tree.map(cut, batch)
+  return jax.tree.map(first, batch)
 
 
-def _base(config: ConfigDict, cells: list[dict]) -> int:
-  """The cell that the others are compared with: as trained and evaluated."""
+def _base_cell(config: ConfigDict, cells: list[dict]) -> int:
+  """Returns the index of the cell closest to the configured evaluation."""
 
   def distance(i):
     cell = cells[i]
     return (
-        cell['norm'] != config.eval.norm,
-        abs(cell['queries'] - config.eval.queries),
-        abs(cell['num_steps'] - config.eval.num_steps),
+      cell['norm'] != config.eval.norm,
+      abs(cell['queries'] - config.eval.queries),
+      abs(cell['num_steps'] - config.eval.num_steps),
     )
 
   return min(range(len(cells)), key=distance)
@@ -199,14 +220,14 @@ def _summarize(cells, arrays, base: int, ways: int) -> list[dict]:
   summaries = []
   for i, cell in enumerate(cells):
     mean, interval = mean_interval(values[i])
-    difference, half = paired_difference(values[i], values[base])
+    difference, half_width = paired_difference(values[i], values[base])
     summary = {
-        'loss': float(arrays['loss'][i].mean()),
-        name: mean,
-        'interval': interval,
-        'median': float(np.median(values[i])),
-        'difference': difference,
-        'difference_interval': half,
+      'loss': float(arrays['loss'][i].mean()),
+      name: mean,
+      'interval': interval,
+      'median': float(np.median(values[i])),
+      'difference': difference,
+      'difference_interval': half_width,
     }
     if name == 'accuracy':
       summary['at_chance'] = share_at_chance(values[i], ways)

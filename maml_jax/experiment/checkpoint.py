@@ -36,11 +36,16 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from maml_jax import config as config_lib
-from maml_jax.utils import distributed
-from maml_jax.utils.files import fsync, oserror_as_user_error, oserror_message, require_free_space
-from maml_jax.utils.errors import NonFiniteError, UserError, printable
 from maml_jax.experiment.metrics import is_better
 from maml_jax.types import MetaState, PyTree
+from maml_jax.utils import distributed
+from maml_jax.utils.errors import NonFiniteError, UserError, printable
+from maml_jax.utils.files import (
+  fsync,
+  oserror_as_user_error,
+  oserror_message,
+  require_free_space,
+)
 
 NUM_KEPT = 2
 DIGESTS_FILE = 'digests.json'
@@ -76,14 +81,16 @@ class CheckpointWriter:
   """
 
   def __init__(
-      self, workdir: pathlib.Path, config: ConfigDict, saved: int | None
+    self, workdir: pathlib.Path, config: ConfigDict, saved: int | None
   ):
     self._folder = workdir.absolute() / 'checkpoints'
     self._config = config_lib.to_json(config)
     with oserror_as_user_error(self._folder):
       self._latest = _manager(self._folder / 'latest')
       self._best = _manager(self._folder / 'best')
-    best = distributed.on_main_process(lambda: _step_and_metrics(find(workdir, 'best')))
+    best = distributed.on_main_process(
+      lambda: _step_and_metrics(find(workdir, 'best'))
+    )
     self._best_metrics = best[1] if best else {}
     # Newer ones are damaged: they must not push out one that is sound.
     if saved is not None:
@@ -113,7 +120,7 @@ class CheckpointWriter:
       self._time, self.saved = time.monotonic(), int(state.step)
 
   def save_if_best(
-      self, state: MetaState, metrics: Mapping[str, float]
+    self, state: MetaState, metrics: Mapping[str, float]
   ) -> bool:
     """Saves a state if its metrics on validation are the best so far.
 
@@ -147,9 +154,9 @@ class CheckpointWriter:
         raise
       self._failed = True
       raise UserError(
-          f'cannot write a checkpoint in {self._folder}: {_reason(error)}. '
-          'Those that are there are kept; make room, then the same command '
-          'goes on'
+        f'cannot write a checkpoint in {self._folder}: {_reason(error)}. '
+        'Those that are there are kept; make room, then the same command '
+        'goes on'
       ) from error
 
   def _write(self, manager, state, metrics) -> None:
@@ -159,9 +166,13 @@ class CheckpointWriter:
     step = int(state.step)
     # Orbax fails in threads, and at length.
     size = sum(x.nbytes for x in jax.tree.leaves(arrays))
-    distributed.on_main_process(lambda: require_free_space(self._folder, size + METADATA_BYTES))
+    distributed.on_main_process(
+      lambda: require_free_space(self._folder, size + METADATA_BYTES)
+    )
     self._set_aside(manager, step)
-    if distributed.is_multiprocess():  # each process writes a share of what all have
+    if (
+      distributed.is_multiprocess()
+    ):  # each process writes a share of what all have
       arrays = _to_tree(jax.tree.map(jnp.copy, state))
     manager.save(step, args=_arguments(arrays, self._config, metrics))
 
@@ -283,14 +294,16 @@ def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
   if steps:
     names = ', '.join(path.name for path in steps)
     raise UserError(
-        f'all checkpoints in {folder} are damaged: {names}. Restore one, or '
-        f'move {folder} away: then the run begins anew; --checkpoint=DIR '
-        'begins with the parameters of any other'
+      f'all checkpoints in {folder} are damaged: {names}. Restore one, or '
+      f'move {folder} away: then the run begins anew; --checkpoint=DIR '
+      'begins with the parameters of any other'
     )
   return None
 
 
-def find_on_all_processes(workdir: pathlib.Path, which: str) -> Checkpoint | None:
+def find_on_all_processes(
+  workdir: pathlib.Path, which: str
+) -> Checkpoint | None:
   """`find`, with the same answer in all processes: that of the first.
 
   Raises:
@@ -316,9 +329,7 @@ def _arguments(arrays: PyTree, config: str, metrics: Mapping):
   facts = {'config': config, 'metrics': dict(metrics)}
   facts['step'] = int(arrays['step'])
   facts['digest'] = _digest(_canonical(facts))
-  return ocp.args.Composite(
-      state=_Save(arrays), meta=ocp.args.JsonSave(facts)
-  )
+  return ocp.args.Composite(state=_Save(arrays), meta=ocp.args.JsonSave(facts))
 
 
 def _to_arrays(state: MetaState) -> dict[str, PyTree]:
@@ -376,20 +387,18 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def _manager(folder: pathlib.Path) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
-      preservation_policy=LatestN(NUM_KEPT), cleanup_tmp_directories=True
+    preservation_policy=LatestN(NUM_KEPT), cleanup_tmp_directories=True
   )
   handlers = {'state': _Handler(), 'meta': ocp.JsonCheckpointHandler()}
-  return ocp.CheckpointManager(
-      folder, options=options, item_handlers=handlers
-  )
+  return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
   """The checkpoints in a folder, newest first."""
   found = folder.iterdir() if folder.is_dir() else ()
   return sorted(
-      (path for path in found if path.name.isdecimal()),
-      key=lambda path: -int(path.name),
+    (path for path in found if path.name.isdecimal()),
+    key=lambda path: -int(path.name),
   )
 
 
@@ -415,13 +424,13 @@ def _read(path: pathlib.Path, step: int | None = None) -> Checkpoint:
     if {found, facts.get('step', found), step or found} != {found}:
       raise ValueError(f'its arrays are of step {found}')
     return Checkpoint(
-        path=path,
-        config=config,
-        step=found,
-        params=arrays['params'],
-        stats=arrays['stats'],
-        opt_state=[leaf for _, leaf in sorted(arrays['opt_state'].items())],
-        metrics={name: float(x) for name, x in facts['metrics'].items()},
+      path=path,
+      config=config,
+      step=found,
+      params=arrays['params'],
+      stats=arrays['stats'],
+      opt_state=[leaf for _, leaf in sorted(arrays['opt_state'].items())],
+      metrics={name: float(x) for name, x in facts['metrics'].items()},
     )
   except Exception as error:  # damage shows in more ways than can be listed
     raise UserError(f'damaged checkpoint {path}: {_reason(error)}') from error
@@ -440,13 +449,13 @@ def _read_arrays(folder: pathlib.Path) -> PyTree:
   tree = handler.metadata(folder).tree
   size = sum(file.stat().st_size for file in files.values())
   claimed = sum(
-      math.prod(x.shape) * np.dtype(x.dtype).itemsize
-      for x in jax.tree.leaves(tree)
+    math.prod(x.shape) * np.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(tree)
   )
   if claimed > LARGEST_RATIO * size + SMALLEST_BOMB:
     raise ValueError(f'files of {size} bytes claim arrays of {claimed}')
   as_numpy = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
   )
   args = ocp.args.PyTreeRestore(restore_args=as_numpy)
   return handler.restore(folder, args=args)

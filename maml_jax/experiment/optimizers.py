@@ -10,13 +10,13 @@ SCHEDULES = ('constant', 'step', 'cosine')
 
 
 def make_schedule(
-    lr,
-    *,
-    schedule='constant',
-    milestones=(),
-    gamma=0.1,
-    warmup_epochs=0,
-    steps_per_epoch=1,
+  lr,
+  *,
+  schedule='constant',
+  milestones=(),
+  gamma=0.1,
+  warmup_epochs=0,
+  steps_per_epoch=1,
 ):
   """The learning rate of every meta-iteration, constant within an epoch.
 
@@ -39,7 +39,7 @@ def make_schedule(
   """
   if schedule not in SCHEDULES:
     raise UserError(
-        f'unknown outer.schedule {schedule!r} (choices: {", ".join(SCHEDULES)})'
+      f'unknown outer.schedule {schedule!r} (choices: {", ".join(SCHEDULES)})'
     )
   if schedule != 'constant' and not milestones:
     raise UserError(f'outer.schedule={schedule!r} needs outer.milestones')
@@ -60,7 +60,7 @@ def make_schedule(
 
 
 def make_optimizer(
-    optimizer, learning_rate, *, momentum=0.9, weight_decay=0.0, clip=None
+  optimizer, learning_rate, *, momentum=0.9, weight_decay=0.0, clip_value=None
 ):
   """The outer optimiser: clip by value, L2, then the update rule.
 
@@ -70,7 +70,7 @@ def make_optimizer(
     learning_rate: a float or a schedule.
     momentum: of 'sgd'.
     weight_decay: L2 added to the clipped gradient; under 'adamw' decoupled.
-    clip: gradients are clipped to +-clip elementwise; None: never.
+    clip_value: gradients are clipped to +-clip_value elementwise; None: never.
 
   Returns:
     An `optax.GradientTransformation`.
@@ -79,20 +79,20 @@ def make_optimizer(
     UserError: an unknown optimiser.
   """
   rules = {
-      'sgd': lambda: optax.trace(momentum) if momentum else optax.identity(),
-      'rmsprop': lambda: optax.scale_by_rms(0.99, eps_in_sqrt=False),
-      'adam': optax.scale_by_adam,
-      'adamw': optax.scale_by_adam,
+    'sgd': lambda: optax.trace(momentum) if momentum else optax.identity(),
+    'rmsprop': lambda: optax.scale_by_rms(0.99, eps_in_sqrt=False),
+    'adam': optax.scale_by_adam,
+    'adamw': optax.scale_by_adam,
   }
   if optimizer not in rules:
     raise UserError(
-        f'unknown outer.optimizer {optimizer!r} '
-        f'(choices: {", ".join(OPTIMIZERS)})'
+      f'unknown outer.optimizer {optimizer!r} '
+      f'(choices: {", ".join(OPTIMIZERS)})'
     )
   parts = [rules[optimizer]()]
   if weight_decay:
     place = 1 if optimizer == 'adamw' else 0
     parts.insert(place, optax.add_decayed_weights(weight_decay))
-  if clip is not None:
-    parts.insert(0, optax.clip(clip))
+  if clip_value is not None:
+    parts.insert(0, optax.clip(clip_value))
   return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))

@@ -1,8 +1,8 @@
-"""Where the tasks of a phase come from, and where their images lie.
+"""The tasks of a phase, and where their images are stored.
 
-Images lie on the devices if they fit there. Else they stay on the host,
-memory-mapped, and those of each task are gathered ahead of time: the same
-tasks, bit by bit, from another place. Regression tasks need no images at all.
+Images are stored on the devices if they fit. Otherwise they stay on the host,
+memory-mapped, and the images of each task are prefetched; the tasks are
+bit-identical. Regression tasks need no images.
 """
 
 from collections.abc import Callable
@@ -15,125 +15,146 @@ import jax.numpy as jnp
 import numpy as np
 
 from maml_jax import data
+from maml_jax.data.episodes import (
+  build_task,
+  draw_distinct_tasks,
+  draw_task_positions,
+  sample_episode,
+  split_episode,
+  task_keys,
+)
 from maml_jax.experiment import setup
-from maml_jax.data.episodes import build_task, draw_distinct_tasks, draw_task_positions, sample_episode, split_episode, task_keys
-from maml_jax.sharding import TaskSharding
 from maml_jax.experiment.setup import Phase
+from maml_jax.sharding import TaskSharding
 from maml_jax.types import Array, Dataset, PyTree
+
+__all__ = [
+  'EvalTasks',
+  'Prefetcher',
+  'TrainTasks',
+  'choose_placement',
+  'eval_task_indices',
+  'eval_tasks',
+  'train_tasks',
+]
 
 
 class TrainTasks(NamedTuple):
   """The tasks of meta-training.
 
   Attributes:
-    shared: what every device holds of the data; () for nothing.
-    sample: `sample(key, shared, *given) -> Episode`, under jit.
-    given: `given(step, rows) -> arrays [n, ...]`: what these tasks of a
-      meta-iteration, by default all, are given by the host; None if `sample`
-      takes nothing more.
-    place: 'device', 'host' or, without images, ''.
+    shared: data that is replicated over the devices; () if there is none.
+    sample_episode: `sample_episode(key, shared, *host_data) -> Episode`, called
+      under jit.
+    host_data: `host_data(step, task_ids) -> arrays [n, ...]`: what the host
+      provides for these tasks of a meta-iteration, default all of them; None if
+      `sample_episode` needs nothing more.
+    placement: 'device', 'host' or, without images, ''.
   """
 
   shared: PyTree
-  sample: Callable
-  given: Callable[..., tuple] | None
-  place: str
+  sample_episode: Callable
+  host_data: Callable[..., tuple] | None
+  placement: str
 
 
 class EvalTasks(NamedTuple):
-  """The tasks of a validation or an evaluation, always the same.
+  """The fixed tasks of a validation or an evaluation.
 
   Attributes:
-    shared: what every device holds of the data; () for nothing.
-    recall: `recall(key, shared, *given) -> Episode`, under jit.
+    shared: data that is replicated over the devices; () if there is none.
+    build_episode: `build_episode(key, shared, *host_data) -> Episode`, called
+      under jit.
     keys: [T], one for each task.
-    given: `given(rows [n]) -> arrays [n, ...]` of the tasks in these rows.
+    host_data: `host_data(task_ids [n]) -> arrays [n, ...]`: what the host
+      provides for these tasks.
   """
 
   shared: PyTree
-  recall: Callable
+  build_episode: Callable
   keys: Array
-  given: Callable[[np.ndarray], tuple]
+  host_data: Callable[[np.ndarray], tuple]
 
 
-def train_tasks(config, machine: TaskSharding) -> TrainTasks:
-  """The tasks of `experiment.train_phase`.
+def train_tasks(config, sharding: TaskSharding) -> TrainTasks:
+  """Returns the tasks of meta-training.
 
   Raises:
     UserError: the data are not prepared, or a class has too few images.
   """
   phase = setup.train_phase(config)
   if config.data.name in data.REGRESSIONS:
-    function = _function(config, phase)
-    return TrainTasks((), lambda key, _: function(key), None, '')
+    sample = _regression_sampler(config, phase)
+    return TrainTasks((), lambda key, _: sample(key), None, '')
   dataset = setup.load_split(config, phase)
   transform = setup.phase_transform(config, phase)
-  place = choose_placement(config, machine, dataset)
-  if place == 'device':
+  placement = choose_placement(config, sharding, dataset)
+  if placement == 'device':
     sample = partial(sample_episode, **phase.shape, transform=transform)
-    return TrainTasks(machine.put(dataset), sample, None, place)
+    return TrainTasks(sharding.replicate(dataset), sample, None, placement)
 
-  def sample(key, shared, image):
+  def sample(key, shared, images):
     del shared
-    return build_task(key, image, shots=phase.shots, transform=transform)
+    return build_task(key, images, shots=phase.shots, transform=transform)
 
   key = setup.rng_stream(config.seed, setup.TRAIN_STREAM)
-  return TrainTasks((), sample, _gatherer(config, phase, dataset, key), place)
+  gather = _image_gatherer(config, phase, dataset, key)
+  return TrainTasks((), sample, gather, placement)
 
 
 def eval_tasks(
-    config, phase: Phase, num_tasks: int, machine: TaskSharding
+  config, phase: Phase, num_tasks: int, sharding: TaskSharding
 ) -> EvalTasks:
-  """The first tasks of a phase.
+  """Returns the first `num_tasks` fixed tasks of a phase.
 
   Raises:
-    UserError: the data are not prepared, too few for such tasks, or for so many
-      distinct ones.
+    UserError: the data are not prepared, or there are too few images for such
+      tasks or for so many distinct ones.
   """
   number = setup.EVAL_STREAM + data.SPLITS.index(phase.split)
   if config.data.name in data.REGRESSIONS:
-    function = _function(config, phase)
+    sample = _regression_sampler(config, phase)
     keys = jax.random.split(setup.rng_stream(0, number), num_tasks)
-    return EvalTasks((), lambda key, _: function(key), keys, lambda rows: ())
+    return EvalTasks((), lambda key, _: sample(key), keys, lambda task_ids: ())
   dataset = setup.load_split(config, phase)
   positions, keys = eval_task_indices(dataset, phase, num_tasks)
   transform = setup.phase_transform(config, phase)
 
-  def recall(key, image):
-    return transform(key, split_episode(image, shots=phase.shots))
+  def build(key, images):
+    return transform(key, split_episode(images, shots=phase.shots))
 
-  if choose_placement(config, machine, dataset) == 'device':
+  if choose_placement(config, sharding, dataset) == 'device':
     return EvalTasks(
-        machine.put(dataset.image),
-        lambda key, shared, rows: recall(key, jnp.take(shared, rows, axis=0)),
-        keys,
-        lambda rows: (positions[rows],),
+      sharding.replicate(dataset.images),
+      lambda key, images, rows: build(key, jnp.take(images, rows, axis=0)),
+      keys,
+      lambda task_ids: (positions[task_ids],),
     )
   return EvalTasks(
-      (),
-      lambda key, _, image: recall(key, image),
-      keys,
-      lambda rows: (dataset.image[positions[rows]],),
+    (),
+    lambda key, _, images: build(key, images),
+    keys,
+    lambda task_ids: (dataset.images[positions[task_ids]],),
   )
 
 
 def eval_task_indices(
-    dataset: Dataset, phase: Phase, num_tasks: int
+  dataset: Dataset, phase: Phase, num_tasks: int
 ) -> tuple[np.ndarray, Array]:
-  """The tasks of a validation or evaluation, as positions of images.
+  """Returns the fixed tasks of a phase as positions of images.
 
-  They depend on the split and on the shape of a task, not on a seed.
+  They depend on the split and the shape of the tasks, not on a seed.
 
   Args:
-    dataset: a `Dataset`; its images are not touched.
-    phase: its split, ways, shots and queries.
-    num_tasks: T; fewer tasks are the first ones of more.
+    dataset: a `Dataset`; its images are not read.
+    phase: provides split, ways, shots and queries.
+    num_tasks: T; the first tasks do not depend on it.
 
   Returns:
-    Positions [T, W, S + Q] int32, and a key for the transform of each, [T].
+    Positions [T, W, S + Q] int32, and one key per task for its transform, [T].
 
   Raises:
-    UserError: there are not so many.
+    UserError: there are not that many distinct tasks.
   """
   number = setup.EVAL_STREAM + data.SPLITS.index(phase.split)
   draw_key, transform_key = jax.random.split(setup.rng_stream(0, number))
@@ -142,48 +163,51 @@ def eval_task_indices(
   return positions, key_of(jnp.arange(num_tasks))
 
 
-def choose_placement(config, machine: TaskSharding, dataset: Dataset) -> str:
-  """Where the images of a data set are to lie: 'device' or 'host'."""
+def choose_placement(config, sharding: TaskSharding, dataset: Dataset) -> str:
+  """Returns where to store the images of a data set: 'device' or 'host'."""
   if config.data.placement != 'auto':
     return config.data.placement
-  return 'device' if machine.holds(dataset.image.nbytes) else 'host'
+  return 'device' if sharding.fits_in_memory(dataset.images.nbytes) else 'host'
 
 
 class Prefetcher:
-  """Makes what meta-iterations are given, in a thread, ahead of time.
+  """Prepares the host data of coming meta-iterations in a thread.
 
-  A context manager. Of several processes each makes what its devices take.
+  A context manager. With several processes each prepares its own share.
 
   Args:
-    given: `given(step) -> arrays [n, ...]` of the tasks of this process; None
-      for nothing.
-    machine: the devices that the tasks are spread over.
-    length: most meta-iterations that are taken at once.
+    host_data: `host_data(step) -> arrays [n, ...]` for the tasks of this
+      process; None if there is none.
+    sharding: the devices that the tasks are distributed over.
+    length: maximum number of meta-iterations per call.
   """
 
-  def __init__(self, given: Callable | None, machine: TaskSharding, length: int):
-    self._given, self._machine, self._length = given, machine, length
+  def __init__(
+    self, host_data: Callable | None, sharding: TaskSharding, length: int
+  ):
+    self._host_data, self._sharding = host_data, sharding
+    self._length = length
     self._pool = ThreadPoolExecutor(1)
-    self._made = {}
+    self._pending = {}
 
   def take(self, step: int, n: int) -> tuple:
-    """What steps `step` .. `step + n - 1` are given: [length, T, ...] each.
+    """Returns the data of steps `step` .. `step + n - 1`, [length, T, ...].
 
-    What is behind the first n is not meant. An error of `given` comes up here.
+    Entries beyond the first n are padding. Raises the errors of `host_data`.
     """
-    if self._given is None:
+    if self._host_data is None:
       return ()
     for i in range(step, step + n + self._length):
-      if i not in self._made:
-        self._made[i] = self._pool.submit(self._given, i)
-    rows = [self._made.pop(i).result() for i in range(step, step + n)]
-    joined = tuple(map(self._join, zip(*rows, strict=True)))
-    return self._machine.spread(joined, axis=1)
+      if i not in self._pending:
+        self._pending[i] = self._pool.submit(self._host_data, i)
+    rows = [self._pending.pop(i).result() for i in range(step, step + n)]
+    stacked = tuple(map(self._stack, zip(*rows, strict=True)))
+    return self._sharding.shard(stacked, axis=1)
 
-  def _join(self, rows) -> np.ndarray:
-    joined = np.zeros((self._length, *rows[0].shape), rows[0].dtype)
-    np.stack(rows, out=joined[: len(rows)])
-    return joined
+  def _stack(self, rows) -> np.ndarray:
+    stacked = np.zeros((self._length, *rows[0].shape), rows[0].dtype)
+    np.stack(rows, out=stacked[: len(rows)])
+    return stacked
 
   def __enter__(self):
     return self
@@ -192,26 +216,26 @@ class Prefetcher:
     self._pool.shutdown(cancel_futures=True)
 
 
-def _function(config, phase: Phase) -> Callable:
-  """`sample(key) -> Episode` of tasks that are drawn out of nothing."""
+def _regression_sampler(config, phase: Phase) -> Callable:
+  """Returns `sample(key) -> Episode` for tasks that need no data set."""
   sample = data.REGRESSIONS[config.data.name].sample_episode
   return partial(sample, shots=phase.shots, queries=phase.queries)
 
 
-def _gatherer(config, phase: Phase, dataset: Dataset, key) -> Callable:
-  """`given` of a `Stream`: the images of the tasks that `sample` would draw."""
+def _image_gatherer(config, phase: Phase, dataset: Dataset, key) -> Callable:
+  """Returns `host_data` of `TrainTasks`: the images that `sample_episode` draws."""
   cpu = jax.local_devices(backend='cpu')[0]
   key, index, size = jax.device_put((key, dataset.index, dataset.size), cpu)
   without_images = Dataset((), index, size)
 
   @jax.jit
   def positions_of(step):
-    keys = task_keys(key, step, config.train.num_tasks)
+    keys = task_keys(key, step, config.train.meta_batch_size)
     draw = partial(draw_task_positions, dataset=without_images, **phase.shape)
     return jax.vmap(draw)(keys)
 
-  def given(step, rows=slice(None)):
+  def host_data(step, task_ids=slice(None)):
     with jax.default_device(cpu):
-      return (dataset.image[np.asarray(positions_of(step))[rows]],)
+      return (dataset.images[np.asarray(positions_of(step))[task_ids]],)
 
-  return given
+  return host_data

@@ -23,14 +23,14 @@ from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
 from maml_jax import data
-from maml_jax.experiment import setup
 from maml_jax.data import images as image_lib
-from maml_jax.utils.errors import NonFiniteError, UserError, check_choice
+from maml_jax.experiment import setup
+from maml_jax.experiment.run_dir import require_same_config
 from maml_jax.experiment.setup import Phase
 from maml_jax.inner_loop import InnerConfig
 from maml_jax.learner import Learner, make_learner
 from maml_jax.types import Batch, Episode, Model, PyTree
-from maml_jax.experiment.run_dir import require_same_config
+from maml_jax.utils.errors import NonFiniteError, UserError, check_choice
 
 HEADS = ('checkpoint', 'zero', 'prototype')
 # Inner steps, unless an evaluation of the checkpoint takes more. With several
@@ -101,7 +101,7 @@ class Classifier(NamedTuple):
     Raises:
       UserError: these are no images.
     """
-    return self.classes[self.probabilities(images).argmax(-1)]
+    return self.classes[self.predict_proba(images).argmax(-1)]
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the classifier to a file, which `maml_jax.load_classifier` reads.
@@ -115,16 +115,16 @@ class Classifier(NamedTuple):
       UserError: it cannot be written.
     """
     facts = {
-        'format': FORMAT_VERSION,
-        'classes': self.classes.tolist(),
-        'config': config_lib.to_json(self.config),
-        'phase': self.phase._asdict(),
-        'head': self.head,
+      'format': FORMAT_VERSION,
+      'classes': self.classes.tolist(),
+      'config': config_lib.to_json(self.config),
+      'phase': self.phase._asdict(),
+      'head': self.head,
     }
     trees = {'params': self.params, 'stats': self.stats}
     arrays = {
-        jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
+      jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
     }
     path = pathlib.Path(path)
     new = path.with_name(path.name + '.new')
@@ -161,12 +161,12 @@ class FewShotLearner(NamedTuple):
   transform: Callable
 
   def fit(
-      self,
-      images,
-      labels: Sequence,
-      *,
-      num_steps: int | None = None,
-      head: str | None = None,
+    self,
+    images,
+    labels: Sequence,
+    *,
+    num_steps: int | None = None,
+    head: str | None = None,
   ) -> Classifier:
     """Learns to tell classes apart from a few images of each.
 
@@ -217,11 +217,11 @@ class AdaptationProgram(NamedTuple):
 
 
 def load(
-    checkpoint: str | os.PathLike,
-    *,
-    which: str = 'best',
-    norm: str | tuple | None = None,
-    config: ConfigDict | None = None,
+  checkpoint: str | os.PathLike,
+  *,
+  which: str = 'best',
+  norm: str | tuple | None = None,
+  config: ConfigDict | None = None,
 ) -> FewShotLearner:
   """See `maml_jax.load`.
 
@@ -232,8 +232,10 @@ def load(
     config: says how to adapt; by default that of the checkpoint, from which it
       may differ in what an evaluation may.
   """
-  from maml_jax.experiment import checkpoint as checkpoint_lib  # takes its seconds
   from maml_jax.evaluation import evaluate
+  from maml_jax.experiment import (
+    checkpoint as checkpoint_lib,  # takes its seconds
+  )
   from maml_jax.experiment import transfer
 
   if not pathlib.Path(checkpoint).is_dir():
@@ -241,22 +243,24 @@ def load(
   saved = checkpoint_lib.load(checkpoint, which)
   if config is None:
     config = saved.config
-  require_same_config(saved.config, config, saved.path, evaluate.EVAL_IGNORED_FIELDS)
+  require_same_config(
+    saved.config, config, saved.path, evaluate.EVAL_IGNORED_FIELDS
+  )
   phase = setup.eval_phase(config)
   phase = phase._replace(
-      ways=config.task.ways,
-      norm=_inductive(phase.norm) if norm is None else norm,
+    ways=config.task.ways,
+    norm=_inductive(phase.norm) if norm is None else norm,
   )
   learner = setup.phase_learner(config, phase)
   params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
   return FewShotLearner(
-      learner,
-      params,
-      stats,
-      config,
-      phase,
-      saved.path,
-      lambda images: _scaled(config, _prepare(config, images)),
+    learner,
+    params,
+    stats,
+    config,
+    phase,
+    saved.path,
+    lambda images: _scaled(config, _prepare(config, images)),
   )
 
 
@@ -287,28 +291,29 @@ def load_classifier(path: str | os.PathLike) -> Classifier:
         tree = tree.setdefault(parent, {})
       tree[last] = array
     if facts['format'] != FORMAT_VERSION:
-      raise ValueError(f'it is of format {facts["format"]}, not {FORMAT_VERSION}')
+      raise ValueError(
+        f'it is of format {facts["format"]}, not {FORMAT_VERSION}'
+      )
     return make_classifier(
-        config_lib.from_json(facts['config']),
-        Phase(**phase),
-        facts['head'],
-        np.array(facts['classes']),
-        trees['params'],
-        trees['stats'],
+      config_lib.from_json(facts['config']),
+      Phase(**phase),
+      facts['head'],
+      np.array(facts['classes']),
+      trees['params'],
+      trees['stats'],
     )
   except Exception as error:  # a file can be anything
     reason = str(error).partition('\n')[0][:100]
     raise UserError(
-        f'{path} is no model that was saved by --mode=adapt, or damaged: '
-        f'{reason}'
+      f'{path} is no model that was saved by --mode=adapt, or damaged: {reason}'
     ) from error
 
 
 def make_adaptation_program(
-    loaded: FewShotLearner,
-    ways: int,
-    num_steps: int | None = None,
-    head: str | None = None,
+  loaded: FewShotLearner,
+  ways: int,
+  num_steps: int | None = None,
+  head: str | None = None,
 ) -> AdaptationProgram:
   """Makes what adapts a checkpoint to `ways` classes; see `Loaded.fit`."""
   config, phase = loaded.config, loaded.phase
@@ -316,8 +321,8 @@ def make_adaptation_program(
   check_choice('head', head, HEADS)
   if head == 'checkpoint' and ways > phase.ways:
     raise UserError(
-        f'the head of the checkpoint has {phase.ways} outputs, too few for '
-        f'{ways} classes: take prototype or zero'
+      f'the head of the checkpoint has {phase.ways} outputs, too few for '
+      f'{ways} classes: take prototype or zero'
     )
   if num_steps is None:
     num_steps = max(phase.num_steps, DEFAULT_NUM_STEPS)
@@ -326,7 +331,11 @@ def make_adaptation_program(
 
 
 def leave_one_out(
-    loaded: FewShotLearner, program: AdaptationProgram, image, label, rows: Sequence[int]
+  loaded: FewShotLearner,
+  program: AdaptationProgram,
+  image,
+  label,
+  rows: Sequence[int],
 ) -> np.ndarray:
   """Asks for each of some images, having learned from all others.
 
@@ -349,7 +358,7 @@ def leave_one_out(
     def one(chosen):
       row, others = chosen
       adapted, after, _ = program.adapt(
-          params, stats, image[others], label[others]
+        params, stats, image[others], label[others]
       )
       asked = _scaled(config, image[row][None])
       return program.learner.predict(adapted, after, asked)[0]
@@ -362,7 +371,11 @@ def leave_one_out(
 
 
 def fit_classifier(
-    loaded: FewShotLearner, program: AdaptationProgram, image, label, classes: np.ndarray
+  loaded: FewShotLearner,
+  program: AdaptationProgram,
+  image,
+  label,
+  classes: np.ndarray,
 ) -> Classifier:
   """Adapts a checkpoint; see `leave_one_out` for the arguments.
 
@@ -371,23 +384,25 @@ def fit_classifier(
   """
   with setup.matmul_precision(loaded.config):
     params, stats, losses = program.adapt(
-        loaded.params, loaded.stats, image, label
+      loaded.params, loaded.stats, image, label
     )
   for leaf in jax.tree.leaves((params, losses)):
     if not np.isfinite(leaf).all():
-      raise NonFiniteError('a loss or a parameter is not finite after adaptation')
+      raise NonFiniteError(
+        'a loss or a parameter is not finite after adaptation'
+      )
   return make_classifier(
-      loaded.config, program.phase, program.head, classes, params, stats
+    loaded.config, program.phase, program.head, classes, params, stats
   )
 
 
 def make_classifier(
-    config: ConfigDict,
-    phase: Phase,
-    head: str,
-    classes: np.ndarray,
-    params: PyTree,
-    stats: PyTree,
+  config: ConfigDict,
+  phase: Phase,
+  head: str,
+  classes: np.ndarray,
+  params: PyTree,
+  stats: PyTree,
 ) -> Classifier:
   """Makes a `Classifier` of adapted parameters."""
   learner, answer = _answerer(config_lib.to_json(config), phase)
@@ -406,7 +421,7 @@ def make_classifier(
     return np.concatenate(parts)
 
   return Classifier(
-      classes, learner, params, stats, config, phase, head, logits
+    classes, learner, params, stats, config, phase, head, logits
   )
 
 
@@ -414,9 +429,9 @@ def make_classifier(
 def _program(config_text: str, phase: Phase, head: str) -> AdaptationProgram:
   config = config_lib.from_json(config_text)
   learner = make_learner(
-      setup.phase_model(config, phase),
-      InnerConfig(**{**config.inner, 'num_steps': phase.num_steps}),
-      loss_fn=balanced_cross_entropy,
+    setup.phase_model(config, phase),
+    InnerConfig(**{**config.inner, 'num_steps': phase.num_steps}),
+    loss_fn=balanced_cross_entropy,
   )
   encoder = setup.phase_model(config, phase, head=False)
 
@@ -470,9 +485,10 @@ def _default_head(config: ConfigDict, ways: int) -> str:
 
 def _first_outputs(classifier: PyTree, ways: int) -> PyTree:
   """A head cut to W outputs; what else it has, a temperature, is kept."""
-  return {**classifier, **{
-      name: classifier[name][..., :ways] for name in ('kernel', 'bias')
-  }}
+  return {
+    **classifier,
+    **{name: classifier[name][..., :ways] for name in ('kernel', 'bias')},
+  }
 
 
 def _zero_head(classifier: PyTree, ways: int) -> PyTree:
@@ -483,7 +499,7 @@ def _zero_head(classifier: PyTree, ways: int) -> PyTree:
 
 
 def _prototypes(
-    encoder: Model, params, stats, support: Batch, ways: int
+  encoder: Model, params, stats, support: Batch, ways: int
 ) -> PyTree:
   """The nearest class mean as a linear layer: kernel [D, W], bias [W].
 
@@ -491,8 +507,8 @@ def _prototypes(
   classes.
   """
   params = {'encoder': params['encoder']}
-  x, _ = encoder.apply(params, stats, support.image, train=True)
-  one_hot = jax.nn.one_hot(support.label, ways)
+  x, _ = encoder.apply(params, stats, support.inputs, train=True)
+  one_hot = jax.nn.one_hot(support.targets, ways)
   means = one_hot.T @ x / one_hot.sum(0)[:, None]
   centre = means.mean(0)  # taken off both, for the sake of rounding
   means = means - centre[None]
@@ -500,8 +516,8 @@ def _prototypes(
   mean_distance = 2 * squares.sum() / (ways - 1)
   scale = PROTOTYPE_SCALE / jnp.maximum(mean_distance, 1e-6)
   return {
-      'kernel': 2 * scale * means.T,
-      'bias': -scale * (squares + 2 * means @ centre),
+    'kernel': 2 * scale * means.T,
+    'bias': -scale * (squares + 2 * means @ centre),
   }
 
 
@@ -510,14 +526,11 @@ def _classes(labels: Sequence, num_images: int):
   labels = np.asarray(labels)
   if labels.ndim != 1 or len(labels) != num_images:
     raise UserError(
-        f'{num_images} images need as many labels in one row, not '
-        f'{labels.shape}'
+      f'{num_images} images need as many labels in one row, not {labels.shape}'
     )
   classes, label = np.unique(labels, return_inverse=True)
   if len(classes) < 2:
-    raise UserError(
-        f'two classes or more are needed, there is {list(classes)}'
-    )
+    raise UserError(f'two classes or more are needed, there is {list(classes)}')
   return classes, label.astype(np.int32)
 
 
@@ -525,14 +538,14 @@ def _prepare(config: ConfigDict, images) -> np.ndarray:
   """Any images -> uint8 [N, H, W, C] of the checkpoint's data."""
   if config.data.name in data.REGRESSIONS:
     raise UserError(
-        f'{config.data.name} is a regression: there are no images and classes'
+      f'{config.data.name} is a regression: there are no images and classes'
     )
   spec = data.spec(config.data.name)
   if not isinstance(images, Sequence):
     images = np.asarray(images)
     if images.ndim not in (3, 4):
       raise UserError(
-          f'images are [N, H, W, C] or [N, H, W], not {images.shape}'
+        f'images are [N, H, W, C] or [N, H, W], not {images.shape}'
       )
   done = np.empty((len(images), *spec.image_shape), np.uint8)
   for i, image in enumerate(images):
@@ -545,8 +558,8 @@ def _scaled(config: ConfigDict, image):
   phase = setup.eval_phase(config)
   batch = Batch(jnp.asarray(image), ())
   return setup.phase_transform(config, phase)(
-      jax.random.key(0), Episode(batch, batch)
-  ).query.image
+    jax.random.key(0), Episode(batch, batch)
+  ).query.inputs
 
 
 def _inductive(norm: str | tuple) -> str | tuple:

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax import data
-from maml_jax.utils.console import escape_control, print_result, print_warning
 from maml_jax.data import images
 from maml_jax.data.images import Picture, UnreadableImageError
+from maml_jax.utils.console import escape_control, print_result, print_warning
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import write_text
 
@@ -117,29 +117,29 @@ def adapt(flags, config) -> None:
 
   compilation_cache.enable_compilation_cache(least_seconds=0.0)
   loaded = classifier.load(
-      flags.checkpoint, which=config.eval.checkpoint, config=config
+    flags.checkpoint, which=config.eval.checkpoint, config=config
   )
   program = classifier.make_adaptation_program(
-      loaded, len(classes), flags.num_steps, flags.head
+    loaded, len(classes), flags.num_steps, flags.head
   )
   pixels = np.stack([picture.pixels for picture in pictures])
   learned = classifier.fit_classifier(
-      loaded, program, pixels, label, np.array(list(classes))
+    loaded, program, pixels, label, np.array(list(classes))
   )
   learned.save(output / MODEL_FILE)
   left_out = _leave_out(loaded, program, pixels, label)
   print(_about(classes, label, program))
   facts = {
-      'model': str(output / MODEL_FILE),
-      'checkpoint': str(loaded.path),
-      **_facts(classes, label, program),
-      'leave_one_out': _judge(left_out, label, list(classes)),
+    'model': str(output / MODEL_FILE),
+    'checkpoint': str(loaded.path),
+    **_facts(classes, label, program),
+    'leave_one_out': _judge(left_out, label, list(classes)),
   }
   known = {picture.digest for picture in pictures}
   answers = _answer(learned, queries, skipped, known)
   _finish(output, facts, answers, skipped)
   support_rows = _support_rows(
-      list(classes), pictures, label, left_out, learned, pixels
+    list(classes), pictures, label, left_out, learned, pixels
   )
   _draw(output, facts, support_rows, answers)
   _name_files(output, answers, [MODEL_FILE])
@@ -205,8 +205,8 @@ def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     raise UserError(f'no such folder: {folder}')
   if not folder.is_dir():
     raise UserError(
-        f'{folder} is a file: --support names a folder with a folder of images '
-        'for each class'
+      f'{folder} is a file: --support names a folder with a folder of images '
+      'for each class'
     )
   try:
     classes, beside = images.class_folders(folder)
@@ -217,8 +217,8 @@ def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   if len(classes) < 2:
     found = f'there is only {list(classes)[0]!r}' if classes else 'it has none'
     raise UserError(
-        f'{folder} needs a folder of images for each of two classes or more; '
-        f'{found}'
+      f'{folder} needs a folder of images for each of two classes or more; '
+      f'{found}'
     )
   return classes
 
@@ -229,10 +229,10 @@ def _queries(paths: Sequence[str]) -> list[Query]:
   for path in map(pathlib.Path, paths):
     if path.is_dir():
       files = [
-          Query(file, file.relative_to(path).parts[0])
-          if len(file.relative_to(path).parts) > 1
-          else Query(file, '')
-          for file in images.files_below(path)
+        Query(file, file.relative_to(path).parts[0])
+        if len(file.relative_to(path).parts) > 1
+        else Query(file, '')
+        for file in images.files_below(path)
       ]
       if not files:
         raise UserError(f'{path} holds no files')
@@ -255,8 +255,8 @@ def _claim(output: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
   for source in inputs:
     if output.resolve().is_relative_to(pathlib.Path(source).resolve()):
       raise UserError(
-          f'--output={output} lies in {source}: what is written there would be '
-          'taken for an image next time'
+        f'--output={output} lies in {source}: what is written there would be '
+        'taken for an image next time'
       )
   try:
     output.mkdir(parents=True, exist_ok=True)
@@ -268,14 +268,16 @@ def _claim(output: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
 
 
 def _read_support(
-    classes: Mapping[str, Sequence[pathlib.Path]], spec, skipped: dict
+  classes: Mapping[str, Sequence[pathlib.Path]], spec, skipped: dict
 ) -> tuple[list[Picture], np.ndarray]:
   """Reads what is to be learned from: pictures, and the class of each [N]."""
   pictures, label = [], []
   most = max(MAX_SUPPORT_IMAGES // len(classes), 1)
   for c, (name, files) in enumerate(classes.items()):
     if len(files) > most:
-      print_warning(f'of the {len(files)} files of {name}, {most} are learned from')
+      print_warning(
+        f'of the {len(files)} files of {name}, {most} are learned from'
+      )
       rows = np.linspace(0, len(files) - 1, most).astype(int)
       files = [files[row] for row in rows]
     read = list(_read(files, spec, skipped))
@@ -323,23 +325,27 @@ def _judge(left_out: LeaveOneOut | None, label, names) -> dict | None:
   if left_out is None:
     single = [names[c] for c in np.flatnonzero(np.bincount(label) < 2)]
     print(
-        'leave-one-out accuracy: not known, for there is one image only of '
-        + ', '.join(map(escape_control, single))
+      'leave-one-out accuracy: not known, for there is one image only of '
+      + ', '.join(map(escape_control, single))
     )
     return None
   right, n = left_out.right, len(left_out.rows)
   low, high = wilson_interval(right, n)
   print_result(
-      f'leave-one-out accuracy on the support set: {_share(right, n)}'
-      + (f', of {len(label)} images' if n < len(label) else '')
+    f'leave-one-out accuracy on the support set: {_share(right, n)}'
+    + (f', of {len(label)} images' if n < len(label) else '')
   )
   if low <= 1 / len(names):
     print_warning(
-        f'the support set tells {len(names)} classes apart no better than a '
-        'guess may: give more or clearer images, or another checkpoint'
+      f'the support set tells {len(names)} classes apart no better than a '
+      'guess may: give more or clearer images, or another checkpoint'
     )
-  return {'right': right, 'images': n, 'accuracy': right / n,
-          'interval': [low, high]}  # fmt: skip
+  return {
+    'right': right,
+    'images': n,
+    'accuracy': right / n,
+    'interval': [low, high],
+  }
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
@@ -357,23 +363,26 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
 def _share(right: int, n: int) -> str:
   low, high = wilson_interval(right, n)
   return (
-      f'{100 * right / n:.1f} % ({right} of {n}; 95 % interval '
-      f'{100 * low:.0f} to {100 * high:.0f} %)'
+    f'{100 * right / n:.1f} % ({right} of {n}; 95 % interval '
+    f'{100 * low:.0f} to {100 * high:.0f} %)'
   )
 
 
 def _about(classes, label, program) -> str:
   sizes = np.bincount(label)
   heads = {
-      'checkpoint': "the checkpoint's own head",
-      'zero': 'a zero head',
-      'prototype': 'a head of class means (prototypes)',
+    'checkpoint': "the checkpoint's own head",
+    'zero': 'a zero head',
+    'prototype': 'a head of class means (prototypes)',
   }
-  few = f'{sizes.min()}' if sizes.min() == sizes.max() else (
-      f'{sizes.min()} to {sizes.max()}')  # fmt: skip
+  few = (
+    f'{sizes.min()}'
+    if sizes.min() == sizes.max()
+    else (f'{sizes.min()} to {sizes.max()}')
+  )
   return (
-      f'{len(sizes)} classes, {few} images each: {program.phase.num_steps} '
-      f'inner steps from {heads[program.head]}, batch norm {program.phase.norm}'
+    f'{len(sizes)} classes, {few} images each: {program.phase.num_steps} '
+    f'inner steps from {heads[program.head]}, batch norm {program.phase.norm}'
   )
 
 
@@ -381,10 +390,10 @@ def _facts(classes, label, program) -> dict:
   """`_about` for machines."""
   sizes = np.bincount(label).tolist()
   return {
-      'classes': dict(zip(classes, sizes, strict=True)),
-      'head': program.head,
-      'num_steps': program.phase.num_steps,
-      'norm': program.phase.norm,
+    'classes': dict(zip(classes, sizes, strict=True)),
+    'head': program.head,
+    'num_steps': program.phase.num_steps,
+    'norm': program.phase.norm,
   }
 
 
@@ -402,29 +411,34 @@ def _answer(learned, queries, skipped, known) -> list[Prediction]:
     pixels = np.stack([picture.pixels for picture in pictures])
     for picture, row in zip(pictures, learned.answer(pixels), strict=True):
       answers.append(
-          Prediction(
-              str(picture.path),
-              dict(zip(names, map(float, row), strict=True)),
-              truth[picture.path],
-              picture.digest in known,
-              picture.thumbnail if len(answers) < MAX_DRAWN_QUERIES else None,
-          )
+        Prediction(
+          str(picture.path),
+          dict(zip(names, map(float, row), strict=True)),
+          truth[picture.path],
+          picture.digest in known,
+          picture.thumbnail if len(answers) < MAX_DRAWN_QUERIES else None,
+        )
       )
   for answer in answers:
     if answer.in_support:
-      print_warning(f'{answer.file} is in the support set, too: its answer says nothing')
+      print_warning(
+        f'{answer.file} is in the support set, too: its answer says nothing'
+      )
   return answers
 
 
 def _accuracy(answers: Sequence[Prediction]) -> dict | None:
   """Of those whose class is known and that were not learned from."""
-  judged = [a.is_right for a in answers if a.truth and not a.in_support]
+  judged = [a.is_correct for a in answers if a.truth and not a.in_support]
   if not judged:
     return None
   low, high = wilson_interval(sum(judged), len(judged))
-  return {'right': sum(judged), 'images': len(judged),
-          'accuracy': sum(judged) / len(judged),
-          'interval': [low, high]}  # fmt: skip
+  return {
+    'right': sum(judged),
+    'images': len(judged),
+    'accuracy': sum(judged) / len(judged),
+    'interval': [low, high],
+  }
 
 
 def _finish(output, facts, answers, skipped) -> None:
@@ -438,21 +452,25 @@ def _finish(output, facts, answers, skipped) -> None:
     share = _share(accuracy['right'], accuracy['images'])
     print_result(f'accuracy, by the names of the folders: {share}')
   facts['predictions'] = [
-      {
-          'file': a.file,
-          'class': a.predicted,
-          'probability': a.probability,
-          'truth': a.truth or None,
-          'in_support': a.in_support,
-          'probabilities': a.probabilities,
-      }
-      for a in answers
+    {
+      'file': a.file,
+      'class': a.predicted,
+      'probability': a.probability,
+      'truth': a.truth or None,
+      'in_support': a.in_support,
+      'probabilities': a.probabilities,
+    }
+    for a in answers
   ]
   lines = io.StringIO()
   table = csv.writer(lines, lineterminator='\n')
   table.writerow(['file', 'class', 'probability'])
   for a in answers:
-    row = escape_control(a.file), escape_control(a.predicted), f'{a.probability:.6f}'
+    row = (
+      escape_control(a.file),
+      escape_control(a.predicted),
+      f'{a.probability:.6f}',
+    )
     table.writerow(row)
   write_text(output / 'predictions.csv', lines.getvalue())
   write_text(output / 'predictions.json', json.dumps(facts, indent=2))
@@ -463,10 +481,12 @@ def _table(answers: Sequence[Prediction], most: int, say) -> None:
   width = min(max(len(escape_control(a.file)) for a in shown), 60)
   column = min(max(len(escape_control(a.predicted)) for a in shown), 30)
   for a in shown:
-    truth = '' if a.is_right is not False else f'  (is {escape_control(a.truth)})'
+    truth = (
+      '' if a.is_correct is not False else f'  (is {escape_control(a.truth)})'
+    )
     say(
-        f'{escape_control(a.file):{width}}  {escape_control(a.predicted):{column}} '
-        f'{100 * a.probability:6.1f} %{truth}'
+      f'{escape_control(a.file):{width}}  {escape_control(a.predicted):{column}} '
+      f'{100 * a.probability:6.1f} %{truth}'
     )
   if len(answers) > most:
     print(f'... and {len(answers) - most} more in predictions.csv')
@@ -483,15 +503,17 @@ def _support_rows(names, pictures, label, left_out, learned, pixels):
   for picture, c, row in zip(pictures, label, probabilities, strict=True):
     best = int(row.argmax())
     tiles[names[c]].append(
-        contact_sheet.Tile(
-            picture.thumbnail,
-            escape_control(picture.path.name),
-            escape_control(names[best]),
-            float(row[best]),
-            best == c,
-        )
+      contact_sheet.Tile(
+        picture.thumbnail,
+        escape_control(picture.path.name),
+        escape_control(names[best]),
+        float(row[best]),
+        best == c,
+      )
     )
-  return [contact_sheet.Row(escape_control(name), row) for name, row in tiles.items()]
+  return [
+    contact_sheet.Row(escape_control(name), row) for name, row in tiles.items()
+  ]
 
 
 def _draw(output, facts, support_rows, answers) -> None:
@@ -505,19 +527,27 @@ def _draw(output, facts, support_rows, answers) -> None:
       heading += f', {accuracy["right"]} of {accuracy["images"]} right'
     if len(answers) > MAX_DRAWN_QUERIES:
       heading += f' (the first {MAX_DRAWN_QUERIES} are shown)'
-    query = contact_sheet.Row(heading, [
-        contact_sheet.Tile(a.thumbnail, escape_control(pathlib.Path(a.file).name),
-                     escape_control(a.predicted), a.probability, a.is_right)
+    query = contact_sheet.Row(
+      heading,
+      [
+        contact_sheet.Tile(
+          a.thumbnail,
+          escape_control(pathlib.Path(a.file).name),
+          escape_control(a.predicted),
+          a.probability,
+          a.is_correct,
+        )
         for a in answers[:MAX_DRAWN_QUERIES]
-    ])  # fmt: skip
+      ],
+    )
   remark = 'below each image: the most probable class and its probability'
   if support_rows:
     judged = facts['leave_one_out']
     remark += (
-        f'; of a support image, as if it had been left out ({judged["right"]} '
-        f'of {judged["images"]} right)'
-        if judged
-        else '; support images were learned from'
+      f'; of a support image, as if it had been left out ({judged["right"]} '
+      f'of {judged["images"]} right)'
+      if judged
+      else '; support images were learned from'
     )
   title = escape_control(facts.get('checkpoint', facts['model']))
   sheet = contact_sheet.draw(title, remark, support_rows, query)

@@ -16,7 +16,11 @@ BLUE, VERMILION, GREY, BLACK = '#0072B2', '#D55E00', '#6B7280', '#111827'
 TILE, GAP, MARGIN, LINE = 112, 14, 24, 16  # pixels
 COLUMNS = 9
 # Of an answer that is right, wrong, or neither for all one knows.
-OUTCOME_STYLES = {True: (BLUE, '✓ '), False: (VERMILION, '✗ '), None: (BLACK, '')}
+OUTCOME_STYLES = {
+  True: (BLUE, '✓ '),
+  False: (VERMILION, '✗ '),
+  None: (BLACK, ''),
+}
 MAX_SUPPORT_TILES = 18  # images of one class in the support set
 
 
@@ -70,8 +74,15 @@ def draw(title: str, remark: str, support: Sequence[Row], query: Row | None):
   _text(pen, (MARGIN, MARGIN + 26), remark, 12, GREY, width - 2 * MARGIN)
   y = MARGIN + 52
   for row, count in zip(rows, lines, strict=True):
-    _text(pen, (MARGIN, y + 4), row.heading, 14, BLACK, width - 2 * MARGIN,
-          bold=True)  # fmt: skip
+    _text(
+      pen,
+      (MARGIN, y + 4),
+      row.heading,
+      14,
+      BLACK,
+      width - 2 * MARGIN,
+      bold=True,
+    )
     y += 30
     for i, tile in enumerate(row.tiles):
       x = MARGIN + i % COLUMNS * (TILE + GAP)
@@ -107,13 +118,23 @@ def _draw_tile(sheet, pen, x: int, y: int, tile: Tile) -> None:
   sheet.paste(image, (left, top))
   color, mark = OUTCOME_STYLES[tile.right]
   box = left - 2, top - 2, left + image.width + 1, top + image.height + 1
-  pen.rectangle(box, outline=GREY if tile.right is None else color,
-                width=1 if tile.right is None else 2)  # fmt: skip
+  pen.rectangle(
+    box,
+    outline=GREY if tile.right is None else color,
+    width=1 if tile.right is None else 2,
+  )
   y += TILE + 3
   if tile.answer:
     size = TILE + GAP - 4
-    _text(pen, (x, y), f'{mark}{tile.answer}', 12, color, size,
-          bold=tile.right is False)  # fmt: skip
+    _text(
+      pen,
+      (x, y),
+      f'{mark}{tile.answer}',
+      12,
+      color,
+      size,
+      bold=tile.right is False,
+    )
     _text(pen, (x, y + LINE), f'{tile.probability:.1%}', 12, color, size)
     y += 2 * LINE
   _text(pen, (x, y), tile.name, 9, GREY, TILE + GAP - 4)

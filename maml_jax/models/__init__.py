@@ -12,24 +12,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from maml_jax.utils.errors import UserError, check_choice
 from maml_jax.models.convnet import ConvNet4
 from maml_jax.models.layers import Head
 from maml_jax.models.mlp import MLP
-from maml_jax.models.norm import BatchNorm, MODES
-from maml_jax.models.resnet import NARROW, ResNet12, ResNet18, WIDE
+from maml_jax.models.norm import MODES, BatchNorm
+from maml_jax.models.resnet import NARROW, WIDE, ResNet12, ResNet18
 from maml_jax.types import Model
+from maml_jax.utils.errors import UserError, check_choice
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    'convnet4': partial(ConvNet4, width=32),
-    'wide_convnet4': partial(ConvNet4, width=64),
-    'resnet12': partial(ResNet12, widths=NARROW),
-    'wide_resnet12': partial(ResNet12, widths=WIDE),
-    'resnet10': partial(ResNet18, widths=NARROW, blocks=1),
-    'wide_resnet10': partial(ResNet18, widths=WIDE, blocks=1),
-    'resnet18': partial(ResNet18, widths=NARROW, blocks=2),
-    'wide_resnet18': partial(ResNet18, widths=WIDE, blocks=2),
-    'mlp': partial(MLP, width=40),
+  'convnet4': partial(ConvNet4, width=32),
+  'wide_convnet4': partial(ConvNet4, width=64),
+  'resnet12': partial(ResNet12, widths=NARROW),
+  'wide_resnet12': partial(ResNet12, widths=WIDE),
+  'resnet10': partial(ResNet18, widths=NARROW, blocks=1),
+  'wide_resnet10': partial(ResNet18, widths=WIDE, blocks=1),
+  'resnet18': partial(ResNet18, widths=NARROW, blocks=2),
+  'wide_resnet18': partial(ResNet18, widths=WIDE, blocks=2),
+  'mlp': partial(MLP, width=40),
 }
 
 Norm = str | tuple[tuple[str, str], ...]
@@ -47,20 +47,20 @@ class Network(nn.Module):
 
 
 def make_model(
-    encoder: str,
-    num_ways: int | None,
-    image_shape: tuple[int, int, int],
-    *,
-    norm: Norm = 'batch',
-    meta_test: bool = False,
-    norm_scale: bool = True,
-    norm_eps: float = 1e-5,
-    norm_momentum: float = 0.9,
-    init: str = 'torch',
-    temperature: float = 1.0,
-    learn_temperature: bool = False,
-    dtype: DTypeLike | None = None,
-    **encoder_args,
+  encoder: str,
+  num_ways: int | None,
+  image_shape: tuple[int, int, int],
+  *,
+  norm: Norm = 'batch',
+  meta_test: bool = False,
+  norm_scale: bool = True,
+  norm_eps: float = 1e-5,
+  norm_momentum: float = 0.9,
+  init: str = 'torch',
+  temperature: float = 1.0,
+  learn_temperature: bool = False,
+  dtype: DTypeLike | None = None,
+  **encoder_args,
 ) -> Model:
   """Builds a network as a pair of pure functions.
 
@@ -96,16 +96,16 @@ def make_model(
   check_choice('encoder', encoder, ENCODERS)
   check_choice('init', init, ('torch', 'xavier'))
   make_norm = _norm_maker(
-      norm,
-      meta_test=meta_test,
-      epsilon=norm_eps,
-      momentum=norm_momentum,
-      use_scale=norm_scale,
+    norm,
+    meta_test=meta_test,
+    epsilon=norm_eps,
+    momentum=norm_momentum,
+    use_scale=norm_scale,
   )
   network = Network(
-      encoder=ENCODERS[encoder](norm=make_norm, init=init, **encoder_args),
-      classifier=num_ways
-      and Head(num_ways, init, temperature, learn_temperature),
+    encoder=ENCODERS[encoder](norm=make_norm, init=init, **encoder_args),
+    classifier=num_ways
+    and Head(num_ways, init, temperature, learn_temperature),
   )
 
   def init_fn(key):
@@ -118,7 +118,7 @@ def make_model(
     if not train:
       return network.apply(variables, image, train=False), stats
     logits, updates = network.apply(
-        variables, image, train=True, mutable=list(stats)
+      variables, image, train=True, mutable=list(stats)
     )
     return logits, {**stats, **updates}
 
@@ -136,8 +136,8 @@ def _norm_maker(norm: Norm, **norm_args) -> Callable:
       if fnmatch.fnmatchcase(layer, pattern):
         return partial(BatchNorm, mode=mode, **norm_args)
     raise UserError(
-        f'model.norm says nothing about layer {layer!r}: end the list with '
-        "('*', MODE)"
+      f'model.norm says nothing about layer {layer!r}: end the list with '
+      "('*', MODE)"
     )
 
   return make_norm

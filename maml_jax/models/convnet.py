@@ -28,7 +28,7 @@ class ConvNet4(nn.Module):
     for i in range(1, 5):
       name = f'conv{i}'
       x = ConvBlock(self.width, self.norm(name), self.init, name=name)(
-          x, train=train
+        x, train=train
       )
     return x.reshape(x.shape[0], -1)
 

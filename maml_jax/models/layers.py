@@ -29,12 +29,12 @@ def _zeros(fan_in):
 
 # name -> (kernel initialiser of fan_in, bias initialiser of fan_in)
 INITS = {
-    'torch': (_torch_uniform, _torch_uniform),
-    'xavier': (lambda fan_in: nn.initializers.xavier_uniform(), _zeros),
-    'he': (
-        lambda fan_in: nn.initializers.variance_scaling(2, 'fan_out', 'normal'),
-        _zeros,
-    ),
+  'torch': (_torch_uniform, _torch_uniform),
+  'xavier': (lambda fan_in: nn.initializers.xavier_uniform(), _zeros),
+  'he': (
+    lambda fan_in: nn.initializers.variance_scaling(2, 'fan_out', 'normal'),
+    _zeros,
+  ),
 }
 
 
@@ -97,7 +97,7 @@ class Head(nn.Module):
     kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
     bias = self.param('bias', bias_init(fan_in), shape[1:], jnp.float32)
     logits = jnp.matmul(
-        x, kernel.astype(x.dtype), preferred_element_type=kernel.dtype
+      x, kernel.astype(x.dtype), preferred_element_type=kernel.dtype
     )
     logits = logits + bias[None]
     if self.learn_temperature:

@@ -65,9 +65,9 @@ class BatchNorm(nn.Module):
     dtype, channels = x.dtype, x.shape[-1:]
     x = x.astype(jnp.promote_types(dtype, jnp.float32))
     scale = (
-        self.param('scale', nn.initializers.ones, channels, jnp.float32)
-        if self.use_scale
-        else jnp.ones(channels, x.dtype)
+      self.param('scale', nn.initializers.ones, channels, jnp.float32)
+      if self.use_scale
+      else jnp.ones(channels, x.dtype)
     )
     bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
     shift = 0.0 if shift is None else _channels(shift)
@@ -115,8 +115,8 @@ class BatchNorm(nn.Module):
     own_mean, own_var = moments_over((1, 2))
     distance = jnp.square(own_mean - mean)
     return (
-        a * mean + (1 - a) * own_mean,
-        a * var + (1 - a) * own_var + a * (1 - a) * distance,
+      a * mean + (1 - a) * own_mean,
+      a * var + (1 - a) * own_var + a * (1 - a) * distance,
     )
 
   def _old_weight(self, train):

@@ -84,7 +84,7 @@ class ConvNorm(nn.Module):
   @nn.compact
   def __call__(self, x, *, train):
     conv = Conv(
-        self.width, 'he', self.size, self.stride, use_bias=False, name='conv'
+      self.width, 'he', self.size, self.stride, use_bias=False, name='conv'
     )
     return self.norm(name='bn')(conv(x), train=train)
 
@@ -118,14 +118,14 @@ class StridedBlock(nn.Module):
   @nn.compact
   def __call__(self, x, *, train):
     conv = Conv(
-        self.width, 'he', stride=self.stride, use_bias=False, name='conv1'
+      self.width, 'he', stride=self.stride, use_bias=False, name='conv1'
     )
     out = nn.relu(self.norm(name='bn1')(conv(x), train=train))
     conv = Conv(self.width, 'he', use_bias=False, name='conv2')
     out = self.norm(name='bn2')(conv(out), train=train)
     if self.stride > 1:
       x = ConvNorm(self.width, self.norm, 1, self.stride, name='res_conv')(
-          x, train=train
+        x, train=train
       )
     return nn.relu(out + x)
 

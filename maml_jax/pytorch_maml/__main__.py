@@ -4,8 +4,8 @@ import argparse
 import pathlib
 import sys
 
-from maml_jax.experiment import checkpoint
 from maml_jax import config as config_lib
+from maml_jax.experiment import checkpoint
 from maml_jax.pytorch_maml import configs, pth, runs, yaml_section
 from maml_jax.utils.errors import UserError
 
@@ -24,40 +24,40 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog='python -m maml_jax.compat',
-      description='Converts what PyTorch-MAML reads and writes.',
+    prog='python -m maml_jax.compat',
+    description='Converts what PyTorch-MAML reads and writes.',
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   command = commands.add_parser('config', help='a .yaml file into a preset')
   command.add_argument('file', metavar='FILE.yaml', help='for its train.py')
   command.add_argument('--test', metavar='TEST.yaml', help='for its test.py')
   command.add_argument(
-      '--output',
-      metavar='configs/NAME.py',
-      type=pathlib.Path,
-      help='where to write the preset (default: it is printed)',
+    '--output',
+    metavar='configs/NAME.py',
+    type=pathlib.Path,
+    help='where to write the preset (default: it is printed)',
   )
   command.set_defaults(run=_config)
   command = commands.add_parser(
-      'checkpoint', help='a .pth file into a run, or back'
+    'checkpoint', help='a .pth file into a run, or back'
   )
   command.add_argument(
-      'source',
-      metavar='SOURCE',
-      type=pathlib.Path,
-      help='a .pth file; with --to, a run or one of its checkpoints',
+    'source',
+    metavar='SOURCE',
+    type=pathlib.Path,
+    help='a .pth file; with --to, a run or one of its checkpoints',
   )
   command.add_argument(
-      '--config', metavar='CONFIG.py', help='by default, what the file says'
+    '--config', metavar='CONFIG.py', help='by default, what the file says'
   )
   command.add_argument(
-      '--output',
-      metavar='DIR',
-      type=pathlib.Path,
-      help='the run to make (default: runs/, named after the file)',
+    '--output',
+    metavar='DIR',
+    type=pathlib.Path,
+    help='the run to make (default: runs/, named after the file)',
   )
   command.add_argument(
-      '--to', metavar='FILE.pth', type=pathlib.Path, help='the file to write'
+    '--to', metavar='FILE.pth', type=pathlib.Path, help='the file to write'
   )
   command.set_defaults(run=_checkpoint)
   return parser
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 def _config(args: argparse.Namespace) -> None:
   test = yaml_section.read_yaml(args.test) if args.test else None
   config, notes = configs.convert_config(
-      yaml_section.read_yaml(args.file), test, args.file, args.test or ''
+    yaml_section.read_yaml(args.file), test, args.file, args.test or ''
   )
   _say(notes)
   names = (pathlib.Path(name).name for name in (args.file, args.test) if name)
@@ -112,8 +112,10 @@ def _to_pth(args: argparse.Namespace) -> None:
   best = (args.source / 'checkpoints' / 'best').is_dir()
   saved = checkpoint.load(args.source, 'best' if best else 'latest')
   pth.save(args.to, runs.to_checkpoint(saved))
-  print(f'{saved.path} as {args.to}: weights and statistics, to be measured or '
-        'to begin with; not the state of the outer optimiser')  # fmt: skip
+  print(
+    f'{saved.path} as {args.to}: weights and statistics, to be measured or '
+    'to begin with; not the state of the outer optimiser'
+  )
 
 
 def _say(notes: list[str]) -> None:

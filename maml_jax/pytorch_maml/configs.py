@@ -16,27 +16,35 @@ from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
 from maml_jax import data
+from maml_jax.inner_loop import OUTER_ONLY, path_matches
 from maml_jax.pytorch_maml import weights
 from maml_jax.pytorch_maml.yaml_section import Section
 from maml_jax.utils.errors import UserError
-from maml_jax.inner_loop import OUTER_ONLY, path_matches
 
 DATASETS = {
-    'meta-mini-imagenet': 'mini_imagenet',
-    'meta-tiered-imagenet': 'tiered_imagenet',
-    'meta-cifar-fs': 'cifar_fs',
-    'meta-fc100': 'fc100',
-    'meta-cub200': 'cub',
-    'meta-inatural': 'inat2017',
+  'meta-mini-imagenet': 'mini_imagenet',
+  'meta-tiered-imagenet': 'tiered_imagenet',
+  'meta-cifar-fs': 'cifar_fs',
+  'meta-fc100': 'fc100',
+  'meta-cub200': 'cub',
+  'meta-inatural': 'inat2017',
 }
 SPLITS = {'meta-train': 'train', 'meta-val': 'val', 'meta-test': 'test'}
-TRANSFORMS = ('resize', 'crop', 'color', 'flip', 'enlarge')
+AUGMENTATIONS = {
+  'resize': 'random_resized_crop',
+  'crop': 'random_crop',
+  'color': 'color_jitter',
+  'flip': 'flip',
+  'enlarge': 'resize_center_crop',
+  None: 'none',
+}
+TRANSFORMS = [name for name in AUGMENTATIONS if name]
 IGNORED_KEYS = {
-    '_gpu': 'all devices are used',
-    '_parallel': 'all devices are used',
-    'root_path': 'data are prepared by python -m maml_jax.data',
-    'save_epoch': 'the best and the latest checkpoint are kept',
-    'visdom': 'metrics go to TensorBoard and metrics.jsonl',
+  '_gpu': 'all devices are used',
+  '_parallel': 'all devices are used',
+  'root_path': 'data are prepared by python -m maml_jax.data',
+  'save_epoch': 'the best and the latest checkpoint are kept',
+  'visdom': 'metrics go to TensorBoard and metrics.jsonl',
 }
 SECTIONS = ('data', 'task', 'model', 'inner', 'outer', 'train', 'val', 'eval')
 DEFAULT = pathlib.Path(__file__).parents[2] / 'configs' / 'default.py'
@@ -45,10 +53,10 @@ Fields = dict[str, Any]
 
 
 def convert_config(
-    content: Mapping,
-    test: Mapping | None = None,
-    file: str = 'the .yaml',
-    test_file: str = 'the test file',
+  content: Mapping,
+  test: Mapping | None = None,
+  file: str = 'the .yaml',
+  test_file: str = 'the test file',
 ) -> tuple[ConfigDict, list[str]]:
   """Makes a config of the content of one or two YAML files.
 
@@ -80,7 +88,9 @@ def convert_config(
   return config, notes
 
 
-def preset_source(config: ConfigDict, path: str | os.PathLike, source: str) -> str:
+def preset_source(
+  config: ConfigDict, path: str | os.PathLike, source: str
+) -> str:
   """The text of a preset: the fields that are not those of the default.
 
   Args:
@@ -96,18 +106,18 @@ def preset_source(config: ConfigDict, path: str | os.PathLike, source: str) -> s
       fields[field] = wanted[field]
       _set(default, {field: wanted[field]})
   lines = [
-      f'"""python main.py --config={_plain(path)}',
-      '',
-      f'Converted from {_plain(source)} of PyTorch-MAML.',
-      'Expected: as there. Hardware: one GPU. Time: not measured."""',
-      '',
-      'from configs import default',
-      '',
-      '',
-      'def get_config():',
-      '  config = default.get_config()',
-      *_assignments(fields),
-      '  return config',
+    f'"""python main.py --config={_plain(path)}',
+    '',
+    f'Converted from {_plain(source)} of PyTorch-MAML.',
+    'Expected: as there. Hardware: one GPU. Time: not measured."""',
+    '',
+    'from configs import default',
+    '',
+    '',
+    'def get_config():',
+    '  config = default.get_config()',
+    *_assignments(fields),
+    '  return config',
   ]
   return '\n'.join(lines) + '\n'
 
@@ -161,7 +171,9 @@ def _train(root: Section, config: ConfigDict) -> None:
   """Sets all but `eval` from a file for `train.py`."""
   _set(config, {'data.name': DATASETS[root.choice('dataset', DATASETS)]})
   tasks = _tasks(root, 'train', config)
-  _set(config, {
+  _set(
+    config,
+    {
       'data.normalize': tasks['normalize'],
       'data.augment_support': tasks['support'],
       'data.augment_query': tasks['query'],
@@ -170,8 +182,9 @@ def _train(root: Section, config: ConfigDict) -> None:
       'task.queries': tasks['queries'],
       'train.num_epochs': root.get('epoch', int),
       'train.steps_per_epoch': tasks['batches'],
-      'train.num_tasks': tasks['episodes'],
-  })
+      'train.meta_batch_size': tasks['episodes'],
+    },
+  )
   _validation(root, config)
   _set(config, _model(root, config))
   inner = _inner(root, config)
@@ -179,8 +192,8 @@ def _train(root: Section, config: ConfigDict) -> None:
   _set(config, _outer(root))
   if root.get('load', str, None) is not None:
     root.notes.append(
-        f'{root.name("load")} is not read: python -m maml_jax.compat '
-        'checkpoint converts it into a run to go on from'
+      f'{root.name("load")} is not read: python -m maml_jax.compat '
+      'checkpoint converts it into a run to go on from'
     )
   root.close(IGNORED_KEYS)
 
@@ -188,17 +201,20 @@ def _train(root: Section, config: ConfigDict) -> None:
 def _validation(root: Section, config: ConfigDict) -> None:
   if 'val' not in root:
     root.notes.append(
-        f'{root.name("val")} is missing, but here every run is validated'
+      f'{root.name("val")} is missing, but here every run is validated'
     )
     return
   tasks = _tasks(root, 'val', config)
   same = {'ways': config.task.ways, 'shots': config.task.shots}
   _check_same(root, 'val', tasks, same | {'normalize': config.data.normalize})
-  _set(config, {
+  _set(
+    config,
+    {
       'val.num_tasks': tasks['batches'] * tasks['episodes'],
       'val.queries': tasks['queries'],
       'val.augment_support': tasks['support'],
-  })
+    },
+  )
 
 
 def _of_test(root: Section, config: ConfigDict, alone=False) -> Fields:
@@ -207,32 +223,39 @@ def _of_test(root: Section, config: ConfigDict, alone=False) -> Fields:
   if alone:
     _set(config, {'data.name': name})
   elif name != config.data.name:
-    root.refuse('dataset', name, f'trained on {config.data.name}; '
-                'an evaluation takes the data of the training')  # fmt: skip
+    root.refuse(
+      'dataset',
+      name,
+      f'trained on {config.data.name}; '
+      'an evaluation takes the data of the training',
+    )
   tasks, inner = _tasks(root, 'test', config), _inner(root, config)
   steps = inner.pop('num_steps')
   del inner['first_order']  # without a meaning here
   if alone:
-    _set(config, {
+    _set(
+      config,
+      {
         'data.normalize': tasks['normalize'],
         'task.ways': tasks['ways'],
         'task.shots': tasks['shots'],
         **{f'inner.{key}': value for key, value in inner.items()},
-    })
+      },
+    )
   _check_same(root, 'test', tasks, {'normalize': config.data.normalize})
   _check_same(root, 'inner_args', inner, dict(config.inner))
   passes = root.get('epoch', int)
   file = root.get('load', str, None) or ''
   root.close(IGNORED_KEYS)
   return {
-      'eval.split': tasks['split'],
-      'eval.checkpoint': 'latest' if 'epoch-last' in file else 'best',
-      'eval.num_tasks': passes * tasks['batches'] * tasks['episodes'],
-      'eval.ways': tasks['ways'],
-      'eval.shots': tasks['shots'],
-      'eval.queries': tasks['queries'],
-      'eval.num_steps': steps,
-      'eval.augment_support': tasks['support'],
+    'eval.split': tasks['split'],
+    'eval.checkpoint': 'latest' if 'epoch-last' in file else 'best',
+    'eval.num_tasks': passes * tasks['batches'] * tasks['episodes'],
+    'eval.ways': tasks['ways'],
+    'eval.shots': tasks['shots'],
+    'eval.queries': tasks['queries'],
+    'eval.num_steps': steps,
+    'eval.augment_support': tasks['support'],
   }
 
 
@@ -241,9 +264,10 @@ def _check_same(root: Section, key: str, values: Fields, trained: Fields):
   for name in values:
     if name in trained and values[name] != trained[name]:
       root.refuse(
-          key, values[name], f'{name} is {trained[name]} in training, which '
-          'decides here'
-      )  # fmt: skip
+        key,
+        values[name],
+        f'{name} is {trained[name]} in training, which decides here',
+      )
 
 
 def _tasks(root: Section, key: str, config: ConfigDict) -> Fields:
@@ -260,15 +284,15 @@ def _tasks(root: Section, key: str, config: ConfigDict) -> Fields:
   if query and key != 'train':
     section.refuse('val_transform', query, 'queries stay as they are here')
   tasks = {
-      'split': split,
-      'normalize': section.get('normalization', bool, True),
-      'support': section.choice('transform', TRANSFORMS, None) or 'none',
-      'query': query or 'none',
-      'batches': section.get('n_batch', int, 200),
-      'episodes': section.get('n_episode', int, 4),
-      'ways': section.get('n_way', int, 5),
-      'shots': section.get('n_shot', int, 1),
-      'queries': section.get('n_query', int, 15),
+    'split': split,
+    'normalize': section.get('normalization', bool, True),
+    'support': AUGMENTATIONS[section.choice('transform', TRANSFORMS, None)],
+    'query': AUGMENTATIONS[query],
+    'batches': section.get('n_batch', int, 200),
+    'episodes': section.get('n_episode', int, 4),
+    'ways': section.get('n_way', int, 5),
+    'shots': section.get('n_shot', int, 1),
+    'queries': section.get('n_query', int, 15),
   }
   section.close(IGNORED_KEYS)
   return tasks
@@ -279,8 +303,8 @@ def _model(root: Section, config: ConfigDict) -> Fields:
   _set(config, {'model.encoder': encoder})
   if encoder.endswith('resnet10'):
     root.notes.append(
-        f'{root.name("encoder")}: {encoder} here, with a shortcut that takes '
-        'the stride of the main path; PyTorch-MAML\'s cannot run'
+      f'{root.name("encoder")}: {encoder} here, with a shortcut that takes '
+      "the stride of the main path; PyTorch-MAML's cannot run"
     )
   encoder_args = root.section('encoder_args')
   bn = encoder_args.section('bn_args')
@@ -289,10 +313,10 @@ def _model(root: Section, config: ConfigDict) -> Fields:
   root.choice('classifier', ('logistic',), 'logistic')
   head = root.section('classifier_args')
   fields = {
-      'model.norm': _norm(bn, layers),
-      'model.norm_eps': bn.get('eps', float, 1e-5),
-      'model.temperature': head.get('temp', float, 1.0),
-      'model.learn_temperature': head.get('learn_temp', bool, False),
+    'model.norm': _norm(bn, layers),
+    'model.norm_eps': bn.get('eps', float, 1e-5),
+    'model.temperature': head.get('temp', float, 1.0),
+    'model.learn_temperature': head.get('learn_temp', bool, False),
   }
   bn.close({'n_episode': None})  # which it adds to what it saves
   head.close({'in_dim': None, 'n_way': None})
@@ -332,14 +356,14 @@ def _norm(bn: Section, layers: list[str]) -> str | tuple:
 def _inner(root: Section, config: ConfigDict) -> Fields:
   section = root.section('inner_args')
   fields = {
-      'num_steps': section.get_or('n_step', 5),
-      'encoder_lr': section.get_or('encoder_lr', 0.01),
-      'classifier_lr': section.get_or('classifier_lr', 0.01),
-      'momentum': section.get_or('momentum', 0.0),
-      'weight_decay': section.get_or('weight_decay', 0.0),
-      'first_order': section.get_or('first_order', False),
-      'frozen': _frozen(section, config),
-      'reset_classifier': section.get_or('reset_classifier', False),
+    'num_steps': section.get_or('n_step', 5),
+    'encoder_lr': section.get_or('encoder_lr', 0.01),
+    'classifier_lr': section.get_or('classifier_lr', 0.01),
+    'momentum': section.get_or('momentum', 0.0),
+    'weight_decay': section.get_or('weight_decay', 0.0),
+    'first_order': section.get_or('first_order', False),
+    'frozen': _frozen(section, config),
+    'reset_classifier': section.get_or('reset_classifier', False),
   }
   section.close({})
   return fields
@@ -353,9 +377,9 @@ def _frozen(section: Section, config: ConfigDict) -> tuple[str, ...]:
   """
   paths = weights.flatten(weights.abstract_variables(config)[0])
   names = {
-      '/'.join(path): weights.torch_name(path)
-      for path in paths
-      if path[-1] not in OUTER_ONLY
+    '/'.join(path): weights.torch_name(path)
+    for path in paths
+    if path[-1] not in OUTER_ONLY
   }
   patterns = []
   for part in section.get_or('frozen', []):
@@ -383,12 +407,12 @@ def _outer(root: Section) -> Fields:
   if schedule == 'cosine' and milestones == []:
     args.refuse('milestones', [], 'cosine needs its last epoch')
   fields = {
-      'outer.optimizer': optimizer,
-      'outer.lr': args.get('lr', float),
-      'outer.weight_decay': args.get('weight_decay', float, 0.0),
-      'outer.schedule': schedule if milestones else 'constant',
-      'outer.milestones': tuple(milestones or ()),
-      'outer.gamma': args.get('gamma', float, 0.1),
+    'outer.optimizer': optimizer,
+    'outer.lr': args.get('lr', float),
+    'outer.weight_decay': args.get('weight_decay', float, 0.0),
+    'outer.schedule': schedule if milestones else 'constant',
+    'outer.milestones': tuple(milestones or ()),
+    'outer.gamma': args.get('gamma', float, 0.1),
   }
   args.close({})
   return fields

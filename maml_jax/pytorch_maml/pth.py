@@ -58,13 +58,13 @@ def _torch():
     torch = importlib.import_module('torch')
   except ImportError:
     raise UserError(
-        "this needs PyTorch: pip install 'torch>=2.6' (a CPU version will do)"
+      "this needs PyTorch: pip install 'torch>=2.6' (a CPU version will do)"
     ) from None
   version = tuple(map(int, re.findall(r'\d+', torch.__version__)[:2]))
   if version < MIN_TORCH_VERSION:
     raise UserError(
-        f'PyTorch {torch.__version__} may run code hidden in a file: '
-        "pip install 'torch>=2.6'"
+      f'PyTorch {torch.__version__} may run code hidden in a file: '
+      "pip install 'torch>=2.6'"
     )
   return torch
 
@@ -73,8 +73,8 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
   message = str(error)
   if code := re.search(r'GLOBAL (\S+)', message):
     return (
-        f'refused: {path} holds {code[1]}, not only tensors and plain values: '
-        'reading it could run code'
+      f'refused: {path} holds {code[1]}, not only tensors and plain values: '
+      'reading it could run code'
     )
   first = message.partition('\n')[0][:100] or type(error).__name__
   return f'{path} is damaged, or no PyTorch file: {first}'

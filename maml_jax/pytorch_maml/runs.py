@@ -10,12 +10,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from maml_jax.experiment import checkpoint, setup
 from maml_jax import config as config_lib
+from maml_jax.experiment import checkpoint, setup
 from maml_jax.experiment.checkpoint import Checkpoint, CheckpointWriter
 from maml_jax.pytorch_maml import configs, weights
-from maml_jax.utils.errors import UserError
 from maml_jax.types import MetaState
+from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import write_text
 
 PARTS = ('encoder', 'classifier')
@@ -23,12 +23,18 @@ MODEL = ('encoder', 'encoder_args', 'classifier', 'classifier_args')
 MAML_JAX_KEY = 'maml_jax'  # key of what only files written here hold
 MAX_STEP = 2**31 - 1
 # What the state of another optimiser may raise.
-MISMATCH_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+MISMATCH_ERRORS = (
+  ArithmeticError,
+  AttributeError,
+  LookupError,
+  TypeError,
+  ValueError,
+)
 # Optimiser there -> names of its moments there and in optax.
 MOMENTS = {
-    'adam': {'exp_avg': 'mu', 'exp_avg_sq': 'nu'},
-    'rmsprop': {'square_avg': 'nu'},
-    'sgd': {'momentum_buffer': 'trace'},
+  'adam': {'exp_avg': 'mu', 'exp_avg_sq': 'nu'},
+  'rmsprop': {'square_avg': 'nu'},
+  'sgd': {'momentum_buffer': 'trace'},
 }
 
 
@@ -65,7 +71,7 @@ def config_of(content: Mapping, file: str) -> tuple[ConfigDict, list[str]]:
 
 
 def from_checkpoint(
-    content: Mapping, config: ConfigDict | None = None, file: str = 'the .pth'
+  content: Mapping, config: ConfigDict | None = None, file: str = 'the .pth'
 ) -> ConvertedRun:
   """Converts a checkpoint of PyTorch-MAML.
 
@@ -94,10 +100,15 @@ def from_checkpoint(
   try:
     opt_state = _restore(opt_state, training, list(state_dict), config)
   except MISMATCH_ERRORS:
-    notes = [*notes, 'the outer optimiser begins anew: there is no state of '
-             f'{config.outer.optimizer} that fits']  # fmt: skip
+    notes = [
+      *notes,
+      'the outer optimiser begins anew: there is no state of '
+      f'{config.outer.optimizer} that fits',
+    ]
   state = MetaState(jnp.int32(step), params, stats, opt_state)
-  return ConvertedRun(config, state, min(_number(training, 'max_va'), 1.0), notes)
+  return ConvertedRun(
+    config, state, min(_number(training, 'max_va'), 1.0), notes
+  )
 
 
 def to_checkpoint(saved: Checkpoint) -> dict:
@@ -114,24 +125,28 @@ def to_checkpoint(saved: Checkpoint) -> dict:
   state_dict = weights.to_torch(saved.params, saved.stats, config)
   names = {ours: theirs for theirs, ours in weights.ENCODERS.items()}
   head = {
-      'in_dim': state_dict['classifier.linear.weight'].shape[1],
-      'n_way': config.task.ways,
-      'temp': config.model.temperature,
-      'learn_temp': config.model.learn_temperature,
+    'in_dim': state_dict['classifier.linear.weight'].shape[1],
+    'n_way': config.task.ways,
+    'temp': config.model.temperature,
+    'learn_temp': config.model.learn_temperature,
   }
-  bn_args = weights.bn_args(config) | {'n_episode': config.train.num_tasks}
+  bn_args = weights.bn_args(config) | {
+    'n_episode': config.train.meta_batch_size
+  }
   return {
-      'encoder': names[config.model.encoder],
-      'encoder_args': {'bn_args': bn_args},
-      'encoder_state_dict': _part(state_dict, 'encoder'),
-      'classifier': 'logistic',
-      'classifier_args': head,
-      'classifier_state_dict': _part(state_dict, 'classifier'),
-      MAML_JAX_KEY: {'config': config_lib.to_json(config), 'step': saved.step},
+    'encoder': names[config.model.encoder],
+    'encoder_args': {'bn_args': bn_args},
+    'encoder_state_dict': _part(state_dict, 'encoder'),
+    'classifier': 'logistic',
+    'classifier_args': head,
+    'classifier_state_dict': _part(state_dict, 'classifier'),
+    MAML_JAX_KEY: {'config': config_lib.to_json(config), 'step': saved.step},
   }
 
 
-def write(run: ConvertedRun, workdir: pathlib.Path, preset: str | None = None) -> None:
+def write(
+  run: ConvertedRun, workdir: pathlib.Path, preset: str | None = None
+) -> None:
   """Makes a workdir: the checkpoint as the latest and as the best.
 
   Args:
@@ -166,18 +181,18 @@ def _state_dict(content: Mapping, file: str) -> dict[str, np.ndarray]:
     if not isinstance(content.get(key), dict):
       raise UserError(f'{file} is no checkpoint of PyTorch-MAML: no {key}')
   return {
-      f'{part}.{name}': x
-      for part, key in zip(PARTS, keys, strict=True)
-      for name, x in content[key].items()
+    f'{part}.{name}': x
+    for part, key in zip(PARTS, keys, strict=True)
+    for name, x in content[key].items()
   }
 
 
 def _part(state_dict: Mapping, part: str) -> dict[str, np.ndarray]:
   """The tensors of one part, under the names that they have within it."""
   return {
-      name.removeprefix(f'{part}.'): x
-      for name, x in state_dict.items()
-      if name.startswith(f'{part}.')
+    name.removeprefix(f'{part}.'): x
+    for name, x in state_dict.items()
+    if name.startswith(f'{part}.')
   }
 
 
@@ -234,8 +249,8 @@ def _restore(opt_state: Any, training: Mapping, names: list[str], config):
   fields = {}
   for theirs, ours in MOMENTS[kind].items():
     named = {
-        name: state.get(i, {}).get(theirs)
-        for i, name in zip(group['params'], order, strict=True)
+      name: state.get(i, {}).get(theirs)
+      for i, name in zip(group['params'], order, strict=True)
     }
     moments = weights.params_from_names(named, params)
     fields[ours] = jax.tree.map(jnp.float32, moments)
@@ -243,5 +258,5 @@ def _restore(opt_state: Any, training: Mapping, names: list[str], config):
     steps = [int(entry['step']) for entry in state.values()]
     fields['count'] = jnp.int32(max(steps, default=0))
   return optax.tree_utils.tree_set(
-      opt_state, lambda *entry: not _of_schedule(*entry), **fields
+    opt_state, lambda *entry: not _of_schedule(*entry), **fields
   )

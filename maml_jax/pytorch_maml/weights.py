@@ -17,27 +17,29 @@ from ml_collections import ConfigDict
 from maml_jax import config as config_lib
 from maml_jax import data
 from maml_jax.experiment import setup
-from maml_jax.utils.errors import UserError
 from maml_jax.types import EPISODE, PyTree
+from maml_jax.utils.errors import UserError
 
 # Encoders there -> here. # differs from PyTorch-MAML: its "resnet18" has one
 # block per stage; here that is resnet10, and resnet18 has two.
 ENCODERS = {
-    'convnet4': 'convnet4',
-    'wide-convnet4': 'wide_convnet4',
-    'resnet12': 'resnet12',
-    'wide-resnet12': 'wide_resnet12',
-    'resnet18': 'resnet10',
-    'wide-resnet18': 'wide_resnet10',
+  'convnet4': 'convnet4',
+  'wide-convnet4': 'wide_convnet4',
+  'resnet12': 'resnet12',
+  'wide-resnet12': 'wide_resnet12',
+  'resnet18': 'resnet10',
+  'wide-resnet18': 'wide_resnet10',
 }
 
 # What its layers keep and nothing here needs: running moments of layers that
 # are not `global`, those of single episodes, and counts.
 UNUSED_BUFFERS = re.compile(
-    r'encoder\..*\.((running_mean|running_var)(_\d+)?'
-    r'|num_batches_tracked(_\d+)?|batch_size)'
+  r'encoder\..*\.((running_mean|running_var)(_\d+)?'
+  r'|num_batches_tracked(_\d+)?|batch_size)'
 )
-MAX_NAMES_IN_MESSAGE = 3  # as many tensors a complaint names; the others it counts
+MAX_NAMES_IN_MESSAGE = (
+  3  # as many tensors a complaint names; the others it counts
+)
 
 Path = tuple[str, ...]
 Arrays = dict[str, np.ndarray]
@@ -48,10 +50,10 @@ def our_path(name: str) -> Path:
   *parts, leaf = name.replace('encoder.encoder.', 'encoder.').split('.')
   norm = any(part.startswith('bn') for part in parts)
   leaves = {
-      'weight': 'scale' if norm else 'kernel',
-      'temp': 'temperature',
-      'running_mean': 'mean',
-      'running_var': 'var',
+    'weight': 'scale' if norm else 'kernel',
+    'temp': 'temperature',
+    'running_mean': 'mean',
+    'running_var': 'var',
   }
   parts = [part for part in parts if part != 'linear']
   return *parts, leaves.get(leaf, leaf)
@@ -61,11 +63,11 @@ def torch_name(path: Path) -> str:
   """('encoder', 'conv1', 'bn', 'scale') -> 'encoder.encoder.conv1.bn.weight'"""
   *parts, leaf = path
   leaves = {
-      'kernel': 'weight',
-      'scale': 'weight',
-      'temperature': 'temp',
-      'mean': 'running_mean',
-      'var': 'running_var',
+    'kernel': 'weight',
+    'scale': 'weight',
+    'temperature': 'temp',
+    'mean': 'running_mean',
+    'var': 'running_var',
   }
   if parts[0] == 'encoder' and parts[1].startswith('conv'):
     parts.insert(0, 'encoder')
@@ -108,8 +110,8 @@ def unflatten(leaves: Mapping[Path, PyTree]) -> PyTree:
 def flatten(tree: PyTree) -> dict[Path, PyTree]:
   """The inverse of `nest`."""
   return {
-      tuple(key.key for key in path): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    tuple(key.key for key in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
@@ -126,7 +128,7 @@ def _template(text: str) -> tuple[PyTree, PyTree]:
 
 
 def from_torch(
-    state_dict: Mapping[str, np.ndarray], config: ConfigDict
+  state_dict: Mapping[str, np.ndarray], config: ConfigDict
 ) -> tuple[PyTree, PyTree]:
   """Converts the tensors of a PyTorch-MAML model.
 
@@ -145,15 +147,17 @@ def from_torch(
   bn_args(config)
   params, stats = abstract_variables(config)
   channels = _channels(params)
-  given = {n: x for n, x in state_dict.items() if not UNUSED_BUFFERS.fullmatch(n)}
+  given = {
+    n: x for n, x in state_dict.items() if not UNUSED_BUFFERS.fullmatch(n)
+  }
   given |= {n: state_dict[n] for n in _moments(stats) if n in state_dict}
   _check_shapes(given, params, stats, channels)
 
   moments = {
-      path: np.full(x.shape, path[-1] == 'var', x.dtype)  # means etc. are 0
-      if path[0] == EPISODE
-      else np.asarray(state_dict[torch_name(path[1:])])
-      for path, x in flatten(stats).items()
+    path: np.full(x.shape, path[-1] == 'var', x.dtype)  # means etc. are 0
+    if path[0] == EPISODE
+    else np.asarray(state_dict[torch_name(path[1:])])
+    for path, x in flatten(stats).items()
   }
   return params_from_names(state_dict, params), unflatten(moments)
 
@@ -184,7 +188,7 @@ def to_torch(params: PyTree, stats: PyTree, config: ConfigDict) -> Arrays:
   Args:
     params: of a model of `config`.
     stats: likewise.
-    config: `train.num_tasks` is the number of episodes for which layers with
+    config: `train.meta_batch_size` is the number of episodes for which layers with
       moments of their own episodes have buffers there.
 
   Returns:
@@ -198,15 +202,15 @@ def to_torch(params: PyTree, stats: PyTree, config: ConfigDict) -> Arrays:
   named = flatten(params)
   named |= {p[1:]: x for p, x in flatten(stats).items() if p[0] != EPISODE}
   state_dict = {
-      torch_name(path): torch_layout(np.asarray(x), channels)
-      for path, x in named.items()
+    torch_name(path): torch_layout(np.asarray(x), channels)
+    for path, x in named.items()
   }
   if bn['track_running_stats']:
     for path, x in flatten(params['encoder']).items():
       if path[-1] == 'scale':
         layer = torch_name(('encoder', *path)).removesuffix('weight')
         episodic = path[0] in bn['episodic']
-        buffers = _buffers(bn, len(x), config.train.num_tasks * episodic)
+        buffers = _buffers(bn, len(x), config.train.meta_batch_size * episodic)
         named = {layer + name: array for name, array in buffers.items()}
         state_dict = named | state_dict
   return state_dict
@@ -217,8 +221,8 @@ def layer_modes(config: ConfigDict) -> dict[str, str]:
   norm = config.model.norm
   pairs = (('*', norm),) if isinstance(norm, str) else norm
   return {
-      layer: next(m for glob, m in pairs if fnmatch.fnmatchcase(layer, glob))
-      for layer in abstract_variables(config)[0]['encoder']
+    layer: next(m for glob, m in pairs if fnmatch.fnmatchcase(layer, glob))
+    for layer in abstract_variables(config)[0]['encoder']
   }
 
 
@@ -270,9 +274,9 @@ def _buffers(bn: Mapping, channels: int, num_episodes: int) -> Arrays:
 
   def moments(end, dtype):
     return {
-        f'running_mean{end}': np.zeros(channels, np.float32),
-        f'running_var{end}': np.ones(channels, np.float32),
-        f'num_batches_tracked{end}': np.zeros((), dtype),
+      f'running_mean{end}': np.zeros(channels, np.float32),
+      f'running_var{end}': np.ones(channels, np.float32),
+      f'num_batches_tracked{end}': np.zeros((), dtype),
     }
 
   buffers = moments('', np.int64)
@@ -286,25 +290,25 @@ def _buffers(bn: Mapping, channels: int, num_episodes: int) -> Arrays:
 def _check_shapes(given, params, stats, channels) -> None:
   """Names what is missing, what is left over, and what is of another shape."""
   shapes = {
-      torch_name(path): torch_layout(np.empty(x.shape), channels).shape
-      for path, x in flatten(params).items()
+    torch_name(path): torch_layout(np.empty(x.shape), channels).shape
+    for path, x in flatten(params).items()
   }
   shapes |= {
-      torch_name(path[1:]): x.shape
-      for path, x in flatten(stats).items()
-      if path[0] != EPISODE
+    torch_name(path[1:]): x.shape
+    for path, x in flatten(stats).items()
+    if path[0] != EPISODE
   }
   other = [
-      f'{name} {list(np.shape(given[name]))} for {list(shape)}'
-      for name, shape in shapes.items()
-      if name in given and np.shape(given[name]) != shape
+    f'{name} {list(np.shape(given[name]))} for {list(shape)}'
+    for name, shape in shapes.items()
+    if name in given and np.shape(given[name]) != shape
   ]
   no_number = [n for n, x in given.items() if np.asarray(x).dtype.kind != 'f']
   problems = {
-      'missing': [name for name in shapes if name not in given],
-      'unexpected': [name for name in given if name not in shapes],
-      'of another shape': other,
-      'not of floating point': no_number,
+    'missing': [name for name in shapes if name not in given],
+    'unexpected': [name for name in given if name not in shapes],
+    'of another shape': other,
+    'not of floating point': no_number,
   }
   said = [f'{what}: {_listed(x)}' for what, x in problems.items() if x]
   if said:

@@ -52,7 +52,7 @@ class Section:
   """
 
   def __init__(
-      self, file: str, values: Mapping, notes: list[str], prefix: str = ''
+    self, file: str, values: Mapping, notes: list[str], prefix: str = ''
   ):
     self._file, self._prefix, self.notes = file, prefix, notes
     self._values = dict(values)
@@ -92,8 +92,8 @@ class Section:
       return self._as(type(default), key, value)
     if value is not None and value != default:
       self.notes.append(
-          f'{self.name(key)} is {value}, in the place of which PyTorch-MAML '
-          f'takes {default}; so does the config'
+        f'{self.name(key)} is {value}, in the place of which PyTorch-MAML '
+        f'takes {default}; so does the config'
       )
     return default
 

@@ -4,9 +4,14 @@
 `--mode=report`.
 """
 
+from maml_jax.report.demo_plots import (
+  draw_demo,
+  plot_curves,
+  plot_episode,
+  plot_regression,
+)
 from maml_jax.report.markup import Html, element, note, paragraph, table, tag
 from maml_jax.report.page import write_report
-from maml_jax.report.demo_plots import draw_demo, plot_curves, plot_episode, plot_regression
 
 __all__ = [
   'Html',

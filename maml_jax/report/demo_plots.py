@@ -1,5 +1,4 @@
-"""Pictures of a run that has just been trained, as `--mode=demo` draws them.
-"""
+"""Pictures of a run that has just been trained, as `--mode=demo` draws them."""
 
 import pathlib
 import textwrap
@@ -10,15 +9,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from maml_jax.experiment import checkpoint, metrics, metrics_log, setup, transfer
 from maml_jax import data
-from maml_jax.experiment.checkpoint import Checkpoint
 from maml_jax.data.episodes import split_episode
-from maml_jax.utils.errors import UserError
+from maml_jax.experiment import (
+  checkpoint,
+  metrics,
+  metrics_log,
+  setup,
+  transfer,
+)
+from maml_jax.experiment.checkpoint import Checkpoint
+from maml_jax.experiment.task_source import eval_task_indices, eval_tasks
 from maml_jax.report.figures import style_axes
 from maml_jax.report.style import INK, MUTED, SERIES
-from maml_jax.experiment.task_source import eval_task_indices, eval_tasks
 from maml_jax.types import Array, Batch, Episode
+from maml_jax.utils.errors import UserError
 
 BLUE, VERMILION, GREY = *SERIES[:2], MUTED
 MAX_IMAGES = 10  # of one class, in the support set and in the query set
@@ -56,17 +61,19 @@ def first_task(config, saved: Checkpoint) -> tuple[Episode, Array, list[str]]:
   dataset = setup.load_split(config, phase)
   (positions,), (key,) = eval_task_indices(dataset, phase, 1)
   episode = setup.phase_transform(config, phase)(
-    key, split_episode(dataset.image[positions], shots=phase.shots)
+    key, split_episode(dataset.images[positions], shots=phase.shots)
   )
   learner = setup.phase_learner(config, phase)
 
   @jax.jit
   def answer(params, stats):
     adapted, stats, _ = learner.adapt(params, stats, episode.support)
-    return learner.predict(adapted, stats, episode.query.image)
+    return learner.predict(adapted, stats, episode.query.inputs)
 
   with setup.matmul_precision(config):
-    logits = answer(*transfer.transfer_params(learner, saved.params, saved.stats))
+    logits = answer(
+      *transfer.transfer_params(learner, saved.params, saved.stats)
+    )
   names = data.class_names(
     config.data.name, phase.split, config.data.root or None
   )
@@ -146,7 +153,7 @@ def draw_regression(
   """The picture of `plot_regression`, `width` inches wide."""
   phase = setup.eval_phase(config)
   tasks = eval_tasks(config, phase, num_tasks, setup.eval_sharding(config))
-  episodes = [tasks.recall(key, tasks.shared) for key in tasks.keys]
+  episodes = [tasks.build_episode(key, tasks.shared) for key in tasks.keys]
   rows = -(-num_tasks // columns)
   size = width, 0.6 + 2.9 * rows * min(1, width / columns / 5.5) ** 0.5
   figure = Figure(figsize=size, dpi=150, layout='constrained')
@@ -167,9 +174,13 @@ def draw_regression(
       )
       y = learner.predict(adapted, stats, x)
       axes.plot(x[:, 0], y[:, 0], style, color=color, label=label)
-  figure.legend(*panels[0].get_legend_handles_labels(), frameon=False,
-                loc='outside upper center', ncols=max(2, round(width / 2.2)),
-                labelcolor=INK)  # fmt: skip
+  figure.legend(
+    *panels[0].get_legend_handles_labels(),
+    frameon=False,
+    loc='outside upper center',
+    ncols=max(2, round(width / 2.2)),
+    labelcolor=INK,
+  )
   return figure
 
 
@@ -177,11 +188,19 @@ def _plot_points(axes, episode: Episode) -> None:
   """The query points joined, which are many, and the support points."""
   x, y = (np.ravel(values) for values in episode.query)
   order = np.argsort(x)
-  axes.plot(x[order], y[order], color=GREY, linewidth=5, alpha=0.35,
-            label='truth')  # fmt: skip
+  axes.plot(
+    x[order], y[order], color=GREY, linewidth=5, alpha=0.35, label='truth'
+  )
   x, y = (np.ravel(values) for values in episode.support)
-  axes.plot(x, y, '^', color=INK, markersize=7, zorder=3,
-            label=f'{len(x)} support points')  # fmt: skip
+  axes.plot(
+    x,
+    y,
+    '^',
+    color=INK,
+    markersize=7,
+    zorder=3,
+    label=f'{len(x)} support points',
+  )
   style_axes(axes)
 
 
@@ -222,7 +241,7 @@ def draw_episode(
     class_names: W names, to stand beside the letters A, B, ...
   """
   support, query = (_by_class(batch) for batch in episode)
-  label = np.asarray(episode.query.label)
+  label = np.asarray(episode.query.targets)
   shots = min(MAX_IMAGES, max(map(len, support.values())))
   queries = min(MAX_IMAGES, max(map(len, query.values())))
 
@@ -240,16 +259,21 @@ def draw_episode(
     legend += ' and its probability'
   if queries < max(map(len, query.values())):
     legend += f'; the first {queries} of each class are shown'
-  _title(axes, edge, start, f'{(predicted == label).sum()} of {len(label)} '
-         'query images right', legend)  # fmt: skip
+  _title(
+    axes,
+    edge,
+    start,
+    f'{(predicted == label).sum()} of {len(label)} query images right',
+    legend,
+  )
   draw = _drawer(axes, episode)
   for row in range(len(support)):
     y = pitch * row
     _name_row(axes, edge, y, row, class_names)
     for column, i in enumerate(support[row][:shots]):
-      draw(episode.support.image[i], column, y)
+      draw(episode.support.inputs[i], column, y)
     for column, i in enumerate(query[row][:queries]):
-      draw(episode.query.image[i], start + column, y)
+      draw(episode.query.inputs[i], start + column, y)
       sure = None if probability is None else probability[i]
       _mark(axes, start + column, y, predicted[i], sure, label[i])
   return figure
@@ -263,8 +287,9 @@ def _title(axes, edge, start, right: str, legend: str) -> None:
 
 
 def _name_row(axes, edge, y, row: int, class_names: list[str]) -> None:
-  axes.text(edge, y + 0.5, letter(row), va='center', fontweight='bold',
-            fontsize=16)  # fmt: skip
+  axes.text(
+    edge, y + 0.5, letter(row), va='center', fontweight='bold', fontsize=16
+  )
   if len(class_names):
     name = textwrap.fill(class_names[row], 14, max_lines=4)
     axes.text(-1.35, y + 0.5, name, va='center', fontsize=8, color=GREY)
@@ -279,8 +304,13 @@ def _plot_train(axes, records: list[dict], name: str) -> None:
   window = np.full(2 * half + 1, 1 / (2 * half + 1))
   if records:
     mean = np.convolve(value, window, 'valid')
-    axes.plot(step[half : len(step) - half], mean, color=GREY, linewidth=1.6,
-              label='training tasks' + ', smoothed' * bool(half))  # fmt: skip
+    axes.plot(
+      step[half : len(step) - half],
+      mean,
+      color=GREY,
+      linewidth=1.6,
+      label='training tasks' + ', smoothed' * bool(half),
+    )
 
 
 def _plot_val(axes, records: list[dict], name: str, intervals: bool) -> None:
@@ -289,10 +319,18 @@ def _plot_val(axes, records: list[dict], name: str, intervals: bool) -> None:
   # Over a single task the interval is infinite.
   interval = [min(r['interval'], 1) for r in records]
   if records:
-    axes.errorbar(step, value, interval if intervals else None,
-                  color=BLUE, marker='o', markersize=4, linewidth=1.6,
-                  elinewidth=1, capsize=2,
-                  label='validation, 95 % interval')  # fmt: skip
+    axes.errorbar(
+      step,
+      value,
+      interval if intervals else None,
+      color=BLUE,
+      marker='o',
+      markersize=4,
+      linewidth=1.6,
+      elinewidth=1,
+      capsize=2,
+      label='validation, 95 % interval',
+    )
 
 
 def _mark_best(axes, record: dict) -> None:
@@ -305,13 +343,13 @@ def _mark_best(axes, record: dict) -> None:
 
 
 def _by_class(batch: Batch) -> dict[int, np.ndarray]:
-  label = np.asarray(batch.label)
+  label = np.asarray(batch.targets)
   return {int(c): np.flatnonzero(label == c) for c in np.unique(label)}
 
 
 def _drawer(axes, episode: Episode):
   """Returns a function that draws an image, brought back to 0..1 if it must."""
-  images = [np.asarray(batch.image) for batch in episode]
+  images = [np.asarray(batch.inputs) for batch in episode]
   low = min(0, *(image.min() for image in images))
   high = max(1, *(image.max() for image in images))
 
@@ -327,14 +365,30 @@ def _drawer(axes, episode: Episode):
 def _mark(axes, x, y, predicted, probability, label) -> None:
   right = predicted == label
   color = BLUE if right else VERMILION
-  axes.add_patch(Rectangle(
-    (x + 0.03, y + 0.03), 0.94, 0.94, fill=False, edgecolor=color,
-    linewidth=2 if right else 3, linestyle='-' if right else (0, (2, 1))))
+  axes.add_patch(
+    Rectangle(
+      (x + 0.03, y + 0.03),
+      0.94,
+      0.94,
+      fill=False,
+      edgecolor=color,
+      linewidth=2 if right else 3,
+      linestyle='-' if right else (0, (2, 1)),
+    )
+  )
   text = f'{"✓" if right else "✗"} {letter(predicted)}'
   if probability is not None:
     text += f' {probability:.0%}'
-  axes.text(x + 0.5, y + 1.12, text, ha='center', va='center', color=color,
-            fontsize=9, fontweight='normal' if right else 'bold')  # fmt: skip
+  axes.text(
+    x + 0.5,
+    y + 1.12,
+    text,
+    ha='center',
+    va='center',
+    color=color,
+    fontsize=9,
+    fontweight='normal' if right else 'bold',
+  )
 
 
 def letter(index: int) -> str:

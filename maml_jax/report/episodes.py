@@ -14,13 +14,13 @@ import numpy as np
 
 from maml_jax import data
 from maml_jax.data.episodes import split_episode
-from maml_jax.utils.errors import UserError
 from maml_jax.experiment.setup import Phase
+from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.report import markup
 from maml_jax.report.demo_plots import letter
 from maml_jax.report.runs import Evaluation
-from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.types import Dataset, Episode
+from maml_jax.utils.errors import UserError
 
 MAX_SHOTS, MAX_QUERIES = 5, 8  # images of a class that are shown
 JPEG = {'quality': 80}
@@ -63,7 +63,9 @@ def load_split(evaluation: Evaluation) -> tuple[Dataset, list[str]]:
   root = facts.get('config', {}).get('data', {}).get('root') or None
   name, split = facts['data'], facts['split']
   names = data.class_names(name, split, root)
-  return data.load_dataset(name, split, root), [short_class_name(n) for n in names]
+  return data.load_dataset(name, split, root), [
+    short_class_name(n) for n in names
+  ]
 
 
 def short_class_name(name: str) -> str:
@@ -107,7 +109,7 @@ def rebuild_tasks(
   return [
     Task(
       i,
-      np.asarray(dataset.image[positions[i]]),
+      np.asarray(dataset.images[positions[i]]),
       phase.shots,
       predicted[i].reshape(phase.ways, phase.queries),
       [names[c] for c in classes[i]],
@@ -137,13 +139,12 @@ def render_task(task: Task, title: object) -> markup.Html:
 def sprite_style(tiles: np.ndarray) -> str:
   """The images [rows, columns, H, W, C] as variables for `tile` to refer to."""
   rows, columns = tiles.shape[:2]
-  return (
-    f'--sprite:url({sprite(tiles)});--size:{100 * columns}% {100 * rows}%'
-  )
+  return f'--sprite:url({sprite(tiles)});--size:{100 * columns}% {100 * rows}%'
 
 
-def tile(place: tuple[int, int], shape: tuple[int, int], alt: str, text='',
-         kind='') -> markup.Html:  # fmt: skip
+def tile(
+  place: tuple[int, int], shape: tuple[int, int], alt: str, text='', kind=''
+) -> markup.Html:
   """One image of those in `style`, with words below.
 
   Args:
@@ -197,5 +198,3 @@ def _row(task: Task, row: int, shots: int, columns: int) -> markup.Html:
     markup.element('div', *queries, class_='tiles queries'),
     class_='row',
   )
-
-

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from maml_jax.experiment import metrics
 from maml_jax.evaluation.statistics import mean_interval, running_interval
+from maml_jax.experiment import metrics
 from maml_jax.report import markup, statistics
 from maml_jax.report.runs import Evaluation, EvaluationGroup, RunGroup
 from maml_jax.report.style import INK, LINE, MUTED, PALETTE, series
@@ -34,8 +34,9 @@ def figure_to_svg(figure: Figure, alt: str) -> markup.Html:
   file = io.StringIO()
   salt = {'svg.fonttype': 'none', 'svg.hashsalt': alt}
   with matplotlib.rc_context(salt):
-    figure.savefig(file, format='svg', transparent=True,
-                   metadata={'Date': None})  # fmt: skip
+    figure.savefig(
+      file, format='svg', transparent=True, metadata={'Date': None}
+    )
   _, _, text = file.getvalue().partition('<svg ')
   text = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->', '', text, flags=re.S)
   text = re.sub(r'<style type="text/css">.*?</style>', '', text, flags=re.S)
@@ -62,19 +63,30 @@ def learning(groups: Sequence[RunGroup], name: str) -> Figure | None:
   figure, axes = _panel(f'Query {name}', 'meta-iteration')
   for group in groups:
     color, dashes = series(group.number)
-    train, val = (
-      _over_runs(group, split, name) for split in ('train', 'val')
-    )
+    train, val = (_over_runs(group, split, name) for split in ('train', 'val'))
     if train:
       step, mean, _, _ = train
-      axes.plot(step, mean, linestyle=dashes, color=color, alpha=0.55,
-                linewidth=0.9, label=f'{group.name}, training')  # fmt: skip
+      axes.plot(
+        step,
+        mean,
+        linestyle=dashes,
+        color=color,
+        alpha=0.55,
+        linewidth=0.9,
+        label=f'{group.name}, training',
+      )
     if val:
       _band(axes, val[0], *val[2:], color)
       marker = 'o' if len(val[0]) < MAX_MARKED_POINTS else None
-      axes.plot(*val[:2], linestyle=dashes, color=color, marker=marker,
-                markersize=3.5, linewidth=1.8,
-                label=f'{group.name}, validation')  # fmt: skip
+      axes.plot(
+        *val[:2],
+        linestyle=dashes,
+        color=color,
+        marker=marker,
+        markersize=3.5,
+        linewidth=1.8,
+        label=f'{group.name}, validation',
+      )
       best = (np.argmax if name == 'accuracy' else np.argmin)(val[1])
       axes.plot(val[0][best], val[1][best], '*', color=color, markersize=11)
   axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.0f}'))
@@ -90,19 +102,32 @@ def histogram(measured: Sequence[EvaluationGroup]) -> Figure | None:
   edges = [_edges(m) for m in shown]
   alike = all(np.array_equal(e, edges[0]) for e in edges)
   figure, axes = _panel(
-    f'{score.capitalize()} of single tasks', f'query {score} of a task',
+    f'{score.capitalize()} of single tasks',
+    f'query {score} of a task',
     'share of tasks' if alike else f'share of tasks per unit of {score}',
-  )  # fmt: skip
+  )
   for m, bins in zip(shown, edges, strict=True):
     color, dashes = series(m.number)
     values = np.clip(m.array(score), bins[0], bins[-1])
     share = np.array([np.histogram(row, bins)[0] / len(row) for row in values])
     share = share if alike else share / np.diff(bins)[None]
-    axes.stairs(share.mean(0), bins, color=color, linestyle=dashes,
-                linewidth=1.6, label=m.name)  # fmt: skip
+    axes.stairs(
+      share.mean(0),
+      bins,
+      color=color,
+      linestyle=dashes,
+      linewidth=1.6,
+      label=m.name,
+    )
     if len(share) > 1:
-      axes.stairs(share.max(0), bins, baseline=share.min(0), fill=True,
-                  color=color, alpha=0.25)  # fmt: skip
+      axes.stairs(
+        share.max(0),
+        bins,
+        baseline=share.min(0),
+        fill=True,
+        color=color,
+        alpha=0.25,
+      )
     elif len(shown) == 1:
       axes.stairs(share[0], bins, fill=True, color=color, alpha=0.25)
   if score == 'accuracy':
@@ -130,8 +155,9 @@ def running(measured: Sequence[EvaluationGroup], marks=(600,)) -> Figure | None:
     n = np.unique(np.geomspace(10, len(mean), MAX_POINTS).astype(int))
     mean, half = mean[n - 1], half[n - 1]
     _band(axes, n, mean - half, mean + half, color)
-    axes.plot(n, mean, color=color, linestyle=dashes, linewidth=1.6,
-              label=m.name)  # fmt: skip
+    axes.plot(
+      n, mean, color=color, linestyle=dashes, linewidth=1.6, label=m.name
+    )
     axes.axhline(mean[-1], color=color, linewidth=0.7, linestyle=':')
     late = n >= 30
     limits += [(mean - half)[late].min(), (mean + half)[late].max()]
@@ -143,8 +169,15 @@ def running(measured: Sequence[EvaluationGroup], marks=(600,)) -> Figure | None:
   for n in marks:
     if axes.get_xlim()[0] < n < axes.get_xlim()[1]:
       axes.axvline(n, color=MUTED, linewidth=1, linestyle='--')
-      axes.annotate(f'{n:,} ', (n, 1), xycoords=('data', 'axes fraction'),
-                    ha='right', va='top', color=MUTED, fontsize=9)  # fmt: skip
+      axes.annotate(
+        f'{n:,} ',
+        (n, 1),
+        xycoords=('data', 'axes fraction'),
+        ha='right',
+        va='top',
+        color=MUTED,
+        fontsize=9,
+      )
   if score == 'accuracy':
     _percent(axes.yaxis, None)
   return _finish(figure, axes)
@@ -156,8 +189,9 @@ def adaptation(measured: Sequence[EvaluationGroup], name: str) -> Figure | None:
   for m in measured:
     color, _ = series(m.number)
     found = [e.facts.get('curve') for e in m.evaluations]
-    found = [c for c in found
-             if c and name in c['query'] and name in c['support']]
+    found = [
+      c for c in found if c and name in c['query'] and name in c['support']
+    ]
     steps = {len(c['query'][name]) for c in found}
     if len(steps) != 1:
       continue
@@ -168,10 +202,17 @@ def adaptation(measured: Sequence[EvaluationGroup], name: str) -> Figure | None:
       if part == 'query' and len(values) == 1:
         low, high = _curve_interval(m.evaluations[0], name)
       _band(axes, n, low, high, color)
-      axes.plot(n, values.mean(0), color=color, linestyle=style, marker='o',
-                markersize=3.5, linewidth=1.7,
-                markerfacecolor=color if part == 'query' else 'none',
-                label=f'{m.name}, {part}')  # fmt: skip
+      axes.plot(
+        n,
+        values.mean(0),
+        color=color,
+        linestyle=style,
+        marker='o',
+        markersize=3.5,
+        linewidth=1.7,
+        markerfacecolor=color if part == 'query' else 'none',
+        label=f'{m.name}, {part}',
+      )
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   if name == 'accuracy':
     _chance(axes, [m.facts for m in measured], vertical=False)
@@ -191,15 +232,24 @@ def differences(
     rows: a name, the difference, half the width of its interval.
     xlabel: says of what.
   """
-  figure = Figure(figsize=(SIZE[0], 1.0 + 0.4 * len(rows)), dpi=150,
-                  layout='constrained')  # fmt: skip
+  figure = Figure(
+    figsize=(SIZE[0], 1.0 + 0.4 * len(rows)), dpi=150, layout='constrained'
+  )
   axes = figure.add_subplot()
   style_axes(axes)
   color, _ = series(0)
   for i, (_, value, half) in enumerate(rows):
     half = half if half is None or np.isfinite(half) else None
-    axes.errorbar(value, i, xerr=half, color=color, capsize=3, markersize=6,
-                  marker='o', linewidth=1.6)  # fmt: skip
+    axes.errorbar(
+      value,
+      i,
+      xerr=half,
+      color=color,
+      capsize=3,
+      markersize=6,
+      marker='o',
+      linewidth=1.6,
+    )
   axes.axvline(0, color=INK, linewidth=1)
   axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
   axes.tick_params(axis='y', labelcolor=INK)
@@ -208,7 +258,9 @@ def differences(
   return figure
 
 
-def heat_map(columns: Sequence[str], rows: Sequence[str], values, texts) -> Figure:
+def heat_map(
+  columns: Sequence[str], rows: Sequence[str], values, texts
+) -> Figure:
   """A heat map with its numbers.
 
   Args:
@@ -224,12 +276,14 @@ def heat_map(columns: Sequence[str], rows: Sequence[str], values, texts) -> Figu
   axes.imshow(_tint(share), aspect='auto', interpolation='none')
   for i, j in np.ndindex(share.shape):
     if np.isfinite(share[i, j]):
-      axes.text(j, i, texts[i][j], ha='center', va='center', fontsize=8.5,
-                color=INK)  # fmt: skip
+      axes.text(
+        j, i, texts[i][j], ha='center', va='center', fontsize=8.5, color=INK
+      )
   axes.set_xticks(range(len(columns)), columns)
   axes.set_yticks(range(len(rows)), rows)
-  axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False,
-                   labelcolor=INK)  # fmt: skip
+  axes.tick_params(
+    length=0, top=False, labeltop=True, labelbottom=False, labelcolor=INK
+  )
   axes.spines[:].set_visible(False)
   return figure
 
@@ -255,8 +309,9 @@ def matrix(rate, names: Sequence[str]) -> Figure:
   axes.tick_params(length=0, labelsize=9, labelcolor=INK)
   axes.set_xlabel('taken for', color=MUTED)
   axes.set_ylabel('image of', color=MUTED)
-  figure.text(0.01, 0.01, f'strongest: {100 * most:.3g} %', color=MUTED,
-              fontsize=9)  # fmt: skip
+  figure.text(
+    0.01, 0.01, f'strongest: {100 * most:.3g} %', color=MUTED, fontsize=9
+  )
   return figure
 
 
@@ -287,8 +342,15 @@ def _finish(figure, axes) -> Figure | None:
     return None
   labels = [s if len(s) < 45 else f'…{s[-43:]}' for s in labels]
   columns = 1 if max(map(len, labels)) > 30 else 2
-  figure.legend(handles, labels, loc='outside upper left', frameon=False,
-                ncols=columns, fontsize=9, labelcolor=INK)  # fmt: skip
+  figure.legend(
+    handles,
+    labels,
+    loc='outside upper left',
+    frameon=False,
+    ncols=columns,
+    fontsize=9,
+    labelcolor=INK,
+  )
   return figure
 
 
@@ -303,8 +365,13 @@ def _band(axes, x, low, high, color) -> None:
 def _chance(axes, facts: Sequence[dict], *, vertical: bool) -> None:
   for ways in sorted({f['ways'] for f in facts if f.get('ways', 1) > 1}):
     draw = axes.axvline if vertical else axes.axhline
-    draw(1 / ways, color=MUTED, linewidth=1.2, linestyle='-.',
-         label=f'chance, {100 / ways:.3g} %')  # fmt: skip
+    draw(
+      1 / ways,
+      color=MUTED,
+      linewidth=1.2,
+      linestyle='-.',
+      label=f'chance, {100 / ways:.3g} %',
+    )
 
 
 def _edges(measured: EvaluationGroup) -> np.ndarray:
@@ -383,5 +450,3 @@ def _tint(share, name: str = 'series0') -> np.ndarray:
   image[..., :3] = red_green_blue
   image[..., 3] = np.where(np.isfinite(share), 0.06 + 0.64 * share, 0)
   return image
-
-

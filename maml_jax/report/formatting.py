@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Sequence
 
 from maml_jax.report import markup
-from maml_jax.report.statistics import over_seeds
 from maml_jax.report.runs import EvaluationGroup, RunGroup
+from maml_jax.report.statistics import over_seeds
 
 NO_BREAK_SPACE = '\u00a0'  # a space at which no line is broken
 PERCENT = f'{NO_BREAK_SPACE}%'
@@ -16,7 +16,9 @@ TRANSDUCTIVE = (
 INDUCTIVE = 'each query image is answered by itself'
 
 
-def format_number(score: str, value: float, interval: float | None = None) -> str:
+def format_number(
+  score: str, value: float, interval: float | None = None
+) -> str:
   """'48.70 ± 1.84 %' of an accuracy, '0.734 ± 0.012' of a loss."""
   mean, half = format_digits(score, value, interval)
   return mean + half + PERCENT * (score == 'accuracy')
@@ -25,8 +27,7 @@ def format_number(score: str, value: float, interval: float | None = None) -> st
 def format_digits(
   score: str, value: float, interval: float | None = None
 ) -> tuple[str, str]:
-  """'48.70' and ' ± 1.84', or '' of no interval; accuracies in points of 1 %.
-  """
+  """'48.70' and ' ± 1.84', or '' of no interval; accuracies in points of 1 %."""
   scale, places = (100, 2) if score == 'accuracy' else (1, 3)
   mean = f'{scale * value:.{places}f}'.replace('-', '−')
   if interval is None:
@@ -128,8 +129,11 @@ def describe_interval(measured: EvaluationGroup) -> str:
 def eval_command(group: RunGroup, *flags: str) -> str:
   """The command that measures a run."""
   words = ['python', 'main.py', '--mode=eval', f'--workdir={group.path}']
-  sources = [e.facts.get('checkpoint') for run in group.runs
-             for e in (*run.evaluations, *run.grids)]  # fmt: skip
+  sources = [
+    e.facts.get('checkpoint')
+    for run in group.runs
+    for e in (*run.evaluations, *run.grids)
+  ]
   if not (group.path / 'checkpoints').is_dir() and sources and sources[0]:
     words.append(f'--checkpoint={sources[0]}')
   return shlex.join([*words, *flags])

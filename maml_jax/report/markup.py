@@ -80,8 +80,9 @@ def table(
     mark = 'n' if number in numbers else None
     label = columns[number]
     if not number:
-      return element('th', element('span', value), scope='row', class_=mark,
-                     data_label=label)  # fmt: skip
+      return element(
+        'th', element('span', value), scope='row', class_=mark, data_label=label
+      )
     return element('td', element('span', value), class_=mark, data_label=label)
 
   head = (
@@ -103,8 +104,7 @@ def table(
 
 def figure(picture: Html, caption: object, kind: str = 'plot') -> Html:
   """A picture with the words below it."""
-  return element('figure', picture, element('figcaption', caption),
-                 class_=kind)  # fmt: skip
+  return element('figure', picture, element('figcaption', caption), class_=kind)
 
 
 def details(summary: object, *children: object) -> Html:

@@ -10,10 +10,10 @@ import pathlib
 from collections.abc import Sequence
 
 import maml_jax
-from maml_jax.utils.errors import UserError
 from maml_jax.report import grids, markup, predictions, runs, sections, style
 from maml_jax.report.figure_writer import FigureWriter
 from maml_jax.report.markup import Html, element, paragraph
+from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import write_text
 
 # What the line of links calls each part, and the part.
@@ -97,11 +97,17 @@ def _document(title: str, parts: Sequence[tuple[str, Html]]) -> str:
     f'{element("title", title)}<style>{style.sheet()}</style>'
   )
   about = f'Drawn by maml_jax {maml_jax.__version__}.'
-  return markup.join([
-    Html(f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>'),
-    element('header', paragraph('maml_jax report', class_='kicker'),
-            element('h1', title), element('nav', *links)),
-    element('main', *body),
-    element('footer', about),
-    Html('</body></html>\n'),
-  ])  # fmt: skip
+  return markup.join(
+    [
+      Html(f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>'),
+      element(
+        'header',
+        paragraph('maml_jax report', class_='kicker'),
+        element('h1', title),
+        element('nav', *links),
+      ),
+      element('main', *body),
+      element('footer', about),
+      Html('</body></html>\n'),
+    ]
+  )

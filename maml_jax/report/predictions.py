@@ -4,14 +4,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maml_jax.experiment import checkpoint
 from maml_jax import data
-from maml_jax.utils.errors import UserError
+from maml_jax.experiment import checkpoint
 from maml_jax.report import episodes, figures, formatting, statistics
-from maml_jax.report.figure_writer import FigureWriter
-from maml_jax.report.markup import Html, element, folded, join, note, paragraph, table
 from maml_jax.report.demo_plots import draw_episode, draw_regression
-from maml_jax.report.runs import Evaluation, EvaluationGroup, RunGroup, first_evaluations_with, has_predictions
+from maml_jax.report.figure_writer import FigureWriter
+from maml_jax.report.markup import (
+  Html,
+  element,
+  folded,
+  join,
+  note,
+  paragraph,
+  table,
+)
+from maml_jax.report.runs import (
+  Evaluation,
+  EvaluationGroup,
+  RunGroup,
+  first_evaluations_with,
+  has_predictions,
+)
+from maml_jax.utils.errors import UserError
 
 MAX_MATRIX_CLASSES = 40  # of a matrix that can be read
 MAX_ROWS = 8  # of the tables
@@ -38,16 +52,18 @@ def tasks(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   shown = found[: MAX_EPISODES // (2 * each)]
   left_out = [m.name for m in found[len(shown) :]]
   text = f'Not shown, to keep the page small: {", ".join(left_out)}.'
-  return join([
-    element('h2', 'Best and worst tasks'),
-    paragraph(
-      'Left of the line: the support images of a class. Right of it: query '
-      'images with the letter that each was given, after a tick in a solid '
-      'frame where it is right, after a cross in a dashed one where not.'
-    ),
-    *(_tasks(m, album, each, len(found) > 1) for m in shown),
-    note(text) if left_out else '',
-  ])  # fmt: skip
+  return join(
+    [
+      element('h2', 'Best and worst tasks'),
+      paragraph(
+        'Left of the line: the support images of a class. Right of it: query '
+        'images with the letter that each was given, after a tick in a solid '
+        'frame where it is right, after a cross in a dashed one where not.'
+      ),
+      *(_tasks(m, album, each, len(found) > 1) for m in shown),
+      note(text) if left_out else '',
+    ]
+  )
 
 
 def regressions(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
@@ -63,15 +79,19 @@ def regressions(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
       shown.append(note(f'{group.name}: no fitted curves: {error}'))
       continue
     figure = draw_regression(saved.config, saved, 3, columns=1, width=6)
-    shown.append(album.show(
-      f'regression_{group.number}', figure,
-      'Curves fitted to test tasks before and after the inner steps',
-      f'{group.name}: three tasks and what is fitted to each.',
-    ))  # fmt: skip
+    shown.append(
+      album.show(
+        f'regression_{group.number}',
+        figure,
+        'Curves fitted to test tasks before and after the inner steps',
+        f'{group.name}: three tasks and what is fitted to each.',
+      )
+    )
   if not shown:
     return Html()
-  return join([element('h2', 'Fitted curves'),
-               element('div', *shown, class_='panels')])
+  return join(
+    [element('h2', 'Fitted curves'), element('div', *shown, class_='panels')]
+  )
 
 
 def _classes(measured: EvaluationGroup, album: FigureWriter) -> Html:
@@ -88,16 +108,28 @@ def _classes(measured: EvaluationGroup, album: FigureWriter) -> Html:
   answered, offered = statistics.confusion(stacked, owner, len(names))
   figure = _matrix(answered, offered, names)
   alt = 'How often an image of each class was taken for each other class'
-  caption = ('Of the images of a class, the share that was taken for another '
-             'when that was among the answers of the task.')  # fmt: skip
-  return join([
-    paragraph('In ', formatting.describe_setup(measured.facts), '. The extremes of many are '
-              'extreme by chance, too: other tasks would show less of it.'),
-    note(trouble) if trouble else '',
-    element('div', _hardest(accuracy, names, dataset),
-            _confused(answered, offered, names), class_='panels'),
-    album.show(f'confusion_{measured.number}', figure, alt, caption),
-  ])  # fmt: skip
+  caption = (
+    'Of the images of a class, the share that was taken for another '
+    'when that was among the answers of the task.'
+  )
+  return join(
+    [
+      paragraph(
+        'In ',
+        formatting.describe_setup(measured.facts),
+        '. The extremes of many are '
+        'extreme by chance, too: other tasks would show less of it.',
+      ),
+      note(trouble) if trouble else '',
+      element(
+        'div',
+        _hardest(accuracy, names, dataset),
+        _confused(answered, offered, names),
+        class_='panels',
+      ),
+      album.show(f'confusion_{measured.number}', figure, alt, caption),
+    ]
+  )
 
 
 def _data(evaluation: Evaluation):
@@ -110,30 +142,36 @@ def _data(evaluation: Evaluation):
 
 
 def _hardest(accuracy: dict, names: Sequence[str], dataset) -> Html:
-  ranked = sorted((c for c in accuracy if accuracy[c][2] >= MIN_TASKS),
-                  key=lambda c: accuracy[c][0])  # fmt: skip
+  ranked = sorted(
+    (c for c in accuracy if accuracy[c][2] >= MIN_TASKS),
+    key=lambda c: accuracy[c][0],
+  )
   if not ranked:
     return Html()
   ends = ranked[:MAX_ROWS] + ranked[MAX_ROWS:][-2:]
   pictures, style = ['' for _ in ends], None
   if dataset is not None:
-    tiles = np.stack([dataset.image[dataset.index[c, 0]] for c in ends])
+    tiles = np.stack([dataset.images[dataset.index[c, 0]] for c in ends])
     style = episodes.sprite_style(tiles[:, None])
     pictures = [
       episodes.tile((i, 0), (len(ends), 1), names[c])
       for i, c in enumerate(ends)
     ]
   rows = [
-    [element('span', picture, names[c], class_='class'),
-     formatting.format_number('accuracy', *accuracy[c][:2]), accuracy[c][2]]
+    [
+      element('span', picture, names[c], class_='class'),
+      formatting.format_number('accuracy', *accuracy[c][:2]),
+      accuracy[c][2],
+    ]
     for picture, c in zip(pictures, ends, strict=True)
-  ]  # fmt: skip
+  ]
   easiest = ', and the easiest at the end' * (len(ends) > MAX_ROWS)
-  caption = (f'The hardest of {len(ranked)} classes that were part of '
-             f'{MIN_TASKS} tasks or more{easiest}.')  # fmt: skip
+  caption = (
+    f'The hardest of {len(ranked)} classes that were part of '
+    f'{MIN_TASKS} tasks or more{easiest}.'
+  )
   columns = ('class', 'answered right', 'tasks')
-  body = table(columns, rows, numbers=(1, 2), stack=False,
-                caption=caption)
+  body = table(columns, rows, numbers=(1, 2), stack=False, caption=caption)
   return element('div', body, class_='faces', style=style)
 
 
@@ -144,19 +182,27 @@ def _confused(answered, offered, names: Sequence[str]) -> Html:
   order = np.argsort(-often, axis=None, kind='stable')[:MAX_ROWS]
   pairs = [np.unravel_index(i, often.shape) for i in order]
   rows = [
-    [f'{names[a]} → {names[b]}', f'{wrong[a, b]} of {offered[a, b]}',
-     formatting.format_share(wrong[a, b] / offered[a, b])]
+    [
+      f'{names[a]} → {names[b]}',
+      f'{wrong[a, b]} of {offered[a, b]}',
+      formatting.format_share(wrong[a, b] / offered[a, b]),
+    ]
     for a, b in pairs
     if often[a, b]
-  ]  # fmt: skip
+  ]
   if not rows:
-    return note('No class met another one often enough to say what it is '
-                f'taken for: with {MIN_PAIR_IMAGES} images or more.')  # fmt: skip
-  caption = (f'What was most often taken for what, of {MIN_PAIR_IMAGES} images or '
-             'more that could be.')  # fmt: skip
+    return note(
+      'No class met another one often enough to say what it is '
+      f'taken for: with {MIN_PAIR_IMAGES} images or more.'
+    )
+  caption = (
+    f'What was most often taken for what, of {MIN_PAIR_IMAGES} images or '
+    'more that could be.'
+  )
   columns = ('class → answer', 'images', 'share')
-  return element('div', table(columns, rows, numbers=(1, 2), stack=False,
-                caption=caption))
+  return element(
+    'div', table(columns, rows, numbers=(1, 2), stack=False, caption=caption)
+  )
 
 
 def _matrix(answered, offered, names: Sequence[str]):
@@ -171,7 +217,9 @@ def _matrix(answered, offered, names: Sequence[str]):
   return figures.matrix(rate, shown)
 
 
-def _tasks(measured: EvaluationGroup, album: FigureWriter, each: int, named: bool) -> Html:
+def _tasks(
+  measured: EvaluationGroup, album: FigureWriter, each: int, named: bool
+) -> Html:
   evaluation = measured.evaluations[0]
   accuracy, loss = (evaluation.arrays[n] for n in ('accuracy', 'loss'))
   best, worst = statistics.best_and_worst(accuracy, loss, each)
@@ -191,8 +239,9 @@ def _tasks(measured: EvaluationGroup, album: FigureWriter, each: int, named: boo
     end, rank = ('best', i) if i < len(best) else ('worst', i - len(best))
     place = f'{end} {rank + 1} of {total:,}'
     share = formatting.format_number('accuracy', accuracy[task.number])
-    title = join([element('b', f'{place}: {share}'),
-                  f' right, task {task.number + 1}'])  # fmt: skip
+    title = join(
+      [element('b', f'{place}: {share}'), f' right, task {task.number + 1}']
+    )
     shown.append(episodes.render_task(task, title))
     figure = draw_episode(
       task.episode, task.predicted.ravel(), class_names=task.names
@@ -202,6 +251,13 @@ def _tasks(measured: EvaluationGroup, album: FigureWriter, each: int, named: boo
   if task.predicted.shape[1] > episodes.MAX_QUERIES:
     cut = f', of which the first {episodes.MAX_QUERIES} are shown'
   count = formatting.pluralize(task.predicted.shape[1], 'query image')
-  text = f'{formatting.describe_setup(evaluation.facts)}; {count} per class{cut}.'
-  return join([head if named else '', paragraph(text, class_='fine'),
-               element('div', *shown, class_='episodes')])
+  text = (
+    f'{formatting.describe_setup(evaluation.facts)}; {count} per class{cut}.'
+  )
+  return join(
+    [
+      head if named else '',
+      paragraph(text, class_='fine'),
+      element('div', *shown, class_='episodes'),
+    ]
+  )

@@ -17,20 +17,35 @@ import numpy as np
 
 from maml_jax import config as config_lib
 from maml_jax.experiment import metrics, metrics_log
-from maml_jax.utils.errors import UserError
 from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS
+from maml_jax.utils.errors import UserError
 
 # What runs that are drawn as one may differ in.
-SEED_IGNORED_FIELDS = ('seed', *(field for field in RESUME_IGNORED_FIELDS if 'epochs' not in field))
+SEED_IGNORED_FIELDS = (
+  'seed',
+  *(field for field in RESUME_IGNORED_FIELDS if 'epochs' not in field),
+)
 RECORD_FIELDS = {'step', 'split', 'loss'}
-CELL_FIELDS = ('norm', 'queries', 'num_steps')  # what sets cells of a grid apart
+CELL_FIELDS = (
+  'norm',
+  'queries',
+  'num_steps',
+)  # what sets cells of a grid apart
 TASK_FIELDS = ('data', 'split', 'ways', 'shots', 'num_tasks')
 REQUIRED_FIELDS = {
   'tasks': {*TASK_FIELDS, *CELL_FIELDS, 'loss', 'transductive'},
   'grid': {*TASK_FIELDS, 'cells'},
 }
-SETUP_FIELDS = ('data', 'split', 'ways', 'shots', 'queries', 'num_steps', 'norm',
-         'augment_support')  # fmt: skip
+SETUP_FIELDS = (
+  'data',
+  'split',
+  'ways',
+  'shots',
+  'queries',
+  'num_steps',
+  'norm',
+  'augment_support',
+)
 
 
 class Evaluation(NamedTuple):
@@ -136,7 +151,9 @@ class RunGroup(NamedTuple):
     """Likewise."""
     return self._by_kind(run.grids for run in self.runs)
 
-  def _by_kind(self, lists: Iterable[list[Evaluation]]) -> list[EvaluationGroup]:
+  def _by_kind(
+    self, lists: Iterable[list[Evaluation]]
+  ) -> list[EvaluationGroup]:
     kinds = []
     for kind in _by_kind(lists):
       name, count = self.name, len(self.runs)
@@ -159,8 +176,11 @@ def read_run(workdir: str | os.PathLike) -> Run:
     path.glob('eval/*.json'), key=lambda f: (-f.stat().st_mtime, f.name)
   )
   found = [e for file in files if (e := _evaluation(file, notes))]
-  records = [r for r in metrics_log.read_records(path)
-             if isinstance(r, dict) and RECORD_FIELDS <= r.keys()]  # fmt: skip
+  records = [
+    r
+    for r in metrics_log.read_records(path)
+    if isinstance(r, dict) and RECORD_FIELDS <= r.keys()
+  ]
   if not found and not records:
     raise UserError(
       f'no run in {path}: it holds neither {metrics_log.METRICS_FILE} nor eval/*.json'
@@ -275,13 +295,17 @@ def _evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
   try:
     facts = json.loads(file.read_text())
     facts = {'kind': 'tasks'} | facts
-    if not REQUIRED_FIELDS[facts['kind']] <= facts.keys() or facts.get('cells') == []:
+    if (
+      not REQUIRED_FIELDS[facts['kind']] <= facts.keys()
+      or facts.get('cells') == []
+    ):
       raise ValueError('fields are missing')
     if facts['kind'] == 'grid':  # a single cell has these
       facts = {k: v for k, v in facts.items() if k not in CELL_FIELDS}
   except (OSError, ValueError, TypeError, KeyError) as error:
-    notes.append(f'{file} is passed over, for it is damaged or of another '
-                 f'version: {error}')  # fmt: skip
+    notes.append(
+      f'{file} is passed over, for it is damaged or of another version: {error}'
+    )
     return None
   tables = file.with_suffix('.npz')
   try:
@@ -290,8 +314,13 @@ def _evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
       return Evaluation(file, facts, dict(arrays))
   except FileNotFoundError:
     notes.append(f'{tables} is missing: no figures of single tasks')
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile,
-          zlib.error) as error:  # fmt: skip
+  except (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     notes.append(f'{tables} cannot be read: {error}')
   return Evaluation(file, facts, {})
 

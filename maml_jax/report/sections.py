@@ -8,13 +8,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maml_jax.evaluation.statistics import mean_interval, paired_difference, prefix_difference
+from maml_jax.evaluation.statistics import (
+  mean_interval,
+  paired_difference,
+  prefix_difference,
+)
 from maml_jax.report import figures, formatting, statistics
 from maml_jax.report.figure_writer import FigureWriter
-from maml_jax.report.markup import Html, details, element, folded, join, note, paragraph, table
-from maml_jax.report.runs import EvaluationGroup, RunGroup, differing_fields, first_evaluations_with, has_predictions, main_evaluations
-from maml_jax.report.style import color
 from maml_jax.report.formatting import format_number
+from maml_jax.report.markup import (
+  Html,
+  details,
+  element,
+  folded,
+  join,
+  note,
+  paragraph,
+  table,
+)
+from maml_jax.report.runs import (
+  EvaluationGroup,
+  RunGroup,
+  differing_fields,
+  first_evaluations_with,
+  has_predictions,
+  main_evaluations,
+)
+from maml_jax.report.style import color
 
 SAME_TASKS = ('data', 'split', 'ways', 'shots', 'queries')
 COUNTS = (100, 200, 600, 1_000, 2_000, 6_000, 10_000)
@@ -26,18 +46,21 @@ def summary(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   main = {m.number: m for m in main_evaluations(groups)}
   cards = [_card(group, main.get(group.number)) for group in groups]
   unread = [line for g in groups for run in g.runs for line in run.notes]
-  return join([
-    element('div', *cards, class_='cards'),
-    *map(note, unread),
-    _side_by_side(list(main.values())),
-    _differences(groups),
-  ])  # fmt: skip
+  return join(
+    [
+      element('div', *cards, class_='cards'),
+      *map(note, unread),
+      _side_by_side(list(main.values())),
+      _differences(groups),
+    ]
+  )
 
 
 def learning(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """Learning curves."""
-  lacking = [group.name for group in groups if not any(
-    run.records for run in group.runs)]  # fmt: skip
+  lacking = [
+    group.name for group in groups if not any(run.records for run in group.runs)
+  ]
   drawn = [group for group in groups if group.name not in lacking]
   if not drawn:
     return Html()
@@ -49,16 +72,22 @@ def learning(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   text += '. The star: the best'
   names = ', '.join(group.name for group in drawn)
   panels = [
-    album.show(f'learning_{name}', figures.learning(drawn, name),
-               f'Query {name} of {names} while meta-training', f'{text}.')
+    album.show(
+      f'learning_{name}',
+      figures.learning(drawn, name),
+      f'Query {name} of {names} while meta-training',
+      f'{text}.',
+    )
     for name in ('accuracy', 'loss')
-  ]  # fmt: skip
+  ]
   text = f'No metrics.jsonl of {", ".join(lacking)}: trained elsewhere.'
-  return join([
-    element('h2', 'Learning curves'),
-    element('div', *panels, class_='panels'),
-    note(text) if lacking else '',
-  ])  # fmt: skip
+  return join(
+    [
+      element('h2', 'Learning curves'),
+      element('div', *panels, class_='panels'),
+      note(text) if lacking else '',
+    ]
+  )
 
 
 def single_tasks(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
@@ -68,26 +97,29 @@ def single_tasks(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
     return Html()
   panels, texts = [], []
   for score in ('accuracy', 'loss'):
-    shown = [m for m in measured if m.score == score
-             and m.array(score) is not None]  # fmt: skip
+    shown = [
+      m for m in measured if m.score == score and m.array(score) is not None
+    ]
     if not shown:
       continue
     panels += _panels_of_tasks(shown, album)
     texts.append(_enough([m for m in shown if m.array(score).shape[1] > 1]))
   if not panels:
     return Html()
-  return join([
-    element('h2', 'Task by task'),
-    element('div', *panels, class_='panels'),
-    element('h3', 'Are 600 tasks enough?'),
-    paragraph(
-      'The mean of the first n out of N independent tasks differs from the '
-      'mean of all N by luck, with a standard error of sd · √(1/n − 1/N): sd '
-      'is the standard deviation of a single task. In 95 of 100 cases luck '
-      'allows up to 1.96 of them.'
-    ),
-    *texts,
-  ])  # fmt: skip
+  return join(
+    [
+      element('h2', 'Task by task'),
+      element('div', *panels, class_='panels'),
+      element('h3', 'Are 600 tasks enough?'),
+      paragraph(
+        'The mean of the first n out of N independent tasks differs from the '
+        'mean of all N by luck, with a standard error of sd · √(1/n − 1/N): sd '
+        'is the standard deviation of a single task. In 95 of 100 cases luck '
+        'allows up to 1.96 of them.'
+      ),
+      *texts,
+    ]
+  )
 
 
 def adaptation(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
@@ -107,26 +139,31 @@ def adaptation(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   ]
   several = any(len(m.evaluations) > 1 for m in measured)
   band = '95 % interval over tasks' + ', or all seeds' * several
-  return join([
-    element('h2', 'Adaptation, step by step'),
-    paragraph(
-      'Solid: query set, with its ', band, '. Dashed, open dots: the support '
-      'set that is learned from. Step 0 is the meta-learned initialisation '
-      'itself.'
-    ),
-    element('div', *panels, class_='panels'),
-    paragraph('; '.join(texts), '.', class_='fine'),
-  ])  # fmt: skip
+  return join(
+    [
+      element('h2', 'Adaptation, step by step'),
+      paragraph(
+        'Solid: query set, with its ',
+        band,
+        '. Dashed, open dots: the support '
+        'set that is learned from. Step 0 is the meta-learned initialisation '
+        'itself.',
+      ),
+      element('div', *panels, class_='panels'),
+      paragraph('; '.join(texts), '.', class_='fine'),
+    ]
+  )
 
 
 def baselines(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   """What does without the inner loop, on the same tasks."""
-  found = first_evaluations_with(groups, lambda m: bool(m.facts.get('baselines')))
+  found = first_evaluations_with(
+    groups, lambda m: bool(m.facts.get('baselines'))
+  )
   if not found:
     return Html()
   parts = [(m.name, _baselines(m, album)) for m in found.values()]
-  return join([element('h2', 'MAML beside simpler learners'),
-               folded(parts, 3)])  # fmt: skip
+  return join([element('h2', 'MAML beside simpler learners'), folded(parts, 3)])
 
 
 def evaluations(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
@@ -145,17 +182,35 @@ def evaluations(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
         others.append(details(head, element('div', *panels, class_='panels')))
   if not rows:
     return Html()
-  columns = ('run', 'task', 'kind', 'queries', 'steps', 'norm', 'tasks',
-             'result', 'median', 'at chance')  # fmt: skip
-  return join([
-    element('h2', 'All evaluations'),
-    table(columns, rows, numbers=(3, 4, 6, 7, 8, 9), caption=(
-      'Newest first, run by run. ± is a 95 % interval: over tasks, or over '
-      'seeds where there are several. Queries are query images per class; '
-      'steps are inner steps; at chance is the share of tasks whose accuracy '
-      'is not above chance.')),
-    *others,
-  ])  # fmt: skip
+  columns = (
+    'run',
+    'task',
+    'kind',
+    'queries',
+    'steps',
+    'norm',
+    'tasks',
+    'result',
+    'median',
+    'at chance',
+  )
+  return join(
+    [
+      element('h2', 'All evaluations'),
+      table(
+        columns,
+        rows,
+        numbers=(3, 4, 6, 7, 8, 9),
+        caption=(
+          'Newest first, run by run. ± is a 95 % interval: over tasks, or over '
+          'seeds where there are several. Queries are query images per class; '
+          'steps are inner steps; at chance is the share of tasks whose accuracy '
+          'is not above chance.'
+        ),
+      ),
+      *others,
+    ]
+  )
 
 
 def missing(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
@@ -207,13 +262,24 @@ def provenance(groups: Sequence[RunGroup], album: FigureWriter) -> Html:
   ]
   if not rows:
     return Html()
-  columns = ('run', 'file in eval/', 'checkpoint', 'seed', 'precision',
-             'version', 'devices')  # fmt: skip
-  return join([
-    element('h2', 'Where the numbers are from'),
-    details('Checkpoint, seed, version and devices of each evaluation',
-            table(columns, rows)),
-  ])  # fmt: skip
+  columns = (
+    'run',
+    'file in eval/',
+    'checkpoint',
+    'seed',
+    'precision',
+    'version',
+    'devices',
+  )
+  return join(
+    [
+      element('h2', 'Where the numbers are from'),
+      details(
+        'Checkpoint, seed, version and devices of each evaluation',
+        table(columns, rows),
+      ),
+    ]
+  )
 
 
 def _card(group: RunGroup, measured: EvaluationGroup | None) -> Html:
@@ -221,17 +287,25 @@ def _card(group: RunGroup, measured: EvaluationGroup | None) -> Html:
   head = element('h3', group.name)
   if measured is None:
     text = 'Not evaluated yet.' if not group.grids else 'Only a grid, below.'
-    return element('article', head, note(text, formatting.eval_command(group)),
-                   class_='card', style=own)  # fmt: skip
+    return element(
+      'article',
+      head,
+      note(text, formatting.eval_command(group)),
+      class_='card',
+      style=own,
+    )
   facts, score = measured.facts, measured.score
-  unit = 'of query images answered right' if score == 'accuracy' else (
-    'mean squared error of query points')  # fmt: skip
+  unit = (
+    'of query images answered right'
+    if score == 'accuracy'
+    else ('mean squared error of query points')
+  )
   value = format_number(score, *formatting.mean_with_interval(measured))
   texts = [
     paragraph(value, class_='headline'),
     paragraph(unit, '. ± is the ', formatting.describe_interval(measured), '.'),
     paragraph('Measured on ', formatting.describe_conditions(facts), '.'),
-  ]  # fmt: skip
+  ]
   if score == 'accuracy':
     meaning = formatting.INDUCTIVE
     if formatting.protocol(facts) == 'transductive':
@@ -255,8 +329,10 @@ def _spread(measured: EvaluationGroup) -> Html:
       text += f'; guessing puts {luck} there'
     parts.append(f'{text}.')
   if len(facts) > 1:
-    each = ', '.join(f'{format_number(score, f[score])} (seed {f.get("seed", "?")})'
-                     for f in facts)  # fmt: skip
+    each = ', '.join(
+      f'{format_number(score, f[score])} (seed {f.get("seed", "?")})'
+      for f in facts
+    )
     parts.append(f'Seed by seed: {each}.')
   return paragraph(' '.join(parts)) if parts else Html()
 
@@ -285,8 +361,12 @@ def _version(facts: dict) -> str:
 
 def _side_by_side(measured: Sequence[EvaluationGroup]) -> Html:
   """Each run against the first, on the tasks that both were measured on."""
-  alike = [m for m in measured if m.array(m.score) is not None and all(
-    m.facts[f] == measured[0].facts[f] for f in SAME_TASKS)]  # fmt: skip
+  alike = [
+    m
+    for m in measured
+    if m.array(m.score) is not None
+    and all(m.facts[f] == measured[0].facts[f] for f in SAME_TASKS)
+  ]
   if len(alike) < 2:
     return Html()
   rows = []
@@ -295,22 +375,34 @@ def _side_by_side(measured: Sequence[EvaluationGroup]) -> Html:
     least = min(len(first), len(own))
     apart = paired_difference(own[:least], first[:least])
     kind = formatting.protocol_tag(m.facts) if m.score == 'accuracy' else '–'
-    rows.append([
-      m.name, kind, format_number(m.score, *formatting.mean_with_interval(m)),
-      '–' if m is alike[0] else formatting.format_difference(m.score, *apart), f'{least:,}'
-    ])  # fmt: skip
+    rows.append(
+      [
+        m.name,
+        kind,
+        format_number(m.score, *formatting.mean_with_interval(m)),
+        '–' if m is alike[0] else formatting.format_difference(m.score, *apart),
+        f'{least:,}',
+      ]
+    )
   points = ' in points of 1 %' if alike[0].score == 'accuracy' else ''
-  seeds = ', of the mean over seeds' if any(
-    len(m.evaluations) > 1 for m in alike) else ''  # fmt: skip
-  caption = (f'Differences{points} are taken task by task{seeds}; their ± is '
-             'the 95 % interval over tasks.')  # fmt: skip
+  seeds = (
+    ', of the mean over seeds'
+    if any(len(m.evaluations) > 1 for m in alike)
+    else ''
+  )
+  caption = (
+    f'Differences{points} are taken task by task{seeds}; their ± is '
+    'the 95 % interval over tasks.'
+  )
   columns = ('run', 'kind', alike[0].score, f'minus {alike[0].name}', 'tasks')
   return table(columns, rows, numbers=(2, 3, 4), caption=caption)
 
 
 def _differences(groups: Sequence[RunGroup]) -> Html:
-  rows = [[field, *map(str, values)]
-          for field, values in differing_fields(groups).items()]  # fmt: skip
+  rows = [
+    [field, *map(str, values)]
+    for field, values in differing_fields(groups).items()
+  ]
   if len(groups) < 2 or not rows:
     return Html()
   names = [group.name for group in groups]
@@ -332,16 +424,18 @@ def _panels_of_tasks(
   pooled = ' Of several seeds, their mean on each task is taken.'
   return [
     album.show(
-      f'{prefix}histogram_{score}', figures.histogram(measured),
+      f'{prefix}histogram_{score}',
+      figures.histogram(measured),
       f'Histogram of the {score} of single tasks: {names}',
       bars + seeds * several,
     ),
     album.show(
-      f'{prefix}running_{score}', figures.running(measured),
+      f'{prefix}running_{score}',
+      figures.running(measured),
       f'Mean {score} of the first n tasks with its interval: {names}',
       running + pooled * several,
     ),
-  ]  # fmt: skip
+  ]
 
 
 def _enough(measured: Sequence[EvaluationGroup]) -> Html:
@@ -352,33 +446,51 @@ def _enough(measured: Sequence[EvaluationGroup]) -> Html:
   if len(measured) == 1:
     text = f'{measured[0].name}. {_precision(measured[0])}'
     return join([paragraph(text), *prefixes])
-  columns = ('run', 'deviation of a task', '± of 600 tasks', 'tasks',
-             '± of all', 'first 600 − all', 'luck allows')  # fmt: skip
+  columns = (
+    'run',
+    'deviation of a task',
+    '± of 600 tasks',
+    'tasks',
+    '± of all',
+    'first 600 − all',
+    'luck allows',
+  )
   rows = []
   for m in measured:
     values = m.array(m.score).mean(0)
     total, deviation = len(values), values.std(ddof=1)
-    row = [m.name, *(format_number(m.score, x) for x in (
-      deviation, 1.96 * deviation / 600**0.5))]  # fmt: skip
+    row = [
+      m.name,
+      *(
+        format_number(m.score, x)
+        for x in (deviation, 1.96 * deviation / 600**0.5)
+      ),
+    ]
     row += [f'{total:,}', format_number(m.score, 1.96 * deviation / total**0.5)]
     row += _against_all(m.score, values, 600)
     rows.append(row)
-  return join([
-    table(columns, rows, numbers=range(1, len(columns))),
-    details('The first n tasks, run by run', *(
-      join([paragraph(f'{m.name}. {_precision(m)}'), html])
-      for m, html in zip(measured, prefixes, strict=True)
-    )),
-  ])  # fmt: skip
+  return join(
+    [
+      table(columns, rows, numbers=range(1, len(columns))),
+      details(
+        'The first n tasks, run by run',
+        *(
+          join([paragraph(f'{m.name}. {_precision(m)}'), html])
+          for m, html in zip(measured, prefixes, strict=True)
+        ),
+      ),
+    ]
+  )
 
 
 def _against_all(score: str, values: np.ndarray, n: int) -> tuple[str, str]:
-  """How far the mean of the first n is from that of all, and what luck allows.
-  """
+  """How far the mean of the first n is from that of all, and what luck allows."""
   if n >= len(values):
     return '–', '–'
   apart, luck = prefix_difference(values, n)
-  return formatting.format_difference(score, apart, None), formatting.format_margin(score, luck)
+  return formatting.format_difference(
+    score, apart, None
+  ), formatting.format_margin(score, luck)
 
 
 def _precision(measured: EvaluationGroup) -> str:
@@ -409,10 +521,13 @@ def _prefixes(measured: EvaluationGroup) -> Html:
   score, values = measured.score, measured.array(measured.score).mean(0)
   counts = sorted({n for n in COUNTS if n < len(values)} | {len(values)})
   rows = [
-    [f'{n:,}', format_number(score, *mean_interval(values[:n])),
-     *_against_all(score, values, n)]
+    [
+      f'{n:,}',
+      format_number(score, *mean_interval(values[:n])),
+      *_against_all(score, values, n),
+    ]
     for n in counts
-  ]  # fmt: skip
+  ]
   columns = ('n', 'mean of the first n', 'minus that of all', 'luck allows')
   return table(columns, rows, numbers=range(len(columns)), stack=False)
 
@@ -430,8 +545,14 @@ def _baselines(measured: EvaluationGroup, album: FigureWriter) -> Html:
     for e in measured.evaluations
   ]
   value, half = formatting.mean_with_interval(measured)
-  rows = [['MAML', 'adapted by the inner loop', format_number(score, value, half),
-           '–']]  # fmt: skip
+  rows = [
+    [
+      'MAML',
+      'adapted by the inner loop',
+      format_number(score, value, half),
+      '–',
+    ]
+  ]
   dots, scale = [], 100 if score == 'accuracy' else 1
   for name, first in lists[0].items():
     every = [found[name] for found in lists if name in found]
@@ -440,20 +561,35 @@ def _baselines(measured: EvaluationGroup, album: FigureWriter) -> Html:
       for f, i in ((score, 'interval'), ('difference', 'difference_interval'))
     )
     title = name.replace('_', ' ')
-    rows.append([title, first.get('about', ''), format_number(score, *own),
-                 formatting.format_difference(score, *apart)])  # fmt: skip
+    rows.append(
+      [
+        title,
+        first.get('about', ''),
+        format_number(score, *own),
+        formatting.format_difference(score, *apart),
+      ]
+    )
     dots.append((title, *(x and scale * x for x in apart)))
   unit = ', points of 1 %' if score == 'accuracy' else ''
   columns = ('learner', 'what it does', score, f'minus MAML{unit}')
   figure = figures.differences(dots, f'{score} minus that of MAML{unit}')
-  return join([
-    paragraph('All on the same tasks: ', formatting.describe_setup(measured.facts),
-              '. Differences are taken task by task.'),
-    table(columns, rows, numbers=(2, 3)),
-    album.show(f'baselines_{measured.number}', figure,
-               f'{score.capitalize()} of each baseline minus that of MAML, '
-               'with intervals', f'± is the {formatting.describe_interval(measured)}.'),
-  ])  # fmt: skip
+  return join(
+    [
+      paragraph(
+        'All on the same tasks: ',
+        formatting.describe_setup(measured.facts),
+        '. Differences are taken task by task.',
+      ),
+      table(columns, rows, numbers=(2, 3)),
+      album.show(
+        f'baselines_{measured.number}',
+        figure,
+        f'{score.capitalize()} of each baseline minus that of MAML, '
+        'with intervals',
+        f'± is the {formatting.describe_interval(measured)}.',
+      ),
+    ]
+  )
 
 
 def _evaluation_row(group: RunGroup, measured: EvaluationGroup) -> list:

@@ -177,6 +177,4 @@ footer{max-width:70rem;margin:3rem auto 2rem;padding:1rem 1.25rem 0;
 def sheet() -> str:
   """The whole style sheet. Print is light."""
   dark = '@media screen and (prefers-color-scheme:dark)'
-  return (
-    f':root{{{variables(0)}}}{dark}{{:root{{{variables(1)}}}}}{SHEET}'
-  )
+  return f':root{{{variables(0)}}}{dark}{{:root{{{variables(1)}}}}}{SHEET}'

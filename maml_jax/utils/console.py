@@ -1,8 +1,8 @@
-"""What is said on the terminal: how much of it, and in what colour.
+"""Terminal output: verbosity, colors, results, warnings and errors.
 
-What is said by `print` is for people who watch; `--quiet` leaves it out.
-Results go to stdout by `result`, complaints to stderr, always. Colours are for
-terminals only, and say nothing that the words do not.
+Progress messages use `print`, which `--quiet` suppresses. Results are printed
+to stdout by `print_result` and errors to stderr by `print_error`, always.
+Colors appear only on terminals and never carry information of their own.
 """
 
 import contextlib
@@ -12,38 +12,51 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple, TextIO
 
+__all__ = [
+  'ConsoleSettings',
+  'console_settings',
+  'escape_control',
+  'is_quiet',
+  'print_error',
+  'print_result',
+  'print_warning',
+  'silence',
+]
+
 RED, YELLOW, BOLD = '31', '33', '1'
 
 
 class ConsoleSettings(NamedTuple):
-  """How to behave.
+  """Settings of the terminal output.
 
   Attributes:
-    quiet: whether to say results and errors only.
-    color: whether to colour what goes to a terminal.
-    stdout: where results go.
+    quiet: print results and errors only.
+    color: use colors on a terminal.
+    stdout: stream for results; None: the current sys.stdout.
   """
 
   quiet: bool = False
   color: bool = True
-  stdout: TextIO | None = None  # None: whatever sys.stdout is
+  stdout: TextIO | None = None
 
 
-_manners = ConsoleSettings()
+_settings = ConsoleSettings()
 
 
 @contextlib.contextmanager
-def console_settings(*, quiet: bool = False, color: bool = True) -> Iterator[None]:
-  """Behaves so while it is entered; warnings become lines like the others."""
-  global _manners
-  before = _manners
+def console_settings(
+  *, quiet: bool = False, color: bool = True
+) -> Iterator[None]:
+  """Applies settings within the context; warnings are printed as one line."""
+  global _settings
+  before = _settings
   with contextlib.ExitStack() as stack:
     stack.enter_context(warnings.catch_warnings())
     warnings.showwarning = _show_warning
-    _manners = ConsoleSettings(quiet, color and not os.environ.get('NO_COLOR'),
-                       sys.stdout)  # fmt: skip
+    color = color and not os.environ.get('NO_COLOR')
+    _settings = ConsoleSettings(quiet, color, sys.stdout)
     for stream in (sys.stdout, sys.stderr):
-      if hasattr(stream, 'reconfigure'):  # no file name is unspeakable
+      if hasattr(stream, 'reconfigure'):  # file names may not be valid UTF-8
         stream.reconfigure(errors='backslashreplace')
     if quiet:
       null = stack.enter_context(open(os.devnull, 'w'))
@@ -51,48 +64,51 @@ def console_settings(*, quiet: bool = False, color: bool = True) -> Iterator[Non
     try:
       yield
     finally:
-      _manners = before
+      _settings = before
 
 
 def silence() -> None:
-  """From now on says errors only, as one of several processes should."""
-  global _manners
+  """Prints errors only from now on; used by all but the main process."""
+  global _settings
   null = open(os.devnull, 'w')
-  _manners = _manners._replace(quiet=True, stdout=null)
+  _settings = _settings._replace(quiet=True, stdout=null)
   sys.stdout = null
 
 
 def is_quiet() -> bool:
-  """Whether results and errors are all that is to be said."""
-  return _manners.quiet
+  """Returns whether only results and errors are printed."""
+  return _settings.quiet
 
 
 def print_result(text: object) -> None:
-  """Says what all was done for: one line, or a table."""
-  stream, text = _manners.stdout or sys.stdout, str(text)
+  """Prints a result, one line or a table, also under --quiet."""
+  stream, text = _settings.stdout or sys.stdout, str(text)
   print(text if '\n' in text else _colored(text, BOLD, stream), file=stream)
 
 
 def print_error(text: str) -> None:
-  """Says why it ends here."""
-  word = _colored('error:', RED, sys.stderr)
-  print(f'{word} {escape_control(text, keep=chr(10))}', file=sys.stderr)
+  """Prints 'error: ...' to stderr."""
+  prefix = _colored('error:', RED, sys.stderr)
+  print(f'{prefix} {escape_control(text, keep=chr(10))}', file=sys.stderr)
 
 
 def print_warning(text: str) -> None:
-  """Says what one should know, but could go on without."""
-  if not _manners.quiet:
-    word = _colored('warning:', YELLOW, sys.stderr)
-    print(f'{word} {escape_control(text, keep=chr(10))}', file=sys.stderr)
+  """Prints 'warning: ...' to stderr unless --quiet is set."""
+  if not _settings.quiet:
+    prefix = _colored('warning:', YELLOW, sys.stderr)
+    print(f'{prefix} {escape_control(text, keep=chr(10))}', file=sys.stderr)
 
 
 def escape_control(text: object, keep: str = '') -> str:
-  """A text from outside, such as a file name, without what moves the cursor."""
+  """Escapes the control characters of a text such as a file name.
+
+  Args:
+    text: untrusted text.
+    keep: control characters to leave as they are.
+  """
   return ''.join(
-      c
-      if c.isprintable() or c in keep
-      else c.encode('unicode_escape').decode()
-      for c in str(text)
+    c if c.isprintable() or c in keep else c.encode('unicode_escape').decode()
+    for c in str(text)
   )
 
 
@@ -102,7 +118,7 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
 
 
 def _colored(text: str, code: str, stream: TextIO) -> str:
-  terminal = stream.isatty() and os.environ.get('TERM') != 'dumb'
-  if not (_manners.color and terminal):
+  is_terminal = stream.isatty() and os.environ.get('TERM') != 'dumb'
+  if not (_settings.color and is_terminal):
     return text
   return f'\x1b[{code}m{text}\x1b[0m'

@@ -1,21 +1,29 @@
-"""Exceptions whose messages are meant for the person at the terminal."""
+"""Exceptions whose messages are shown to users, and helpers to write them."""
 
 import difflib
 from collections.abc import Collection
+
+__all__ = [
+  'NonFiniteError',
+  'UserError',
+  'check_choice',
+  'printable',
+  'suggest',
+]
 
 MAX_VALUE_LENGTH = 200  # characters of a value in a message
 
 
 class UserError(ValueError):
-  """Bad input: `main.py` prints the message alone, without a traceback."""
+  """Invalid input: `main.py` prints the message without a traceback."""
 
 
 class NonFiniteError(ArithmeticError):
-  """A loss, a gradient or a state holds an infinity or a NaN."""
+  """A loss, a gradient or a state contains an infinity or a NaN."""
 
 
 def printable(value: object) -> str:
-  """A value as it may stand in a message: short, printable, on one line."""
+  """Returns a value as one line of printable text, truncated if long."""
   text = str(value)
   if len(text) > MAX_VALUE_LENGTH:
     text = f'{text[:MAX_VALUE_LENGTH]}...'
@@ -25,21 +33,23 @@ def printable(value: object) -> str:
 def suggest(
   word: str, known: Collection[str], listed: Collection[str] | None = None
 ) -> str:
-  """The end of a message about an unknown word: the nearest, or all there are.
+  """Returns the end of a message about an unknown word.
 
   Args:
-    word: what was asked for.
-    known: what there is.
-    listed: what is listed where nothing is near; by default `known`.
+    word: the unknown word.
+    known: the valid words; the message names the closest one.
+    listed: the words to list if none is close; default `known`.
   """
-  near = difflib.get_close_matches(word[:MAX_VALUE_LENGTH], known, n=1, cutoff=0.5)
-  if near:
-    return f'; did you mean {near[0]}?'
-  return f'; there are: {", ".join(listed or known)}' if known else ''
+  close = difflib.get_close_matches(
+    word[:MAX_VALUE_LENGTH], known, n=1, cutoff=0.5
+  )
+  if close:
+    return f'; did you mean {close[0]}?'
+  return f'; choose from: {", ".join(listed or known)}' if known else ''
 
 
 def check_choice(what: str, value: object, choices: Collection[str]) -> None:
-  """Raises UserError, naming the nearest, unless `value` is a choice."""
+  """Raises UserError with a suggestion unless `value` is one of `choices`."""
   if value not in choices:
     hint = suggest(str(value), choices)
     raise UserError(f'{what}={printable(value)}: unknown{hint}')

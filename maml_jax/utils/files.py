@@ -1,4 +1,4 @@
-"""What a disk may refuse, told in one line; and what is on it for good."""
+"""Durable, atomic writes, and clear messages for errors of the file system."""
 
 import contextlib
 import errno
@@ -8,13 +8,25 @@ import tempfile
 
 from maml_jax.utils.errors import UserError
 
+__all__ = [
+  'fsync',
+  'oserror_as_user_error',
+  'oserror_message',
+  'preallocate',
+  'require_free_space',
+  'write_text',
+]
+
 
 @contextlib.contextmanager
 def oserror_as_user_error(path: str | os.PathLike):
-  """Turns what the system refuses meanwhile into one line about `path`.
+  """Converts an OSError raised in the block into a one-line UserError.
+
+  Args:
+    path: the file or directory that is written, for the message.
 
   Raises:
-    UserError: the disk is full or read-only, and the like.
+    UserError: for example, the disk is full or read-only.
   """
   try:
     yield
@@ -23,36 +35,56 @@ def oserror_as_user_error(path: str | os.PathLike):
 
 
 def oserror_message(error: OSError) -> str:
-  """'No space left on device' and the like."""
+  """Returns a short reason such as 'No space left on device'."""
   return error.strerror or str(error) or type(error).__name__
 
 
 def preallocate(handle: int, size: int) -> None:
-  """Sees to it that an open file has room for so many bytes.
+  """Reserves disk space for an open file.
 
-  A program that writes to a memory-mapped file without room is killed.
+  The system kills a program that writes to a memory-mapped file without space.
+
+  Args:
+    handle: a file descriptor.
+    size: in bytes.
 
   Raises:
-    OSError: there is none.
+    OSError: there is not enough space.
   """
   if size and hasattr(os, 'posix_fallocate'):
     try:
       os.posix_fallocate(handle, 0, size)
-    except OSError as error:  # some file systems cannot tell
+    except OSError as error:  # not supported by some file systems
       if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
         raise
 
 
 def require_free_space(folder: pathlib.Path, size: int) -> None:
-  """Raises OSError unless a folder has room for so many bytes more."""
+  """Raises OSError unless `size` more bytes can be written to a folder."""
   with tempfile.TemporaryFile(dir=folder) as file:
     preallocate(file.fileno(), size)
 
 
 def fsync(path: str | os.PathLike) -> None:
-  """Waits until a file, or the names in a directory, are on the disk."""
+  """Waits until a file, or the entries of a directory, are on the disk."""
   handle = os.open(path, os.O_RDONLY)
   try:
     os.fsync(handle)
   finally:
     os.close(handle)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces a file atomically and durably.
+
+  Readers see the old or the new content, never a part of it, even after a
+  power failure.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  new = path.with_name(path.name + '.new')
+  with oserror_as_user_error(path):
+    new.write_text(text)
+    fsync(new)
+    os.replace(new, path)

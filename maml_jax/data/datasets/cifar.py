@@ -38,9 +38,7 @@ SUPERCLASSES = {
 CLASSES = sorted(' '.join(SUPERCLASSES.values()).split())
 
 
-def split_classes(
-  val: Iterable[str], test: Iterable[str]
-) -> Mapping[str, str]:
+def split_classes(val: Iterable[str], test: Iterable[str]) -> Mapping[str, str]:
   """Split of each class, given those to validate and to test on."""
   split = dict.fromkeys(CLASSES, 'train')
   return split | dict.fromkeys(val, 'val') | dict.fromkeys(test, 'test')

@@ -4,8 +4,8 @@ Bertinetto et al., "Meta-learning with differentiable closed-form solvers",
 2019.
 """
 
-from maml_jax.data.datasets import cifar
 from maml_jax.data import records
+from maml_jax.data.datasets import cifar
 
 LAYOUT = """\
 CIFAR_FS_{train,val,test}.pickle, or {train,val,test}.pickle

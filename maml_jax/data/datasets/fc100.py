@@ -4,8 +4,8 @@ Oreshkin et al., "TADAM: Task dependent adaptive metric for improved few-shot
 learning", 2018. No superclass is in two splits.
 """
 
-from maml_jax.data.datasets import cifar
 from maml_jax.data import records
+from maml_jax.data.datasets import cifar
 
 LAYOUT = """\
 FC100_{train,val,test}.pickle, or {train,val,test}.pickle

@@ -87,6 +87,6 @@ SPEC = records.DatasetSpec(
   source=_source,
   mean=records.IMAGENET_MEAN,
   std=records.IMAGENET_STD,
-  personal=True,
+  user_provided=True,
   version='1.2.0',  # transparent is white; 16 bits are not cut at 8
 )

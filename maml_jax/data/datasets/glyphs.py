@@ -26,7 +26,9 @@ from maml_jax.utils.errors import UserError
 FACES = tuple(
   f'DejaVu{family}{style}.ttf'
   for family, slant in (
-    ('Sans', 'Oblique'), ('SansMono', 'Oblique'), ('Serif', 'Italic')
+    ('Sans', 'Oblique'),
+    ('SansMono', 'Oblique'),
+    ('Serif', 'Italic'),
   )
   for style in ('', '-Bold', f'-{slant}', f'-Bold{slant}')
 )
@@ -182,6 +184,6 @@ SPEC = records.DatasetSpec(
   layout='nothing: it is drawn from the typefaces that matplotlib ships',
   source=_source,
   images_per_class=IMAGES_PER_CLASS,
-  automatic=True,
+  generated=True,
   light_on_dark=True,
 )

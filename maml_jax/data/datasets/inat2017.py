@@ -23,7 +23,9 @@ VAL = 0.2  # part of the training classes, without a table
 
 def _source(directory: Path) -> records.Splits:
   rows = csv_splits.find_csv_splits(SPEC.name, directory, 'val')
-  splits = csv_splits.records_from_rows(SPEC.name, directory, rows) if rows else {}
+  splits = (
+    csv_splits.records_from_rows(SPEC.name, directory, rows) if rows else {}
+  )
   if rows and 'val' not in rows:
     labels = sorted(
       {record.label for record in splits['train']},

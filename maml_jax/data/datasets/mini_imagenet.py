@@ -33,7 +33,9 @@ Read = Callable[[], bytes]
 def _source(directory: Path) -> records.Splits:
   paths = {split: directory / name for split, name in PICKLES.items()}
   if all(path.exists() for path in paths.values()):
-    return {split: _from_pickle(split, paths[split]) for split in records.SPLITS}
+    return {
+      split: _from_pickle(split, paths[split]) for split in records.SPLITS
+    }
   images = records.scan_images(directory)
   splits = {}
   for split in records.SPLITS:

@@ -15,8 +15,8 @@ def draw_wave(key):
   """Draws amplitude [] and phase [], float32, uniformly."""
   keys = jax.random.split(key)
   return tuple(
-      jax.random.uniform(k, (), jnp.float32, *bounds)
-      for k, bounds in zip(keys, (AMPLITUDE, PHASE), strict=True)
+    jax.random.uniform(k, (), jnp.float32, *bounds)
+    for k, bounds in zip(keys, (AMPLITUDE, PHASE), strict=True)
   )
 
 
