@@ -112,7 +112,7 @@ def program(work: Workload, mesh=None):
 
   def train(params, opt_state, episodes):
     grads, *_ = meta_gradient(
-      learner, params, stats, episodes, mesh=mesh, chunk=chunk
+      learner, params, stats, episodes, mesh=mesh, tasks_per_chunk=chunk
     )
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
@@ -161,10 +161,10 @@ def train_step(work: Workload, sample, mesh):
     tx,
     sample,
     key=jax.random.key(1),
-    num_tasks=work.tasks,
+    meta_batch_size=work.tasks,
     max_steps=MAX_STEPS,
     mesh=mesh,
-    chunk=sharding.default_tasks_per_chunk(),
+    tasks_per_chunk=sharding.default_tasks_per_chunk(),
   )
   return step, jax.jit(partial(init_state, learner, tx))(jax.random.key(0))
 

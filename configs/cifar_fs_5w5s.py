@@ -3,10 +3,10 @@
 mini_5w5s on CIFAR-FS, 32 pixels wide. Expected: 71.5 +-1.0 % (MAML in
 Bertinetto et al. 2019). Hardware: one GPU. Time: not measured."""
 
-from configs import mini_5w5s
+from maml_jax.config import load_preset
 
 
 def get_config():
-  config = mini_5w5s.get_config()
+  config = load_preset('mini_5w5s')
   config.data.name = 'cifar_fs'
   return config

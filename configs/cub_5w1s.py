@@ -3,10 +3,10 @@
 mini_5w1s on CUB-200. Expected: 54.73 +-0.97 % (MAML with 64 channels and
 Q=16 in Chen et al. 2019; recalled). Hardware: one GPU. Time: not measured."""
 
-from configs import mini_5w1s
+from maml_jax.config import load_preset
 
 
 def get_config():
-  config = mini_5w1s.get_config()
+  config = load_preset('mini_5w1s')
   config.data.name = 'cub'
   return config

@@ -3,10 +3,10 @@
 mini_5w1s on FC100, 32 pixels wide. Expected: no published number of this
 setting. Hardware: one GPU. Time: not measured."""
 
-from configs import mini_5w1s
+from maml_jax.config import load_preset
 
 
 def get_config():
-  config = mini_5w1s.get_config()
+  config = load_preset('mini_5w1s')
   config.data.name = 'fc100'
   return config

@@ -4,11 +4,11 @@ Your own images: add --config.data.root=DIR, a folder of class folders; it is
 prepared on first use. Expected: no published number. Hardware: one GPU.
 Time: not measured."""
 
-from configs import default
+from maml_jax import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config.get_config()
   config.data.name = 'folder'
   config.task.queries = 5
   config.inner.frozen = ('bn',)

@@ -3,11 +3,11 @@
 5-way 1-shot on the embedded glyphs. Expected: at least 90 % on 600 tasks of
 unseen scripts (`make demo`). Hardware: 2 CPU cores. Time: below 4 minutes."""
 
-from configs import default
+from maml_jax import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config.get_config()
   config.task.queries = 5
   config.inner.update(num_steps=1, encoder_lr=0.4, classifier_lr=0.4)
   config.inner.frozen = ('bn',)

@@ -3,11 +3,11 @@
 PyTorch-MAML's `reproduce`. Expected: 48.70 +-1.84 % (MAML paper; transductive,
 600 tasks, Q=1). Hardware: one GPU. Time: 14 h there; here see RESULTS.md."""
 
-from configs import default
+from maml_jax import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config.get_config()
   config.data.name = 'mini_imagenet'
   config.inner.frozen = ('bn',)
   config.train.update(num_epochs=300, steps_per_epoch=200)

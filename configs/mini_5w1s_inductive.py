@@ -3,11 +3,11 @@
 PyTorch-MAML's `template`. Expected: some 4 points below mini_5w1s (its README,
 which has no table). Hardware: one GPU. Time: see RESULTS.md."""
 
-from configs import default
+from maml_jax import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config.get_config()
   config.data.name = 'mini_imagenet'
   config.data.update(normalize=True, augment_support='flip')
   config.model.norm = 'episodic'

@@ -3,11 +3,11 @@
 The paper's own TensorFlow code. Expected: 48.70 +-1.84 % (MAML paper; its
 weights measured again: 47.1 +-1.3). Hardware: one GPU. Time: see RESULTS.md."""
 
-from configs import mini_5w1s
+from maml_jax.config import load_preset
 
 
 def get_config():
-  config = mini_5w1s.get_config()
+  config = load_preset('mini_5w1s')
   config.model.update(norm_scale=False, norm_eps=1e-3, init='xavier')
   # Its losses are sums: over 5 support images, over 75 query images.
   config.inner.update(encoder_lr=5 * 0.01, classifier_lr=5 * 0.01)

@@ -3,11 +3,11 @@
 PyTorch-MAML's `reproduce`. Expected: 63.11 +-0.92 % (MAML paper; transductive,
 600 tasks, Q=5). Hardware: one GPU. Time: see RESULTS.md."""
 
-from configs import mini_5w1s
+from maml_jax.config import load_preset
 
 
 def get_config():
-  config = mini_5w1s.get_config()
+  config = load_preset('mini_5w1s')
   config.task.shots = 5
   config.eval.queries = 5
   return config

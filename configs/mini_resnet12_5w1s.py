@@ -4,11 +4,11 @@ As MAML of the ALFA paper. Expected: 58.37 +-0.49 % (Baik et al. 2020;
 transductive, 600 tasks). Hardware: one GPU (theirs: above 27 GB). Time: not
 measured."""
 
-from configs import default
+from maml_jax import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config.get_config()
   config.data.update(name='mini_imagenet', normalize=True)
   config.model.encoder = 'resnet12'
   config.inner.update(frozen=('bn*',), remat=True)

@@ -3,11 +3,11 @@
 Expected: 95.8 % (MAML paper, full Omniglot, 60,000 iterations). Hardware: one
 GPU. Time: see RESULTS.md."""
 
-from configs import default
+from maml_jax import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config.get_config()
   config.data.name = 'omniglot'
   config.task.update(ways=20, queries=5)
   config.model.encoder = 'wide_convnet4'

@@ -3,11 +3,11 @@
 Expected: 98.7 % (MAML paper, full Omniglot); at least 95 % on its two small
 background sets. Hardware: 2 CPU cores. Time: below 30 minutes."""
 
-from configs import default
+from maml_jax import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config.get_config()
   config.data.name = 'omniglot'
   config.task.queries = 5
   config.inner.update(num_steps=1, encoder_lr=0.4, classifier_lr=0.4)

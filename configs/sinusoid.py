@@ -4,17 +4,17 @@ Regression of sine waves from 10 points, the MAML paper's section 5.1: two
 hidden layers of 40, one inner step. Expected: see RESULTS.md. Hardware: one CPU
 core. Time: a minute."""
 
-from configs import default
+from maml_jax import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config.get_config()
   config.data.name = 'sinusoid'
   config.task.update(ways=1, shots=10, queries=10)
   config.model.encoder = 'mlp'
   config.inner.update(num_steps=1, encoder_lr=0.01, classifier_lr=0.01)
   config.train.update(num_epochs=70, steps_per_epoch=1000, meta_batch_size=25)
-  config.train.update(chunk=25, steps_per_call=1000)
+  config.train.update(tasks_per_chunk=25, steps_per_call=1000)
   config.val.update(num_tasks=600, queries=100)
   config.eval.update(num_steps=10, queries=100)
   return config

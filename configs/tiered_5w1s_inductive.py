@@ -3,11 +3,11 @@
 PyTorch-MAML's `template`. Expected: some 4 points below tiered_5w1s (its
 README, which has no table). Hardware: one GPU. Time: not measured."""
 
-from configs import mini_5w1s_inductive
+from maml_jax.config import load_preset
 
 
 def get_config():
-  config = mini_5w1s_inductive.get_config()
+  config = load_preset('mini_5w1s_inductive')
   config.data.name = 'tiered_imagenet'
   config.model.encoder = 'wide_convnet4'
   return config

@@ -3,11 +3,11 @@
 PyTorch-MAML's `reproduce`. Expected: 70.30 % (MAML in Liu et al. 2019, TPN;
 recalled; transductive). Hardware: one GPU. Time: not measured."""
 
-from configs import mini_5w5s
+from maml_jax.config import load_preset
 
 
 def get_config():
-  config = mini_5w5s.get_config()
+  config = load_preset('mini_5w5s')
   config.data.name = 'tiered_imagenet'
   config.model.encoder = 'wide_convnet4'
   return config

@@ -4,10 +4,10 @@ As MAML of the ALFA paper. Expected: 71.24 +-0.43 % (Baik et al. 2020,
 recalled; transductive, 600 tasks). Hardware: one GPU (theirs: above 27 GB).
 Time: not measured."""
 
-from configs import mini_resnet12_5w5s
+from maml_jax.config import load_preset
 
 
 def get_config():
-  config = mini_resnet12_5w5s.get_config()
+  config = load_preset('mini_resnet12_5w5s')
   config.data.name = 'tiered_imagenet'
   return config

@@ -43,10 +43,10 @@ def learn(model, steps, num_tasks=200):
     tx,
     tasks.sample,
     key=jax.random.key(1),
-    num_tasks=config.train.meta_batch_size,
+    meta_batch_size=config.train.meta_batch_size,
     max_steps=steps,
     mesh=machine.mesh,
-    chunk=machine.tasks_per_chunk,
+    tasks_per_chunk=machine.tasks_per_chunk,
   )
   random = machine.replicate(init_state(learner, tx, jax.random.key(0)))
   learned, _ = run(jax.tree.map(lambda x: x + 0, random), tasks.shared, steps)

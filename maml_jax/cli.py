@@ -1,7 +1,7 @@
-"""The command line: which modes there are, and which flags each takes.
+"""The command line: its modes, and the flags that each mode accepts.
 
-A mode is one row of `MODES`. What it does lies elsewhere and is imported when
-it is called for: complaints about flags come before JAX takes its seconds.
+Each mode is a row of `MODES`. Its code is imported only when it runs, so that
+errors in flags are reported before JAX is imported, which takes seconds.
 """
 
 import argparse
@@ -26,42 +26,46 @@ from maml_jax.utils.errors import (
 )
 from maml_jax.utils.files import oserror_message
 
-HELP = """\
-Learns to classify from few images, and resumes what was interrupted.
+__all__ = ['MODES', 'Mode', 'main', 'make_parser', 'mode_function', 'run']
 
-  python main.py                                       # the embedded glyphs
-  python main.py --config=configs/mini_5w1s.py --tag=seed1 --config.seed=1
+DEFAULT_PRESET = 'glyphs_5w1s'
+
+HELP = """\
+Meta-learns few-shot classification. Interrupted runs resume.
+
+  python main.py                                       # the built-in glyphs
+  python main.py --config=mini_5w1s --tag=seed1 --config.seed=1
   python main.py --mode=eval --workdir=runs/mini_5w1s --eval.queries=1
   python main.py --mode=eval --checkpoint=checkpoints/glyphs_5w1s --eval.grid
   python main.py --mode=report runs/mini_5w1s runs/mini_5w1s-seed1
   python main.py --coordinator=host0:1234 --num_processes=2 --process_id=0
 
-Your own images, a folder for each class:
+With your own images, one folder per class:
 
   python main.py --mode=adapt --checkpoint=checkpoints/mini_5w1s \\
       --support=birds --query=more_birds
   python main.py --mode=predict --model=adapted/birds/model.npz new/*.jpg
-  python main.py --config=configs/folder.py --config.data.root=DIR
+  python main.py --config=folder --data.root=DIR
 
 modes:
 """
 EXIT_CODES = """
 exit codes:
-  0  done                       2    what was asked for cannot be done
-  1  failed, or not finite      130, 143  stopped by Ctrl-C, by SIGTERM
-  75  of several processes one is lost; started again, all go on
+  0         success                2    invalid input
+  1         failed, or not finite  75   lost another process; restart all
+  130, 143  stopped by Ctrl-C or SIGTERM
 """
 FIELDS_HELP = """
 Any field of a config is a flag: --config.task.ways, or --task.ways for short.
-configs/default.py lists them all with their meaning; the files beside it are
-the presets. Those used most:
+maml_jax/default_config.py lists all of them with their meaning; configs/ has
+the presets. The most used:
   --task.ways=5 --task.shots=1 --model.encoder=resnet12 --model.norm=support
   --inner.num_steps=5 --inner.first_order --train.num_epochs=10 --seed=1
   --eval.num_tasks=10000 --eval.queries=15 --eval.num_steps=10 --eval.grid
 """
 
 
-# What a system may refuse whatever a program does.
+# Errors with which the system may refuse what any program does.
 OS_REFUSALS = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -77,204 +81,201 @@ class Mode(NamedTuple):
 
   Attributes:
     run: 'module:function'; `function(flags, config)` returns an exit status,
-      or None for 0. `config` is None unless `takes` has 'config'.
-    takes: the flags that mean something to it.
+      or None for 0. `config` is None unless `flags` has 'config'.
+    flags: the flags that it accepts.
     about: one line for `--help`.
   """
 
   run: str
-  takes: tuple[str, ...]
+  flags: tuple[str, ...]
   about: str
 
 
 COMMON_FLAGS = ('mode', 'quiet', 'no_color')
 SHORT_FIELDS = ('--seed', '--precision')
-DISTRIBUTED_FLAGS = (
-  'coordinator',
-  'num_processes',
-  'process_id',
-  'distributed',
-)
 RUN_FLAGS = ('config', 'workdir', 'tag')
+PROCESS_FLAGS = ('coordinator', 'num_processes', 'process_id', 'distributed')
+ADAPT_FLAGS = (
+  'config',
+  'checkpoint',
+  'support',
+  'query',
+  'paths',
+  'output',
+  'head',
+  'num_steps',
+)
 MODES = {
   'train': Mode(
     'maml_jax.cli:train',
-    (*RUN_FLAGS, *DISTRIBUTED_FLAGS, 'checkpoint'),
-    'meta-train in a workdir, from where it is; --checkpoint to start from',
+    (*RUN_FLAGS, *PROCESS_FLAGS, 'checkpoint'),
+    'meta-train in a workdir; --checkpoint provides initial parameters',
   ),
   'eval': Mode(
     'maml_jax.cli:evaluate',
-    (*RUN_FLAGS, *DISTRIBUTED_FLAGS, 'checkpoint'),
-    'measure the workdir, or --checkpoint, on many tasks',
+    (*RUN_FLAGS, *PROCESS_FLAGS, 'checkpoint'),
+    'evaluate the workdir, or --checkpoint, on many tasks',
   ),
   'report': Mode(
     'maml_jax.cli:report',
     ('paths', 'output'),
-    'draw one page, FILE, of what lies in the workdirs PATH...',
+    'write an HTML report of the workdirs PATH...',
   ),
-  'demo': Mode('maml_jax.cli:demo', RUN_FLAGS, 'train, measure, draw'),
+  'demo': Mode('maml_jax.cli:demo', RUN_FLAGS, 'train, evaluate, plot'),
   'adapt': Mode(
-    'maml_jax.adapt:adapt',
-    (
-      'config',
-      'checkpoint',
-      'support',
-      'query',
-      'paths',
-      'output',
-      'head',
-      'num_steps',
-    ),
-    'learn from folders of your own images, and answer for --query',
+    'maml_jax.fewshot.commands:adapt',
+    ADAPT_FLAGS,
+    'adapt to folders of your own images and classify --query',
   ),
   'predict': Mode(
-    'maml_jax.adapt:predict',
+    'maml_jax.fewshot.commands:predict',
     ('model', 'paths', 'output'),
-    'answer for image files, PATHs, with the --model that adapt has left',
+    'classify the images PATH... with the --model written by adapt',
   ),
 }
 
 
 class Parser(argparse.ArgumentParser):
-  """Complains by `UserError`."""
+  """Reports errors as `UserError`."""
 
   def error(self, message):
     raise UserError(f'{message}; see --help')
 
 
 def make_parser() -> Parser:
-  """The parser of all flags but those of config fields."""
-  about = ''.join(f'  {name:8} {mode.about}\n' for name, mode in MODES.items())
+  """Returns the parser of all flags except config fields."""
+  modes = ''.join(f'  {name:8} {mode.about}\n' for name, mode in MODES.items())
   parser = Parser(
-    description=HELP + about + EXIT_CODES + FIELDS_HELP,
+    description=HELP + modes + EXIT_CODES + FIELDS_HELP,
     allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('paths', nargs='*', metavar='PATH', help='what the mode says')
+  add('paths', nargs='*', metavar='PATH', help='depends on the mode')
   add('--mode', default='train', metavar='MODE', help='default: train')
   add(
     '--config',
     metavar='FILE',
-    help='default: configs/glyphs_5w1s.py, or '
-    'the config of the checkpoint that is named',
+    help='a file or the name of a preset; default: glyphs_5w1s, or the '
+    'config of the given checkpoint or workdir',
   )
   add('--workdir', metavar='DIR', help='of a run; default: runs/CONFIG[-TAG]')
-  add('--tag', help='sets runs of one config apart')
+  add('--tag', help='distinguishes runs of the same config')
   add('--checkpoint', metavar='DIR', help='a workdir or one checkpoint')
   add(
     '--support',
     metavar='DIR',
-    help='images to learn from: DIR/CLASS/*.jpg '
-    'or other formats, two classes or more',
+    help='labeled images: DIR/CLASS/*.jpg or other formats, two or more '
+    'classes',
   )
   add(
     '--query',
     metavar='PATH',
     nargs='+',
     action='extend',
-    help='images to answer for: files, or folders; in DIR/CLASS/ the class '
-    'is taken for the truth',
+    help='images to classify: files or folders; in DIR/CLASS/ the folder '
+    'names the true class',
   )
   add(
     '--output',
     metavar='PATH',
-    help='of report, a file; default: report.html'
-    ', in the workdir if it is a single one; of adapt, a folder; default: '
-    'adapted/SUPPORT; of predict, which prints only by default',
+    help='report: a file, default report.html, in the workdir if there is '
+    'only one; adapt: a folder, default adapted/SUPPORT; predict: a folder, '
+    'default none',
   )
   add(
     '--head',
-    help='checkpoint, zero or prototype: what the last layer '
-    'begins with; default: what suits',
+    help='initial last layer of adapt: checkpoint, zero or prototype; '
+    'default: chosen by the checkpoint',
   )
   add(
     '--num_steps',
     metavar='K',
     type=int,
-    help='inner steps of adapt; '
-    'default: 10, or more if an evaluation takes more',
+    help='inner steps of adapt; default: 10, or more if the config '
+    'evaluates with more',
   )
-  add('--model', metavar='FILE', help='what adapt has left: OUTPUT/model.npz')
-  add('--quiet', action='store_true', help='say results and errors only')
+  add('--model', metavar='FILE', help='written by adapt: OUTPUT/model.npz')
+  add('--quiet', action='store_true', help='print results and errors only')
   add(
     '--no_color',
     action='store_true',
-    help='no colours on a terminal; so does the environment variable NO_COLOR',
+    help='no colors, like the environment variable NO_COLOR',
   )
-  add('--coordinator', metavar='HOST:PORT', help='where process 0 is to be met')
-  add('--num_processes', type=int, metavar='N', help='of one run')
-  add('--process_id', type=int, metavar='I', help='this one, from 0')
+  add('--coordinator', metavar='HOST:PORT', help='address of process 0')
+  add('--num_processes', type=int, metavar='N', help='number of processes')
+  add('--process_id', type=int, metavar='I', help='of this process, from 0')
   add(
     '--distributed',
     action='store_true',
-    help='ask the cluster for these; Slurm and Open MPI are asked anyway',
+    help='query the cluster for the previous three; automatic for Slurm and '
+    'Open MPI',
   )
   return parser
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  """Returns the flags, and what is left: config fields.
+  """Returns the flags and the remaining arguments, which set config fields.
 
   Raises:
-    UserError: there is no such mode, or it does not take a flag that is given.
+    UserError: the mode does not exist or does not accept a given flag.
   """
   parser = make_parser()
   flags, overrides = parser.parse_known_intermixed_args(argv)
-  # A word with a space in it is a path to argparse, whatever it begins with.
-  overrides += [word for word in flags.paths if word.startswith('--')]
-  flags.paths = [word for word in flags.paths if not word.startswith('--')]
+  # To argparse, an argument with a space is a path, whatever it starts with.
+  overrides += [path for path in flags.paths if path.startswith('--')]
+  flags.paths = [path for path in flags.paths if not path.startswith('--')]
   check_choice('--mode', flags.mode, MODES)
-  takes = {*COMMON_FLAGS, *MODES[flags.mode].takes}
+  accepted = {*COMMON_FLAGS, *MODES[flags.mode].flags}
   for name, value in vars(flags).items():
-    given = value not in (None, False, [], parser.get_default(name))
-    if name not in takes and given:
-      modes = [mode for mode in MODES if name in MODES[mode].takes]
+    is_given = value not in (None, False, [], parser.get_default(name))
+    if name not in accepted and is_given:
+      modes = [mode for mode in MODES if name in MODES[mode].flags]
       given = f'--{name}' if name != 'paths' else f'argument {value[0]!r}'
-      others = f', only --mode={" or ".join(modes)} does' if modes else ''
-      raise UserError(f'--mode={flags.mode} takes no {given}{others}')
-  for word in overrides:
-    name, known = word.partition('=')[0], [f'--{name}' for name in vars(flags)]
+      hint = f'; it belongs to --mode={" or ".join(modes)}' if modes else ''
+      raise UserError(f'--mode={flags.mode} does not accept {given}{hint}')
+  for argument in overrides:
+    name = argument.partition('=')[0]
     is_field = '.' in name or name in SHORT_FIELDS
-    if not is_field or 'config' not in takes:
-      raise UserError(f'unknown argument {word}{suggest(name, known)}')
+    if not is_field or 'config' not in accepted:
+      hint = suggest(name, [f'--{flag}' for flag in vars(flags)])
+      raise UserError(f'unknown argument {argument}{hint}')
   return flags, overrides
 
 
-def run(argv: Sequence[str], preset: str) -> int:
-  """Does what a command line says.
+def run(argv: Sequence[str]) -> int:
+  """Executes a command line.
 
   Args:
-    argv: without the name of the program.
-    preset: the file of the config if none is named.
+    argv: the arguments, without the name of the program.
 
   Returns:
     The exit status.
 
   Raises:
-    UserError: something of it cannot be meant, or fails for a plain reason.
+    UserError: the arguments are invalid, or their input is.
   """
   flags, overrides = parse(argv)
   mode = MODES[flags.mode]
   config = None
-  if 'config' in mode.takes:
-    config = _config(flags, overrides, preset)
-  if 'distributed' in mode.takes:
-    _join(flags)
-  return _function(mode.run)(flags, config) or 0
+  if 'config' in mode.flags:
+    config = _load_config(flags, overrides)
+  if 'distributed' in mode.flags:
+    _connect_processes(flags)
+  return mode_function(mode.run)(flags, config) or 0
 
 
-def main(argv: Sequence[str], preset: str) -> int:
-  """`run`, with complaints of one line in the place of exceptions."""
-  words = set(argv)  # before they are parsed, for complaints about them
+def main(argv: Sequence[str]) -> int:
+  """Executes `run` and reports errors as one line; returns the exit status."""
+  given = set(argv)  # errors in flags follow these settings, too
   with console.console_settings(
-    quiet='--quiet' in words, color='--no_color' not in words
+    quiet='--quiet' in given, color='--no_color' not in given
   ):
     try:
-      return run(argv, preset)
+      return run(argv)
     except KeyboardInterrupt:
       status = 130
-    except BrokenPipeError:  # whoever read has seen enough
+    except BrokenPipeError:  # the reader of stdout has exited
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       status = 128 + signal.SIGPIPE
     except UserError as error:
@@ -284,26 +285,26 @@ def main(argv: Sequence[str], preset: str) -> int:
       console.print_error(str(error))
       status = 1
     except Exception as error:
-      status = _fail(error)
-    if _joined():
-      _hosts().leave(status)
+      status = _report(error)
+    if _is_distributed():
+      _distributed().exit_bounded(status)
     return status
 
 
-def _fail(error: Exception) -> int:
-  """Says what went wrong, where that can be said in a line; else raises it."""
+def _report(error: Exception) -> int:
+  """Reports an error as one line if possible, otherwise raises it."""
   if isinstance(error, OSError) and error.errno in OS_REFUSALS:
-    where = f'{error.filename}: ' if error.filename else ''
-    console.print_error(f'{where}{oserror_message(error)}')
+    path = f'{error.filename}: ' if error.filename else ''
+    console.print_error(f'{path}{oserror_message(error)}')
     return 2
-  if _joined():
-    return _hosts().explain(error)
+  if _is_distributed():
+    return _distributed().report_failure(error)
   raise error
 
 
-def _join(flags) -> None:
-  """Joins other processes if there are any; JAX takes its seconds."""
-  _hosts().join(
+def _connect_processes(flags) -> None:
+  """Connects to the other processes, if any."""
+  _distributed().initialize(
     flags.coordinator,
     flags.num_processes,
     flags.process_id,
@@ -312,44 +313,54 @@ def _join(flags) -> None:
   )
 
 
-def _hosts():
-  from maml_jax.utils import distributed
+def _distributed():
+  from maml_jax.utils import distributed  # imports JAX, which takes seconds
 
   return distributed
 
 
-def _joined() -> bool:
-  """Whether this process has joined others, which may wait for it."""
+def _is_distributed() -> bool:
+  """Returns whether this process is connected to others."""
   jax = sys.modules.get('jax')
   return jax is not None and jax.distributed.is_initialized()
 
 
 def train(flags, config) -> int:
-  from maml_jax import train
+  """--mode=train."""
+  from maml_jax import train  # imports JAX, which takes seconds
+  from maml_jax.experiment import setup
 
   if flags.checkpoint:
     config.train.init_from = flags.checkpoint
+  setup.configure_jax(config)
   return train.train(config, flags.workdir)
 
 
 def evaluate(flags, config) -> None:
-  from maml_jax.evaluation import evaluate, sweep
+  """--mode=eval."""
+  from maml_jax.evaluation import evaluate, sweep  # imports JAX
+  from maml_jax.experiment import setup
 
+  setup.configure_jax(config)
   measure = sweep.evaluate_grid if config.eval.grid else evaluate.evaluate
   measure(config, flags.checkpoint or flags.workdir, flags.workdir)
 
 
 def report(flags, config) -> None:
-  from maml_jax.report import write_report
+  """--mode=report."""
+  from maml_jax.report import write_report  # imports JAX and matplotlib
 
   del config
   console.print_result(write_report(flags.output, flags.paths))
 
 
 def demo(flags, config) -> int:
-  from maml_jax import report, train
+  """--mode=demo."""
+  from maml_jax import report, train  # imports JAX and matplotlib
   from maml_jax.evaluation import evaluate
+  from maml_jax.experiment import setup
 
+  setup.configure_jax(config)
   if status := train.train(config, flags.workdir):
     return status
   evaluate.evaluate(config, flags.workdir)
@@ -357,40 +368,41 @@ def demo(flags, config) -> int:
   return 0
 
 
-def _function(name: str) -> Callable:
+def mode_function(name: str) -> Callable:
+  """Imports the function of a mode, given as 'module:function'."""
   module, _, function = name.partition(':')
   return getattr(importlib.import_module(module), function)
 
 
-def _config(flags, overrides: Sequence[str], preset: str) -> ConfigDict:
-  """The config that is named, or that of what is; settles the workdir too.
+def _load_config(flags, overrides: Sequence[str]) -> ConfigDict:
+  """Loads the config that is named or saved, and sets the default workdir.
 
-  Where a run or a checkpoint is named and no config, its own is taken.
+  If a run or a checkpoint is given without a config, its own is used.
   """
   source = flags.checkpoint or flags.workdir
   saved = config_lib.read_saved(source) if source else None
   if saved and not flags.config:
     config = config_lib.override(saved, overrides)
   else:
-    config = config_lib.load(flags.config or preset, overrides)
-  flags.workdir = flags.workdir or _workdir(flags, preset)
+    config = config_lib.load(flags.config or DEFAULT_PRESET, overrides)
+  flags.workdir = flags.workdir or _default_workdir(flags)
   return config
 
 
-def _workdir(flags, preset: str) -> str:
-  """The workdir if none is named: of the config, or of the checkpoint.
+def _default_workdir(flags) -> str:
+  """Returns the default workdir: of the config, or of the checkpoint.
 
-  A workdir given as --checkpoint keeps its own results; a training that begins
-  with it goes elsewhere.
+  Results of a workdir given as --checkpoint are saved there; a training that
+  starts from it uses another workdir.
   """
-  name, source = pathlib.Path(flags.config or preset).stem, flags.checkpoint
-  if source:
-    owner = pathlib.Path(source).resolve()
+  name = pathlib.Path(flags.config or DEFAULT_PRESET).stem
+  if flags.checkpoint:
+    owner = pathlib.Path(flags.checkpoint).resolve()
     if owner.parent.parent.name == 'checkpoints':  # WORKDIR/checkpoints/best/9
       owner = owner.parents[2]
     if flags.mode != 'train' and (owner / 'checkpoints').is_dir():
       return str(owner)
-    begun = f'{name}-from-' if flags.config else 'from-'
-    name = (begun if flags.mode == 'train' else '') + owner.name
+    prefix = f'{name}-from-' if flags.config else 'from-'
+    name = (prefix if flags.mode == 'train' else '') + owner.name
   name = '-'.join(filter(None, (name, flags.tag)))
   return str(pathlib.Path('runs', name))

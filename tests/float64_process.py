@@ -1,4 +1,4 @@
-"""One of several processes that meta-train in float64; see test_hosts.py.
+"""One of several processes that meta-train in float64; see test_multiprocess.py.
 
 python tests/float64_process.py ADDRESS NUM_PROCESSES PROCESS_ID FILE
 """
@@ -48,10 +48,10 @@ def main(address: str, num_processes: str, process_id: str, file: str) -> None:
     tx,
     sample,
     key=jax.random.key(1),
-    num_tasks=TASKS,
+    meta_batch_size=TASKS,
     max_steps=STEPS,
     mesh=machine.mesh,
-    chunk=machine.tasks_per_chunk,
+    tasks_per_chunk=machine.tasks_per_chunk,
   )
 
   def widen(x):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_run
 import tensorstore
-import tiny
 
 from maml_jax.experiment import checkpoint
 from maml_jax.train import resume_state
@@ -34,7 +34,7 @@ def state(step: int) -> MetaState:
 
 
 def saver(path, saved=None):
-  return checkpoint.CheckpointWriter(path, tiny.config(), saved)
+  return checkpoint.CheckpointWriter(path, small_run.config(), saved)
 
 
 def save(path, *steps):
@@ -60,7 +60,7 @@ def test_reads_back_what_was_saved(tmp_path, stats):
   saved = checkpoint.load(tmp_path, 'latest')
   assert_equal(resume_state(state(0), saved), expected)
   assert saved.step == 3
-  assert saved.config == tiny.config()
+  assert saved.config == small_run.config()
   assert saved.path == tmp_path / 'checkpoints' / 'latest' / '3'
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(saved.params))
   assert_equal(checkpoint.load(saved.path).params, saved.params)
@@ -149,7 +149,7 @@ def test_no_damage_to_any_file_goes_unnoticed(tmp_path, damage):
       refused += 1
     else:
       assert_equal(resume_state(state(0), saved), state(1))
-      assert saved.config == tiny.config()
+      assert saved.config == small_run.config()
     shutil.rmtree(copy)
   assert refused >= 3
 
@@ -318,7 +318,7 @@ def test_one_of_an_older_version_tells_no_step(sealed):
 
 
 def config_with(field, value):
-  config = tiny.config().to_dict()
+  config = small_run.config().to_dict()
   *sections, name = field.split('.')
   section = config
   for key in sections:

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 
+import image_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
-import own
 import pytest
 
 import maml_jax
@@ -20,17 +20,21 @@ from maml_jax.types import Batch
 from maml_jax.utils.errors import NonFiniteError, UserError
 
 NAMES = ['bar', 'bar', 'disc', 'frame', 'frame', 'frame']
-PICTURES = [np.asarray(own.picture(name, i)) for i, name in enumerate(NAMES)]
+PICTURES = [
+  np.asarray(image_folders.picture(name, i)) for i, name in enumerate(NAMES)
+]
 OTHERS = [
-  np.asarray(own.picture(name, 50 + i))
+  np.asarray(image_folders.picture(name, 50 + i))
   for i in range(7)
-  for name in own.CLASSES
+  for name in image_folders.CLASSES
 ]
 
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-  return own.make_checkpoint(tmp_path_factory.mktemp('own') / 'checkpoint')
+  return image_folders.make_checkpoint(
+    tmp_path_factory.mktemp('own') / 'checkpoint'
+  )
 
 
 @pytest.fixture(scope='module')
@@ -103,8 +107,8 @@ def test_fit_is_gradient_descent_on_a_loss_in_which_classes_count_alike(
   _, stats = loss(params)
   logits, _ = model.apply(params, stats, as_glyphs(OTHERS), train=False)
   close(learned.predict_proba(OTHERS), jax.nn.softmax(logits))
-  assert learned.classes.tolist() == list(own.CLASSES)
-  best = [own.CLASSES[i] for i in np.argmax(logits, -1)]
+  assert learned.classes.tolist() == list(image_folders.CLASSES)
+  best = [image_folders.CLASSES[i] for i in np.argmax(logits, -1)]
   assert learned.predict(OTHERS).tolist() == best
 
 
@@ -136,7 +140,7 @@ def test_transductive_if_one_asks_for_it(path):
 def test_no_mode_is_transductive_by_default(few, tmp_path):
   assert few.config.eval.norm == 'batch' and few.phase.norm == 'support'
   norm = (('conv1', 'batch'), ('*', 'episodic'))
-  path = own.make_checkpoint(tmp_path / 'c', model__norm=norm)
+  path = image_folders.make_checkpoint(tmp_path / 'c', model__norm=norm)
   inductive = (('conv1', 'support'), ('*', 'episodic'))
   assert maml_jax.load(path).phase.norm == inductive
 
@@ -230,7 +234,7 @@ def test_saves_what_it_reads_back(few, learned, tmp_path, labels, kind):
 
 def test_saves_norms_of_layers_and_running_moments(tmp_path):
   norm = (('conv1', 'global'), ('*', 'cumulative'))
-  path = own.make_checkpoint(tmp_path / 'c', model__norm=norm)
+  path = image_folders.make_checkpoint(tmp_path / 'c', model__norm=norm)
   learned = maml_jax.load(path).fit(PICTURES, NAMES, num_steps=1)
   learned.save(tmp_path / 'model.npz')
   again = maml_jax.load_classifier(tmp_path / 'model.npz')
@@ -270,7 +274,7 @@ def test_says_what_is_not_finite(few):
 
 def test_regression_has_no_images(tmp_path):
   few = maml_jax.load(
-    own.make_checkpoint(
+    image_folders.make_checkpoint(
       tmp_path / 'c',
       data__name='sinusoid',
       model__encoder='mlp',

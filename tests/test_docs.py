@@ -16,7 +16,7 @@ import tomllib
 
 import jax
 import pytest
-import tiny
+import small_run
 
 from maml_jax import cli, data
 from maml_jax import config as config_lib
@@ -47,7 +47,7 @@ EXCEPTIONS = {
 }
 # Run as they stand, but smaller: what to add.
 RUN = {
-  'python main.py --mode=demo': tiny.flags(),
+  'python main.py --mode=demo': small_run.flags(),
   'python main.py --mode=eval --checkpoint=checkpoints/glyphs_5w1s': [
     '--eval.num_tasks=8',
     '--eval.curve_tasks=0',
@@ -112,7 +112,7 @@ def check_main(words):
   if words == ['--help']:
     words = []
   flags, overrides = cli.parse(words)
-  takes = cli.MODES[flags.mode].takes
+  takes = cli.MODES[flags.mode].flags
   if 'config' not in takes:
     return
   # A checkpoint that is named in passing cannot be asked for its config.
@@ -182,10 +182,10 @@ def test_command_runs(line, tmp_path, monkeypatch, capsys, glyphs):
   monkeypatch.setenv('MAML_JAX_CACHE', str(tmp_path))
   monkeypatch.setenv('MAML_JAX_DATA', str(glyphs))
   if 'demo' in line:
-    tiny.use(monkeypatch, tmp_path)
+    small_run.use(monkeypatch, tmp_path)
   monkeypatch.chdir(REPOSITORY)
   words = [*shlex.split(line)[2:], *RUN[line], f'--workdir={tmp_path / "run"}']
-  assert cli.main(words, PRESET) == 0, capsys.readouterr().err
+  assert cli.main(words) == 0, capsys.readouterr().err
   assert '(95 % interval over' in capsys.readouterr().out
 
 

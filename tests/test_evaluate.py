@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-import tiny
+import small_run
 
 from maml_jax import data
 from maml_jax.data.episodes import draw_positions, task_keys
@@ -27,14 +27,14 @@ ALL = TaskSharding(make_mesh(), 1)
 
 @pytest.fixture
 def small(monkeypatch, tmp_path_factory):
-  tiny.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
+  small_run.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
 
 
 @functools.cache
 def fixed_tasks():
   """300 tasks of the split 'test'."""
-  phase = setup.eval_phase(tiny.config())
-  return task_source.eval_task_indices(tiny.dataset('test'), phase, 300)
+  phase = setup.eval_phase(small_run.config())
+  return task_source.eval_task_indices(small_run.dataset('test'), phase, 300)
 
 
 def evaluator_of(config, machine, num_tasks, **kwargs):
@@ -54,8 +54,10 @@ def assert_close(a, b):
 
 @pytest.mark.parametrize('norm', ['batch', 'support'])
 def test_jitted_equals_op_by_op(norm, monkeypatch):
-  monkeypatch.setattr(data, 'load_dataset', lambda *_: tiny.dataset('test'))
-  config = tiny.config(eval__norm=norm)
+  monkeypatch.setattr(
+    data, 'load_dataset', lambda *_: small_run.dataset('test')
+  )
+  config = small_run.config(eval__norm=norm)
   evaluator = evaluator_of(config, TaskSharding(None, 1), num_tasks=2, batch=2)
   jitted = evaluator()
   with jax.disable_jit():
@@ -67,7 +69,7 @@ def test_jitted_equals_op_by_op(norm, monkeypatch):
 )
 @pytest.mark.parametrize('batch', [1, 7, 32])
 def test_batches_devices_and_chunks_change_nothing(small, machine, batch):
-  config = tiny.config(eval__augment_support='flip')
+  config = small_run.config(eval__augment_support='flip')
   expected = evaluator_of(config, ONE, num_tasks=19, batch=19)()
   metrics = evaluator_of(config, machine, num_tasks=19, batch=batch)()
   assert_close(metrics, expected)
@@ -77,14 +79,14 @@ def test_batches_devices_and_chunks_change_nothing(small, machine, batch):
 
 def test_counts_every_task_once(small):
   counted = []
-  evaluator = evaluator_of(tiny.config(), ALL, num_tasks=19, batch=8)
+  evaluator = evaluator_of(small_run.config(), ALL, num_tasks=19, batch=8)
   evaluator(counted.append)
   assert counted == [8, 8, 3]
 
 
 def test_stops_when_told(small):
   counted = []
-  evaluator = evaluator_of(tiny.config(), ALL, num_tasks=19, batch=8)
+  evaluator = evaluator_of(small_run.config(), ALL, num_tasks=19, batch=8)
   assert evaluator(counted.append, stop=counted) is None
   assert counted == [8]
 
@@ -97,8 +99,8 @@ def test_fixed_tasks_are_distinct_and_fixed():
   }
   assert len(names) == 300
   assert len(set(map(tuple, jax.random.key_data(keys).tolist()))) == 300
-  phase = setup.eval_phase(tiny.config())
-  fewer = task_source.eval_task_indices(tiny.dataset('test'), phase, 40)
+  phase = setup.eval_phase(small_run.config())
+  fewer = task_source.eval_task_indices(small_run.dataset('test'), phase, 40)
   np.testing.assert_array_equal(fewer[0], positions[:40])
   assert (fewer[1] == keys[:40]).all()
 
@@ -113,7 +115,7 @@ def test_transforms_are_not_told_by_the_draw():
 
 def test_streams_of_splits_and_of_training_differ():
   """Even where the images are the same."""
-  dataset, config = tiny.dataset(), tiny.config()
+  dataset, config = small_run.dataset(), small_run.config()
   streams = [
     task_source.eval_task_indices(
       dataset, setup.eval_phase(config)._replace(split=split), 50
@@ -121,7 +123,7 @@ def test_streams_of_splits_and_of_training_differ():
     for split in data.SPLITS
   ]
   shape = setup.train_phase(config).shape
-  _, index, size = tiny.on_device(dataset)
+  _, index, size = small_run.on_device(dataset)
   draw = partial(draw_positions, index=index, size=size, **shape)
   key = setup.rng_stream(0, setup.TRAIN_STREAM)
   streams.append(jax.vmap(draw)(task_keys(key, 0, 50)))
@@ -155,13 +157,13 @@ def test_interval_covers_the_truth_in_95_of_100_evaluations(num_tasks, queries):
 @pytest.fixture
 def run(small, tmp_path):
   """A workdir with a trained run."""
-  config = tiny.config()
+  config = small_run.config()
   assert train(config, tmp_path) == 0
   return tmp_path
 
 
 def test_evaluates_and_writes_what_it_says(run, capsys):
-  config = tiny.config(eval__queries=3, eval__num_tasks=21)
+  config = small_run.config(eval__queries=3, eval__num_tasks=21)
   capsys.readouterr()
   result = evaluate.evaluate(config, run)
   line, curve, path = capsys.readouterr().out.splitlines()
@@ -188,7 +190,7 @@ def test_evaluates_and_writes_what_it_says(run, capsys):
 
 
 def test_says_how_many_tasks_are_at_chance_and_what_each_answer_was(run):
-  config = tiny.config(eval__queries=3, eval__num_tasks=21)
+  config = small_run.config(eval__queries=3, eval__num_tasks=21)
   result = evaluate.evaluate(config, run)
   (file,) = (run / 'eval').glob('*.npz')
   with np.load(file) as arrays:
@@ -196,7 +198,7 @@ def test_says_how_many_tasks_are_at_chance_and_what_each_answer_was(run):
     right = (arrays['predicted'] == label).mean(1)
     np.testing.assert_allclose(right, arrays['accuracy'], rtol=1e-6)
     assert result['at_chance'] == np.mean(right < 0.34)
-    dataset = tiny.dataset('test')
+    dataset = small_run.dataset('test')
     phase = setup.eval_phase(config)
     positions, _ = task_source.eval_task_indices(dataset, phase, 21)
     for task, classes in zip(positions, arrays['classes'], strict=True):
@@ -206,7 +208,7 @@ def test_says_how_many_tasks_are_at_chance_and_what_each_answer_was(run):
 
 def test_curve_is_an_evaluation_after_each_number_of_steps(run):
   fields = {'eval__num_tasks': 12, 'eval__queries': 3}
-  config = tiny.config(eval__num_steps=2, eval__curve_tasks=8, **fields)
+  config = small_run.config(eval__num_steps=2, eval__curve_tasks=8, **fields)
   result = evaluate.evaluate(config, run)
   curve, support = result['curve'], setup.eval_phase(config)
   assert curve['num_tasks'] == 8
@@ -224,7 +226,7 @@ def test_curve_is_an_evaluation_after_each_number_of_steps(run):
 
 
 def test_baselines_are_measured_on_the_same_tasks(run, capsys):
-  config = tiny.config(eval__baselines=True, eval__num_tasks=12)
+  config = small_run.config(eval__baselines=True, eval__num_tasks=12)
   capsys.readouterr()
   result = evaluate.evaluate(config, run)
   out = capsys.readouterr().out
@@ -249,15 +251,15 @@ def test_baselines_are_measured_on_the_same_tasks(run, capsys):
 
 
 def test_default_number_of_tasks_follows_the_hardware(monkeypatch):
-  config = tiny.config(eval__num_tasks=0)
+  config = small_run.config(eval__num_tasks=0)
   assert setup.num_eval_tasks(config) == 600
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert setup.num_eval_tasks(config) == 10_000
-  assert setup.num_eval_tasks(tiny.config(eval__num_tasks=7)) == 7
+  assert setup.num_eval_tasks(small_run.config(eval__num_tasks=7)) == 7
 
 
 def test_validation_is_the_evaluation_of_the_val_split(run):
-  config = tiny.config(eval__split='val')
+  config = small_run.config(eval__split='val')
   saved = checkpoint.load(run)
   result = evaluate.evaluate(config, run)
   for name in ('accuracy', 'interval', 'loss'):
@@ -266,9 +268,9 @@ def test_validation_is_the_evaluation_of_the_val_split(run):
 
 def test_refuses_a_checkpoint_of_another_config(run):
   with pytest.raises(UserError, match='inner.encoder_lr: 0.1 -> 0.5'):
-    evaluate.evaluate(tiny.config(inner__encoder_lr=0.5), run)
+    evaluate.evaluate(small_run.config(inner__encoder_lr=0.5), run)
   with pytest.raises(UserError, match='no best checkpoint'):
-    evaluate.evaluate(tiny.config(), run / 'nowhere')
+    evaluate.evaluate(small_run.config(), run / 'nowhere')
 
 
 def saved_as(config, path):
@@ -285,9 +287,9 @@ def eval_learner(config):
 
 
 def test_fit_takes_what_the_learner_needs(tmp_path):
-  saved = saved_as(tiny.config(model__norm='global'), tmp_path)
+  saved = saved_as(small_run.config(model__norm='global'), tmp_path)
   for norm in ('global', 'batch', 'episodic', 'cumulative', 'support'):
-    config = tiny.config(model__norm='global', eval__norm=norm)
+    config = small_run.config(model__norm='global', eval__norm=norm)
     learner = eval_learner(config)
     params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
     jax.tree.map(np.testing.assert_array_equal, params, saved.params)
@@ -298,16 +300,16 @@ def test_fit_takes_what_the_learner_needs(tmp_path):
 
 @pytest.mark.parametrize('norm', ['global', 'tasknorm'])
 def test_fit_refuses_what_the_checkpoint_lacks(tmp_path, norm):
-  saved = saved_as(tiny.config(), tmp_path)
+  saved = saved_as(small_run.config(), tmp_path)
   with pytest.raises(UserError, match='norm needs .*conv1/bn'):
-    learner = eval_learner(tiny.config(eval__norm=norm))
+    learner = eval_learner(small_run.config(eval__norm=norm))
     transfer.transfer_params(learner, saved.params, saved.stats)
 
 
 def test_other_numbers_of_ways_with_a_head_that_is_reset(tmp_path):
   kwargs = {'inner__reset_classifier': True}
-  saved = saved_as(tiny.config(**kwargs), tmp_path)
-  learner = eval_learner(tiny.config(eval__ways=5, **kwargs))
+  saved = saved_as(small_run.config(**kwargs), tmp_path)
+  learner = eval_learner(small_run.config(eval__ways=5, **kwargs))
   params, _ = transfer.transfer_params(learner, saved.params, saved.stats)
   assert params['classifier']['kernel'].shape == (4, 5)
   image = jnp.zeros((2, 28, 28, 1))

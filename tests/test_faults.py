@@ -18,7 +18,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
-import tiny
+import small_run
 
 from maml_jax import cli, data
 from maml_jax.evaluation import evaluate, results
@@ -41,7 +41,7 @@ def cache(tmp_path_factory):
 def small(cache):
   """All data and models are the stand-ins."""
   with pytest.MonkeyPatch.context() as patch:
-    tiny.use(patch, cache)
+    small_run.use(patch, cache)
     yield
 
 
@@ -49,12 +49,12 @@ def small(cache):
 def straight(small, tmp_path_factory):
   """The workdir of a run that met no fault."""
   workdir = tmp_path_factory.mktemp('straight')
-  assert train(tiny.config(**EPOCHS), workdir) == 0
+  assert train(small_run.config(**EPOCHS), workdir) == 0
   return workdir
 
 
 def assert_goes_on(straight, workdir):
-  assert train(tiny.config(**EPOCHS), workdir) == 0
+  assert train(small_run.config(**EPOCHS), workdir) == 0
   assert soak.differences(straight, workdir) == []
 
 
@@ -65,7 +65,7 @@ import importlib, os, signal, sys
 import conftest, pytest, tiny
 from maml_jax.train import train
 workdir, cache, module, path, n = sys.argv[1:]
-tiny.use(pytest.MonkeyPatch(), cache)
+small_run.use(pytest.MonkeyPatch(), cache)
 *owner, name = path.split('.')
 target = importlib.import_module(module)
 for part in owner:
@@ -77,7 +77,7 @@ def called(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
   return function(*args, **kwargs)
 setattr(target, name, called)
-train(tiny.config(train__num_epochs=3), workdir)
+train(small_run.config(train__num_epochs=3), workdir)
 """
 
 
@@ -170,7 +170,7 @@ def test_a_full_disk_ends_a_run_that_loses_nothing(
 ):
   with full_at(target, name, n) as lifted:
     with pytest.raises(UserError, match=f'{message}.*: File too la') as caught:
-      train(tiny.config(**EPOCHS), tmp_path)
+      train(small_run.config(**EPOCHS), tmp_path)
     assert '\n' not in str(caught.value)
     lifted.close()
   assert_goes_on(straight, tmp_path)
@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_in_mid_save_keeps_the_one_before(
   monkeypatch.setattr(checkpoint, 'check_room', lambda *_: None)
   with full_at(checkpoint.CheckpointWriter, 'save', 2) as lifted:
     with pytest.raises(UserError, match='cannot write a checkpoint in'):
-      train(tiny.config(**EPOCHS), tmp_path)
+      train(small_run.config(**EPOCHS), tmp_path)
     lifted.close()
   capfd.readouterr()  # TensorStore's threads complain there
   assert checkpoint.load(tmp_path, 'latest').step == 5
@@ -206,10 +206,10 @@ def test_without_room_for_tensorboard_a_run_goes_on(
 def test_a_result_that_cannot_be_kept_is_printed(straight, full_at, capsys):
   with full_at(results, 'write_result', 1) as lifted:
     with pytest.raises(UserError, match='cannot write .*eval.*: File too'):
-      evaluate.evaluate(tiny.config(**EPOCHS), straight)
+      evaluate.evaluate(small_run.config(**EPOCHS), straight)
     lifted.close()
   assert 'accuracy' in capsys.readouterr().out
-  evaluate.evaluate(tiny.config(**EPOCHS), straight)
+  evaluate.evaluate(small_run.config(**EPOCHS), straight)
 
 
 def test_a_full_disk_in_preparing_data_leaves_nothing(tmp_path, monkeypatch):
@@ -248,7 +248,7 @@ def test_what_the_system_refuses_elsewhere_is_one_line(
     raise OSError(error, os.strerror(error), 'some/file')
 
   monkeypatch.setattr(cli, 'run', refused)
-  assert cli.main([], '') == 2
+  assert cli.main([]) == 2
   message = f'error: some/file: {os.strerror(error)}\n'
   assert capsys.readouterr().err == message
 
@@ -273,7 +273,7 @@ GARBAGE = [
 
 
 def test_lines_of_garbage_in_the_metrics_are_dropped(straight, tmp_path):
-  train(tiny.config(train__num_epochs=1), tmp_path)
+  train(small_run.config(train__num_epochs=1), tmp_path)
   file = tmp_path / metrics_log.METRICS_FILE
   lines = file.read_text().splitlines()
   file.write_text('\n'.join([*GARBAGE, *lines, *GARBAGE]))
@@ -285,10 +285,10 @@ def test_lines_of_garbage_in_the_metrics_are_dropped(straight, tmp_path):
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"seed": []}', 'null'])
 def test_a_damaged_config_is_told_by_the_checkpoints(straight, tmp_path, text):
-  train(tiny.config(train__num_epochs=1), tmp_path)
+  train(small_run.config(train__num_epochs=1), tmp_path)
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(UserError, match='seed: 0 -> 3'):
-    train(tiny.config(seed=3), tmp_path)
+    train(small_run.config(seed=3), tmp_path)
   (tmp_path / 'config.json').write_text(text)
   assert_goes_on(straight, tmp_path)
 
@@ -299,7 +299,7 @@ def newest(workdir):
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
-  train(tiny.config(train__num_epochs=2), tmp_path)
+  train(small_run.config(train__num_epochs=2), tmp_path)
   damaged = newest(tmp_path)
   shutil.rmtree(damaged / 'state' / 'd', ignore_errors=True)
   (damaged / 'state' / checkpoint.DIGESTS_FILE).write_text('{}')
@@ -312,9 +312,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
 COMPILES = """
 import sys, warnings
 import jax, jax.numpy as jnp
-import tiny
+import small_run
 from maml_jax import experiment
-experiment.prepare_jax(tiny.config())
+experiment.prepare_jax(small_run.config())
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 warnings.simplefilter('error')
 print(jax.jit(lambda x: (x @ x.T + jnp.sin(x)).sum())(jnp.eye(5)))

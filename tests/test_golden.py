@@ -197,7 +197,7 @@ def test_golden(path):
     grads, losses = None, loss
     if case['meta_train']:
       grads, _, metrics = meta_gradient(
-        learner, params, stats, episodes, chunk=1
+        learner, params, stats, episodes, tasks_per_chunk=1
       )
       losses = metrics['loss']
     after = jax.tree.map(lambda x: x.mean(0), after)

@@ -7,8 +7,8 @@ import struct
 import warnings
 import zlib
 
+import image_folders
 import numpy as np
-import own
 import pytest
 from PIL import Image
 
@@ -79,9 +79,9 @@ def test_what_is_no_image(image, message):
     images.from_array(image, COLOR)
 
 
-@pytest.mark.parametrize('suffix', own.SUFFIXES)
+@pytest.mark.parametrize('suffix', image_folders.SUFFIXES)
 def test_formats_and_colours(tmp_path, suffix):
-  picture = own.picture('frame', 1)
+  picture = image_folders.picture('frame', 1)
   expected = images.to_array(picture, COLOR).astype(float)
   for mode in ('RGB', 'L', 'P', 'CMYK'):
     try:
@@ -146,8 +146,8 @@ def hostile_exif() -> bytes:
 
 @pytest.mark.parametrize('exif', [hostile_exif(), b'Exif\0\0garbage', b'x'])
 def test_broken_exif_is_passed_over(tmp_path, exif):
-  path = save(tmp_path / 'a.jpg', own.picture('bar', 0), exif=exif)
-  plain = save(tmp_path / 'b.jpg', own.picture('bar', 0))
+  path = save(tmp_path / 'a.jpg', image_folders.picture('bar', 0), exif=exif)
+  plain = save(tmp_path / 'b.jpg', image_folders.picture('bar', 0))
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     pixels = images.read_image(path, COLOR).pixels
@@ -170,7 +170,7 @@ def bomb(width: int, height: int) -> bytes:
 def png_with(text_bytes: int) -> bytes:
   """A PNG with a compressed text that is larger than any text."""
   buffer = io.BytesIO()
-  own.picture('bar', 0).save(buffer, 'png')
+  image_folders.picture('bar', 0).save(buffer, 'png')
   content = b'a\0\0' + zlib.compress(bytes(text_bytes), 9)
   chunk = b'zTXt' + content
   chunk = struct.pack('>I', len(content)) + chunk
@@ -201,7 +201,9 @@ def test_what_cannot_be_read_says_why(tmp_path, name):
 
 
 def test_cut_files_and_files_that_are_gone(tmp_path):
-  whole = save(tmp_path / 'a.jpg', own.picture('disc', 0)).read_bytes()
+  whole = save(
+    tmp_path / 'a.jpg', image_folders.picture('disc', 0)
+  ).read_bytes()
   (tmp_path / 'a.jpg').write_bytes(whole[: len(whole) // 2])
   with pytest.raises(
     images.UnreadableImageError, match='broken: .*[Tt]runcated'

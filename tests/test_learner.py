@@ -93,7 +93,7 @@ def program(kind, learner, devices=None, chunk=None):
   mesh = make_mesh(jax.devices()[:devices]) if devices else None
   if kind != 'evaluation':
     return lambda params, stats, episodes: meta_gradient(
-      learner, params, stats, episodes, mesh=mesh, chunk=chunk
+      learner, params, stats, episodes, mesh=mesh, tasks_per_chunk=chunk
     )
 
   def one_task(shared, episode):
@@ -311,7 +311,7 @@ def test_uneven_meta_batches_are_refused_with_numbers_that_work():
     require_divisible(6, 4)
   learner, params, stats = build()
   with pytest.raises(UserError, match='in chunks of 3'):
-    meta_gradient(learner, params, stats, episodes(), chunk=3)
+    meta_gradient(learner, params, stats, episodes(), tasks_per_chunk=3)
 
 
 @pytest.mark.parametrize(

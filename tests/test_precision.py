@@ -5,7 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny
+import small_run
 
 from maml_jax.experiment import setup
 from maml_jax.types import Batch, Episode
@@ -24,7 +24,7 @@ def test_every_precision_is_in_the_table():
 
 @pytest.mark.parametrize('precision', EXPECTED)
 def test_products_are_as_the_config_says(precision):
-  config = tiny.config(precision=precision)
+  config = small_run.config(precision=precision)
   learner = setup.phase_learner(config, setup.train_phase(config))
   state = jax.eval_shape(learner.init, jax.random.key(0))
   batch = Batch(

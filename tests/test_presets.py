@@ -47,9 +47,9 @@ def trace(config):
       tx,
       partial(draw, phase),
       key=key,
-      num_tasks=config.train.meta_batch_size,
+      meta_batch_size=config.train.meta_batch_size,
       max_steps=1,
-      chunk=config.train.tasks_per_chunk or 1,
+      tasks_per_chunk=config.train.tasks_per_chunk or 1,
     )
     return state, *run(state, dataset, 1)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+import small_run
 
 from maml_jax.data.episodes import sample_episode, task_keys
 from maml_jax.experiment import checkpoint, metrics_log, run_dir, setup
@@ -26,7 +26,7 @@ from maml_jax.utils.errors import UserError
 
 @pytest.fixture
 def small(monkeypatch, tmp_path_factory):
-  tiny.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
+  small_run.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
 
 
 def sampler(config):
@@ -44,14 +44,14 @@ def step_and_state(config, *, mesh=None, chunk=None, learner=None, parts=1):
     tx,
     sampler(config),
     key=jax.random.key(1),
-    num_tasks=config.train.meta_batch_size,
+    meta_batch_size=config.train.meta_batch_size,
     max_steps=config.train.steps_per_call,
     mesh=mesh,
-    chunk=chunk,
-    parts=parts,
+    tasks_per_chunk=chunk,
+    query_splits=parts,
   )
   state = init_state(learner, tx, jax.random.key(2))
-  return step, state, tiny.on_device(tiny.dataset())
+  return step, state, small_run.on_device(small_run.dataset())
 
 
 def run(config, lengths, **kwargs):
@@ -76,7 +76,9 @@ def assert_equal(a, b):
 
 @pytest.mark.parametrize('first_order', [False, True])
 def test_jitted_equals_op_by_op(first_order):
-  config = tiny.config(inner__first_order=first_order, train__meta_batch_size=2)
+  config = small_run.config(
+    inner__first_order=first_order, train__meta_batch_size=2
+  )
   jitted = run(config, [2], chunk=1)
   with jax.disable_jit():
     eager = run(config, [2], chunk=1)
@@ -84,7 +86,7 @@ def test_jitted_equals_op_by_op(first_order):
 
 
 def test_devices_and_chunks_change_nothing():
-  config = tiny.config(model__norm='global', train__meta_batch_size=16)
+  config = small_run.config(model__norm='global', train__meta_batch_size=16)
   expected = run(config, [2])
   assert expected[1]['finite'].all()
   assert_close(run(config, [2], mesh=make_mesh(), chunk=1), expected)
@@ -93,15 +95,15 @@ def test_devices_and_chunks_change_nothing():
 
 
 def test_devices_that_share_a_query_set_change_nothing(small):
-  config = tiny.config(model__norm='global', train__meta_batch_size=4)
+  config = small_run.config(model__norm='global', train__meta_batch_size=4)
   expected = run(config, [2])
   assert_close(run(config, [2], mesh=make_mesh(), chunk=1, parts=2), expected)
 
 
 @pytest.mark.parametrize('devices, chunk', [(1, 1), (8, 1), (8, None)])
 def test_devices_and_chunks_draw_the_same_episodes(devices, chunk):
-  config = tiny.config(data__augment_support='flip')
-  draw, dataset = sampler(config), tiny.on_device(tiny.dataset())
+  config = small_run.config(data__augment_support='flip')
+  draw, dataset = sampler(config), small_run.on_device(small_run.dataset())
 
   def drawn(mesh, chunk):
     over_tasks = mean_over_tasks(
@@ -115,14 +117,14 @@ def test_devices_and_chunks_draw_the_same_episodes(devices, chunk):
 
 def test_calls_of_any_length_end_in_the_same_bits():
   kwargs = {'mesh': make_mesh(), 'chunk': 1}
-  config = tiny.config(train__steps_per_call=6, outer__optimizer='adam')
+  config = small_run.config(train__steps_per_call=6, outer__optimizer='adam')
   assert_equal(run(config, [1, 3, 2], **kwargs), run(config, [6], **kwargs))
 
 
 def test_state_keeps_types_and_placement(small):
-  machine = setup.eval_sharding(tiny.config())
+  machine = setup.eval_sharding(small_run.config())
   step, state, dataset = step_and_state(
-    tiny.config(), mesh=machine.mesh, chunk=machine.tasks_per_chunk
+    small_run.config(), mesh=machine.mesh, tasks_per_chunk=machine.tasks_per_chunk
   )
   state = machine.replicate(state)
   before = jax.tree.map(lambda x: (x.aval, x.sharding), state)
@@ -131,7 +133,7 @@ def test_state_keeps_types_and_placement(small):
 
 
 def test_flags_a_gradient_that_is_not_finite_though_it_is_clipped(small):
-  config = tiny.config(outer__clip_value=1.0)
+  config = small_run.config(outer__clip_value=1.0)
   phase = setup.train_phase(config)
   learner = setup.phase_learner(config, phase)
 
@@ -154,7 +156,7 @@ def records(path, split):
 
 
 def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
-  config = tiny.config()
+  config = small_run.config()
   assert train(config, tmp_path) == 0
   val = records(tmp_path, 'val')
   assert [r['step'] for r in val] == [5, 10]
@@ -195,7 +197,7 @@ def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
 def test_uses_and_names_the_devices_that_fit(
   small, tmp_path, capsys, overrides, words
 ):
-  config = tiny.config(**{'train__num_epochs': 0} | overrides)
+  config = small_run.config(**{'train__num_epochs': 0} | overrides)
   assert train(config, tmp_path) == 0
   assert words in capsys.readouterr().out
 
@@ -209,7 +211,7 @@ def test_goes_on_with_other_devices(small, tmp_path, monkeypatch):
         'maml_jax.experiment.best_layout',
         lambda *_, n=devices, **__: DeviceLayout(n, 1),
       )
-      assert train(tiny.config(train__num_epochs=epochs), path) == 0
+      assert train(small_run.config(train__num_epochs=epochs), path) == 0
   expected, *others = (checkpoint.load(path, 'latest') for path in paths)
   for other in others:
     assert_close(other[2:6], expected[2:6])
@@ -217,10 +219,10 @@ def test_goes_on_with_other_devices(small, tmp_path, monkeypatch):
 
 def test_goes_on_where_it_was_and_leaves_a_finished_run_alone(small, tmp_path):
   straight, parts = tmp_path / 'straight', tmp_path / 'parts'
-  train(tiny.config(), straight)
-  train(tiny.config(train__num_epochs=1), parts)
+  train(small_run.config(), straight)
+  train(small_run.config(train__num_epochs=1), parts)
   for _ in range(2):
-    assert train(tiny.config(), parts) == 0
+    assert train(small_run.config(), parts) == 0
     a, b = (checkpoint.load(path, 'latest') for path in (straight, parts))
     assert_equal(a.params, b.params)
     assert_equal(a.opt_state, b.opt_state)
@@ -231,23 +233,23 @@ def test_goes_on_where_it_was_and_leaves_a_finished_run_alone(small, tmp_path):
 
 
 def test_refuses_another_config_and_names_what_differs(small, tmp_path):
-  train(tiny.config(train__num_epochs=1), tmp_path)
+  train(small_run.config(train__num_epochs=1), tmp_path)
   before = (tmp_path / 'config.json').read_text()
   with pytest.raises(UserError) as error:
-    train(tiny.config(inner__num_steps=2, seed=3), tmp_path)
+    train(small_run.config(inner__num_steps=2, seed=3), tmp_path)
   assert 'inner.num_steps: 1 -> 2; seed: 0 -> 3' in str(error.value)
   assert (tmp_path / 'config.json').read_text() == before
-  same_course = tiny.config(train__steps_per_call=7, eval__queries=1)
+  same_course = small_run.config(train__steps_per_call=7, eval__queries=1)
   assert train(same_course, tmp_path) == 0
 
 
 def test_a_config_with_which_nothing_was_trained_binds_nobody(small, tmp_path):
-  train(tiny.config(train__num_epochs=0), tmp_path)
-  assert train(tiny.config(train__num_epochs=0, seed=3), tmp_path) == 0
+  train(small_run.config(train__num_epochs=0), tmp_path)
+  assert train(small_run.config(train__num_epochs=0, seed=3), tmp_path) == 0
 
 
 def test_refuses_a_workdir_in_use_or_unusable(small, tmp_path):
-  config = tiny.config(train__num_epochs=0)
+  config = small_run.config(train__num_epochs=0)
   with run_dir.lock_run_dir(tmp_path, config):
     with pytest.raises(UserError, match='another process is training'):
       train(config, tmp_path)
@@ -268,12 +270,12 @@ def test_refuses_a_workdir_in_use_or_unusable(small, tmp_path):
 )
 def test_refuses_what_cannot_be_run(small, tmp_path, overrides, message):
   with pytest.raises(UserError, match=message):
-    train(tiny.config(**overrides), tmp_path)
+    train(small_run.config(**overrides), tmp_path)
 
 
 def test_stops_before_saving_what_is_not_finite(small, tmp_path, capsys):
   """The learning rate explodes in the second epoch."""
-  config = tiny.config(
+  config = small_run.config(
     outer__schedule='step',
     outer__milestones=1,
     outer__gamma=1e38,
@@ -299,7 +301,7 @@ def test_saves_within_long_epochs(small, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpoint.CheckpointWriter, 'save', noted)
   monkeypatch.setattr(checkpoint, 'SECONDS_BETWEEN_SAVES', -1.0)
-  train(tiny.config(train__num_epochs=1), tmp_path)
+  train(small_run.config(train__num_epochs=1), tmp_path)
   assert steps[-1] == 5 and len(steps) > 1
 
 
@@ -347,6 +349,6 @@ def test_heeds_a_stop_after_the_call_that_runs(small, tmp_path, monkeypatch):
     status = 143
 
   monkeypatch.setattr('maml_jax.train.Stop', Stopped)
-  assert train(tiny.config(), tmp_path) == 143
+  assert train(small_run.config(), tmp_path) == 143
   step = checkpoint.load(tmp_path, 'latest').step
   assert 0 < step < 10

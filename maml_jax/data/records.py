@@ -56,8 +56,8 @@ class DatasetSpec:
     std: channel standard deviations, likewise.
     num_classes: classes per split, verified; None if it depends on the files.
     images_per_class: verified likewise.
-    automatic: made on first use, from no files at all.
-    personal: every directory that it is prepared from gives another data set,
+    generated: made on first use, from no files at all.
+    user_provided: every directory that it is prepared from gives another data set,
       kept apart from the others and made on first use.
     invert: images are drawn dark on light; they are kept light on dark.
     light_on_dark: images are ink, light on black; those from elsewhere are made
@@ -75,8 +75,8 @@ class DatasetSpec:
   std: tuple[float, ...] | None = None
   num_classes: Mapping[str, int] | None = None
   images_per_class: int | None = None
-  automatic: bool = False
-  personal: bool = False
+  generated: bool = False
+  user_provided: bool = False
   invert: bool = False
   light_on_dark: bool = False
   rotations: int = 1

@@ -1,17 +1,18 @@
-"""Checkpoints of a run, and of none.
+"""Checkpoints of runs, and stand-alone checkpoints.
 
-    python -m maml_jax.checkpoint WORKDIR DIR    # without optimiser state
+    python -m maml_jax.experiment.checkpoint WORKDIR DIR  # export, without
+                                                          # optimizer state
 
-    WORKDIR/checkpoints/latest/STEP/   where to go on from
-    WORKDIR/checkpoints/best/STEP/     best on validation, saved when it was met
-    WORKDIR/checkpoints/aside/         what a run that went back has overtaken
+    WORKDIR/checkpoints/latest/STEP/   where the run resumes
+    WORKDIR/checkpoints/best/STEP/     best on validation
+    WORKDIR/checkpoints/aside/         superseded because a run resumed earlier
 
-Of `latest` and `best` the newest two are kept. A checkpoint holds arrays, in
-`state`, and facts, in `meta`: the config and the metrics on validation. Both
-come with digests of their bytes, which are compared before anything is read.
-Reading a checkpoint reads data, never code.
+The newest two of `latest` and `best` are kept. A checkpoint holds arrays in
+`state`, and the config and validation metrics in `meta`. Both have SHA-256
+digests, which are compared before anything is read. Reading a checkpoint never
+executes code.
 
-Orbax is used here and nowhere else.
+This is the only module that uses Orbax.
 """
 
 import argparse
@@ -47,104 +48,127 @@ from maml_jax.utils.files import (
   require_free_space,
 )
 
+__all__ = [
+  'Checkpoint',
+  'CheckpointWriter',
+  'export',
+  'find',
+  'find_on_all_processes',
+  'fingerprint',
+  'load',
+]
+
 NUM_KEPT = 2
 DIGESTS_FILE = 'digests.json'
-# The second is added when all else is written; nobody reads it.
+# Orbax adds the second file after everything else is written, and ignores it.
 FILES_WITHOUT_DIGEST = (DIGESTS_FILE, 'commit_success.txt')
 SECONDS_BETWEEN_SAVES = 120.0
-METADATA_BYTES = 2**18  # bytes beside the arrays, with room to spare
-# Arrays larger than their files by more than the factor, and than these bytes
-# besides, are not what training writes.
-LARGEST_RATIO, SMALLEST_BOMB = 100, 2**26
+METADATA_BYTES = 2**18  # upper bound of what is written besides the arrays
+# Arrays may exceed the size of their files by this factor plus this many bytes;
+# more is a decompression bomb.
+MAX_COMPRESSION, MAX_EXTRA_BYTES = 100, 2**26
 
 
 class Checkpoint(NamedTuple):
-  """One checkpoint, its arrays in NumPy."""
+  """One checkpoint, with NumPy arrays.
+
+  Attributes:
+    path: its directory.
+    config: of the training.
+    step: number of meta-iterations.
+    params: the meta-parameters.
+    stats: the statistics that every task starts from.
+    opt_state: the leaves of the state of the outer optimizer.
+    metrics: validation metrics; {} unless saved as best.
+  """
 
   path: pathlib.Path
   config: ConfigDict
   step: int
   params: PyTree
   stats: PyTree
-  opt_state: list[np.ndarray]  # its leaves
-  metrics: dict[str, float]  # on validation; {} unless saved as best
+  opt_state: list[np.ndarray]
+  metrics: dict[str, float]
 
 
 class CheckpointWriter:
-  """Writes the checkpoints of one run, in the background.
+  """Writes the checkpoints of a run in the background; a context manager.
 
-  A context manager: leaving it waits until all is written. Meanwhile Orbax
-  does not log: what goes wrong is raised.
+  Leaving the context waits for pending writes. Inside it, Orbax does not log;
+  errors are raised.
+
+  Args:
+    workdir: the directory of the run.
+    config: of the run.
+    step: the step that the run resumes from; None for a new run.
 
   Attributes:
-    saved: the step of the last one written as `latest`, or gone on from.
+    last_step: the step of the last checkpoint written or resumed from.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, config: ConfigDict, saved: int | None
+    self, workdir: pathlib.Path, config: ConfigDict, step: int | None
   ):
     self._folder = workdir.absolute() / 'checkpoints'
     self._config = config_lib.to_json(config)
     with oserror_as_user_error(self._folder):
-      self._latest = _manager(self._folder / 'latest')
-      self._best = _manager(self._folder / 'best')
+      self._latest = _make_manager(self._folder / 'latest')
+      self._best = _make_manager(self._folder / 'best')
     best = distributed.on_main_process(
       lambda: _step_and_metrics(find(workdir, 'best'))
     )
     self._best_metrics = best[1] if best else {}
-    # Newer ones are damaged: they must not push out one that is sound.
-    if saved is not None:
-      self._set_aside(self._latest, saved + 1)
+    # Newer checkpoints are damaged; they must not displace valid ones.
+    if step is not None:
+      self._set_aside(self._latest, step + 1)
     if best:
       self._set_aside(self._best, best[0] + 1)
-    self._time, self._longest = time.monotonic(), distributed.LaggedMax(0.0)
+    self._saved_at = time.monotonic()
+    self._seconds_since_save = distributed.LaggedMax(0.0)
     self._failed = False
     self._log_filter = lambda record: 'orbax' not in record.pathname
-    self.saved = saved
+    self.last_step = step
 
-  def due(self) -> bool:
-    """Whether much would be lost if the process were killed now."""
-    since = self._longest(time.monotonic() - self._time)
-    return since > SECONDS_BETWEEN_SAVES
+  def is_due(self) -> bool:
+    """Returns whether the last checkpoint is too old."""
+    seconds = self._seconds_since_save(time.monotonic() - self._saved_at)
+    return seconds > SECONDS_BETWEEN_SAVES
 
   def save(self, state: MetaState) -> None:
-    """Starts to save `state` as the latest, unless it is that already.
+    """Starts to save `state` as the latest, unless it is already saved.
 
     Raises:
-      NotFinite: there is an infinity or a NaN in `state`.
-      UserError: it cannot be written, or the one before could not.
+      NonFiniteError: `state` contains an infinity or a NaN.
+      UserError: this or the previous checkpoint cannot be written.
     """
-    if int(state.step) != self.saved:
-      with self._writing():
+    if int(state.step) != self.last_step:
+      with self._convert_errors():
         self._write(self._latest, state, {})
-      self._time, self.saved = time.monotonic(), int(state.step)
+      self._saved_at, self.last_step = time.monotonic(), int(state.step)
 
   def save_if_best(
     self, state: MetaState, metrics: Mapping[str, float]
   ) -> bool:
-    """Saves a state if its metrics on validation are the best so far.
+    """Saves a state if its validation metrics are the best so far.
 
     Returns:
-      Whether it is.
+      Whether they are.
 
     Raises:
-      NotFinite: see `save`.
+      NonFiniteError: see `save`.
       UserError: see `save`.
     """
     better = is_better(metrics, self._best_metrics)
     if better:
-      with self._writing():
+      with self._convert_errors():
         self._write(self._best, state, metrics)
         self._best.wait_until_finished()
       self._best_metrics = metrics
     return better
 
   @contextlib.contextmanager
-  def _writing(self):
-    """Turns what goes wrong in writing into one line.
-
-    TensorStore and the threads of Orbax raise nearly anything.
-    """
+  def _convert_errors(self):
+    """Converts errors to one line; TensorStore and Orbax may raise anything."""
     try:
       yield
     except NonFiniteError:
@@ -155,8 +179,8 @@ class CheckpointWriter:
       self._failed = True
       raise UserError(
         f'cannot write a checkpoint in {self._folder}: {_reason(error)}. '
-        'Those that are there are kept; make room, then the same command '
-        'goes on'
+        'Existing checkpoints are kept; free some space and run the same '
+        'command to resume'
       ) from error
 
   def _write(self, manager, state, metrics) -> None:
@@ -164,22 +188,18 @@ class CheckpointWriter:
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(arrays)):
       raise NonFiniteError(f'the state at step {state.step} is not finite')
     step = int(state.step)
-    # Orbax fails in threads, and at length.
-    size = sum(x.nbytes for x in jax.tree.leaves(arrays))
-    distributed.on_main_process(
-      lambda: require_free_space(self._folder, size + METADATA_BYTES)
-    )
+    # Check the space first: Orbax fails in threads, with long messages.
+    size = sum(x.nbytes for x in jax.tree.leaves(arrays)) + METADATA_BYTES
+    distributed.on_main_process(lambda: require_free_space(self._folder, size))
     self._set_aside(manager, step)
-    if (
-      distributed.is_multiprocess()
-    ):  # each process writes a share of what all have
+    if distributed.is_multiprocess():  # each process writes its share
       arrays = _to_tree(jax.tree.map(jnp.copy, state))
-    manager.save(step, args=_arguments(arrays, self._config, metrics))
+    manager.save(step, args=_save_args(arrays, self._config, metrics))
 
   def _set_aside(self, manager, step: int) -> None:
-    """Moves checkpoints away that are not older than the one to be written.
+    """Moves checkpoints of `step` or later away.
 
-    There are some if the newest was damaged, and the run went on from before.
+    They exist if the newest was damaged and the run resumed from an older one.
     """
     folder = pathlib.Path(manager.directory)
 
@@ -188,7 +208,7 @@ class CheckpointWriter:
       for path in overtaken:
         aside = self._folder / 'aside' / f'{folder.name}-{path.name}'
         aside.parent.mkdir(exist_ok=True)
-        path.rename(_unused(aside))
+        path.rename(_unused_path(aside))
       return bool(overtaken)
 
     if distributed.on_main_process(move):
@@ -201,71 +221,71 @@ class CheckpointWriter:
   def __exit__(self, kind, error, trace):
     with contextlib.ExitStack() as stack:
       stack.callback(logging.getLogger('absl').removeFilter, self._log_filter)
-      if self._failed:  # which has been said
+      if self._failed:  # already reported
         stack.enter_context(contextlib.suppress(UserError))
       if error is not None and distributed.is_peer_failure(error):
-        return  # what is half written would wait for who is gone
-      stack.enter_context(self._writing())
+        return  # pending writes would wait for the lost process
+      stack.enter_context(self._convert_errors())
       stack.callback(self._best.close)
       self._latest.close()
 
 
 def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
-  """Reads a checkpoint.
+  """Loads a checkpoint.
 
   Args:
     path: a workdir, or the directory of one checkpoint.
     which: 'best' or 'latest' of a workdir.
 
   Raises:
-    UserError: there is none, or none that is sound.
+    UserError: there is no valid checkpoint.
   """
   path = pathlib.Path(path)
   if (path / 'meta').is_dir():
     return _read(path)
   saved = find(path, which)
   if saved is None:
-    latest = which == 'best' and _steps(path / 'checkpoints' / 'latest')
-    hint = ', only those of --config.eval.checkpoint=latest' if latest else ''
+    has_latest = which == 'best' and _steps(path / 'checkpoints' / 'latest')
+    hint = '; it has one for --eval.checkpoint=latest' if has_latest else ''
     raise UserError(f'no {which} checkpoint in {path}{hint}')
   return saved
 
 
 def export(saved: Checkpoint, path: str | os.PathLike) -> pathlib.Path:
-  """Writes a checkpoint by itself, without what only more training needs.
+  """Writes a stand-alone checkpoint without the optimizer state.
 
   Args:
-    saved: what to write; its optimiser state is left out.
-    path: the directory to be made.
+    saved: the checkpoint to write.
+    path: the directory to create.
 
   Returns:
     The path.
 
   Raises:
-    UserError: there is something at `path`, or it cannot be written.
+    UserError: `path` exists or cannot be written.
   """
   path = pathlib.Path(path)
   if path.exists():
-    raise UserError(f'{path} exists; name a directory to be made')
+    raise UserError(f'{path} already exists; choose a new directory')
   arrays = {'step': np.int32(saved.step), 'params': saved.params}
   arrays |= {'stats': saved.stats, 'opt_state': {}}
   config = config_lib.to_json(saved.config)
-  handlers = {'state': _Handler(), 'meta': ocp.JsonCheckpointHandler()}
+  handlers = {'state': _DigestHandler(), 'meta': ocp.JsonCheckpointHandler()}
   try:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
-      arguments = _arguments(arrays, config, saved.metrics)
-      writer.save(path.absolute(), arguments)
-    # These name places and times of this machine, and `load` reads them not.
-    for note in ('commit_success.txt', '_CHECKPOINT_METADATA'):
-      for file in path.rglob(note):
+      args = _save_args(arrays, config, saved.metrics)
+      writer.save(path.absolute(), args)
+    # These contain paths and times of this machine; `load` ignores them.
+    for name in ('commit_success.txt', '_CHECKPOINT_METADATA'):
+      for file in path.rglob(name):
         file.unlink()
   except OSError as error:
-    raise UserError(f'cannot write {path}: {error.strerror}') from error
+    raise UserError(f'cannot write {path}: {oserror_message(error)}') from error
   return path
 
 
 def fingerprint(saved: Checkpoint) -> str:
-  """Tells parameters and statistics from any others, wherever they lie."""
+  """Returns a hash of parameters and statistics."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves((saved.params, saved.stats)):
     digest.update(leaf.tobytes())
@@ -273,16 +293,16 @@ def fingerprint(saved: Checkpoint) -> str:
 
 
 def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
-  """The newest sound checkpoint of a workdir; None if there is none at all.
+  """Returns the newest valid checkpoint of a workdir; None if it has none.
 
-  Warns of each damaged one.
+  Warns about each damaged one.
 
   Args:
-    workdir: perhaps that of a run not begun.
+    workdir: may not exist yet.
     which: 'best' or 'latest'.
 
   Raises:
-    UserError: all that there are are damaged.
+    UserError: all checkpoints are damaged.
   """
   folder = workdir / 'checkpoints' / which
   steps = _steps(folder)
@@ -290,13 +310,13 @@ def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
     try:
       return _read(path, int(path.name))
     except UserError as error:
-      warnings.warn(f'passed over a {error}', stacklevel=2)
+      warnings.warn(f'skipping a {error}', stacklevel=2)
   if steps:
     names = ', '.join(path.name for path in steps)
     raise UserError(
       f'all checkpoints in {folder} are damaged: {names}. Restore one, or '
-      f'move {folder} away: then the run begins anew; --checkpoint=DIR '
-      'begins with the parameters of any other'
+      f'move {folder} away to start a new run; --checkpoint=DIR starts from '
+      'the parameters of another checkpoint'
     )
   return None
 
@@ -304,10 +324,10 @@ def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
 def find_on_all_processes(
   workdir: pathlib.Path, which: str
 ) -> Checkpoint | None:
-  """`find`, with the same answer in all processes: that of the first.
+  """Returns `find` of the main process on all processes.
 
   Raises:
-    UserError: as `find` does; or other processes do not see the workdir.
+    UserError: see `find`; or a process does not see the workdir.
   """
   found = []
 
@@ -320,39 +340,42 @@ def find_on_all_processes(
     return found[0] if found else None
   path = workdir / 'checkpoints' / which / name
   if not path.exists():
-    raise UserError(f'{path} is not on this host; all must share the workdir')
+    raise UserError(
+      f'{path} does not exist on this host; all hosts must share the workdir'
+    )
   return _read(path)
 
 
-def _arguments(arrays: PyTree, config: str, metrics: Mapping):
-  """What Orbax is to write: arrays, and facts with their digest."""
-  facts = {'config': config, 'metrics': dict(metrics)}
-  facts['step'] = int(arrays['step'])
-  facts['digest'] = _digest(_canonical(facts))
-  return ocp.args.Composite(state=_Save(arrays), meta=ocp.args.JsonSave(facts))
+def _save_args(arrays: PyTree, config: str, metrics: Mapping):
+  """Returns the arguments for Orbax: arrays, and metadata with its digest."""
+  metadata = {'config': config, 'metrics': dict(metrics)}
+  metadata['step'] = int(arrays['step'])
+  metadata['digest'] = _digest(_canonical(metadata))
+  return ocp.args.Composite(
+    state=_SaveArgs(arrays), meta=ocp.args.JsonSave(metadata)
+  )
 
 
 def _to_arrays(state: MetaState) -> dict[str, PyTree]:
-  """Plain dicts of NumPy arrays, which nothing that runs on can change."""
+  """Copies a state to plain dicts of NumPy arrays."""
   return jax.tree.map(np.array, jax.device_get(_to_tree(state)))
 
 
 def _to_tree(state: MetaState) -> dict[str, PyTree]:
-  """Plain dicts."""
+  """Converts a state to plain dicts."""
   leaves = jax.tree.leaves(state.opt_state)
-  named = {f'{i:04}': leaf for i, leaf in enumerate(leaves)}
-  return state._asdict() | {'opt_state': named}
+  numbered = {f'{i:04}': leaf for i, leaf in enumerate(leaves)}
+  return state._asdict() | {'opt_state': numbered}
 
 
 def _step_and_metrics(saved: Checkpoint | None):
   return saved and (saved.step, saved.metrics)
 
 
-class _Handler(ocp.PyTreeCheckpointHandler):
-  """Leaves digests of the files that it has written with them.
+class _DigestHandler(ocp.PyTreeCheckpointHandler):
+  """Adds digests of the written files, and flushes everything to the disk.
 
-  Then it waits until all of the checkpoint is on the disk: only after that
-  Orbax gives it its name, and removes older ones.
+  Orbax renames the checkpoint and deletes older ones only afterwards.
   """
 
   def finalize(self, directory):
@@ -364,16 +387,16 @@ class _Handler(ocp.PyTreeCheckpointHandler):
       fsync(path)
 
 
-@ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
-class _Save(ocp.args.PyTreeSave):
-  """The arguments of `_Handler`."""
+@ocp.args.register_with_handler(_DigestHandler, for_save=True, for_restore=True)
+class _SaveArgs(ocp.args.PyTreeSave):
+  """The arguments of `_DigestHandler`."""
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """The files of a folder by their names in it, but those in WITHOUT_DIGEST.
+  """Returns the files that have a digest, by their relative path.
 
   Raises:
-    ValueError: there is something else than files and folders.
+    ValueError: the folder contains something else than files and folders.
   """
   files = {}
   for path in sorted(folder.rglob('*')):
@@ -385,16 +408,16 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   return files
 
 
-def _manager(folder: pathlib.Path) -> ocp.CheckpointManager:
+def _make_manager(folder: pathlib.Path) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
     preservation_policy=LatestN(NUM_KEPT), cleanup_tmp_directories=True
   )
-  handlers = {'state': _Handler(), 'meta': ocp.JsonCheckpointHandler()}
+  handlers = {'state': _DigestHandler(), 'meta': ocp.JsonCheckpointHandler()}
   return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The checkpoints in a folder, newest first."""
+  """Returns the checkpoints in a folder, newest first."""
   found = folder.iterdir() if folder.is_dir() else ()
   return sorted(
     (path for path in found if path.name.isdecimal()),
@@ -402,27 +425,27 @@ def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
   )
 
 
-def _unused(path: pathlib.Path) -> pathlib.Path:
-  """`path`, with a number behind it if there is such a file."""
-  name, count = path, 1
-  while name.exists():
+def _unused_path(path: pathlib.Path) -> pathlib.Path:
+  """Returns `path`, with a number appended if it exists."""
+  unused, count = path, 1
+  while unused.exists():
     count += 1
-    name = path.with_name(f'{path.name}-{count}')
-  return name
+    unused = path.with_name(f'{path.name}-{count}')
+  return unused
 
 
 def _read(path: pathlib.Path, step: int | None = None) -> Checkpoint:
-  """Reads a checkpoint, which must be of `step` if that is given."""
+  """Reads a checkpoint, which must have the given step, if any."""
   try:
-    facts = json.loads((path / 'meta' / 'metadata').read_text())
-    if facts.pop('digest') != _digest(_canonical(facts)):
-      raise ValueError('meta is not as it was written')
-    config = config_lib.from_json(facts['config'])
+    metadata = json.loads((path / 'meta' / 'metadata').read_text())
+    if metadata.pop('digest') != _digest(_canonical(metadata)):
+      raise ValueError('meta does not match its digest')
+    config = config_lib.from_json(metadata['config'])
     config_lib.validate(config)
     arrays = _read_arrays(path.absolute() / 'state')
     found = int(arrays['step'])
-    if {found, facts.get('step', found), step or found} != {found}:
-      raise ValueError(f'its arrays are of step {found}')
+    if {found, metadata.get('step', found), step or found} != {found}:
+      raise ValueError(f'its arrays belong to step {found}')
     return Checkpoint(
       path=path,
       config=config,
@@ -430,21 +453,21 @@ def _read(path: pathlib.Path, step: int | None = None) -> Checkpoint:
       params=arrays['params'],
       stats=arrays['stats'],
       opt_state=[leaf for _, leaf in sorted(arrays['opt_state'].items())],
-      metrics={name: float(x) for name, x in facts['metrics'].items()},
+      metrics={name: float(x) for name, x in metadata['metrics'].items()},
     )
-  except Exception as error:  # damage shows in more ways than can be listed
+  except Exception as error:  # damaged files may raise anything
     raise UserError(f'damaged checkpoint {path}: {_reason(error)}') from error
 
 
 def _read_arrays(folder: pathlib.Path) -> PyTree:
-  """Reads the arrays, if the files are as they were and not a bomb."""
+  """Reads the arrays if the files match their digests and are no bomb."""
   digests = json.loads((folder / DIGESTS_FILE).read_text())
-  files = _files(folder)  # no other is opened, whatever the digests name
+  files = _files(folder)  # no other file is opened, whatever the digests name
   for name in digests.keys() ^ files.keys():
     raise ValueError(f'{name} is {"missing" if name in digests else "new"}')
   for name, file in files.items():
     if digests[name] != _digest(file):
-      raise ValueError(f'{name} is not as it was written')
+      raise ValueError(f'{name} does not match its digest')
   handler = ocp.PyTreeCheckpointHandler()
   tree = handler.metadata(folder).tree
   size = sum(file.stat().st_size for file in files.values())
@@ -452,8 +475,8 @@ def _read_arrays(folder: pathlib.Path) -> PyTree:
     math.prod(x.shape) * np.dtype(x.dtype).itemsize
     for x in jax.tree.leaves(tree)
   )
-  if claimed > LARGEST_RATIO * size + SMALLEST_BOMB:
-    raise ValueError(f'files of {size} bytes claim arrays of {claimed}')
+  if claimed > MAX_COMPRESSION * size + MAX_EXTRA_BYTES:
+    raise ValueError(f'{size} bytes of files claim {claimed} bytes of arrays')
   as_numpy = jax.tree.map(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
   )
@@ -462,7 +485,7 @@ def _read_arrays(folder: pathlib.Path) -> PyTree:
 
 
 def _reason(error: Exception) -> str:
-  """The first line of an error, not too long."""
+  """Returns the first line of an error, truncated."""
   if isinstance(error, OSError):
     return oserror_message(error)
   message = str(error) or type(error).__name__
@@ -470,21 +493,22 @@ def _reason(error: Exception) -> str:
 
 
 def _digest(content: bytes | pathlib.Path) -> str:
-  """Of some bytes, or of the content of a file."""
+  """Returns the SHA-256 digest of bytes, or of the content of a file."""
   if isinstance(content, pathlib.Path):
     with content.open('rb') as file:
       return hashlib.file_digest(file, 'sha256').hexdigest()
   return hashlib.sha256(content).hexdigest()
 
 
-def _canonical(facts: Mapping) -> bytes:
-  return json.dumps(facts, sort_keys=True).encode()
+def _canonical(metadata: Mapping) -> bytes:
+  return json.dumps(metadata, sort_keys=True).encode()
 
 
 def main(argv: Sequence[str]) -> None:
+  """Exports a checkpoint."""
   parser = argparse.ArgumentParser(description=export.__doc__.split('\n')[0])
   parser.add_argument('source', metavar='WORKDIR', help='or one checkpoint')
-  parser.add_argument('path', metavar='DIR', help='to be made')
+  parser.add_argument('path', metavar='DIR', help='the directory to create')
   parser.add_argument('--which', choices=('best', 'latest'), default='best')
   args = parser.parse_args(argv)
   print(export(load(args.source, args.which), args.path))

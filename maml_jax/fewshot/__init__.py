@@ -1,0 +1,1 @@
+"""Few-shot classification of your own images."""

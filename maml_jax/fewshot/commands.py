@@ -72,7 +72,7 @@ class Prediction(NamedTuple):
     return self.probabilities[self.predicted]
 
   @property
-  def is_right(self) -> bool | None:
+  def is_correct(self) -> bool | None:
     return self.predicted == self.truth if self.truth else None
 
 

@@ -1,4 +1,4 @@
-"""Converts configs and checkpoints: python -m maml_jax.compat --help."""
+"""Converts configs and checkpoints: python -m maml_jax.pytorch_maml --help."""
 
 import argparse
 import pathlib
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog='python -m maml_jax.compat',
+    prog='python -m maml_jax.pytorch_maml',
     description='Converts what PyTorch-MAML reads and writes.',
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
-from maml_jax import data
+from maml_jax import data, default_config
 from maml_jax.inner_loop import OUTER_ONLY, path_matches
 from maml_jax.pytorch_maml import weights
 from maml_jax.pytorch_maml.yaml_section import Section
@@ -47,7 +47,6 @@ IGNORED_KEYS = {
   'visdom': 'metrics go to TensorBoard and metrics.jsonl',
 }
 SECTIONS = ('data', 'task', 'model', 'inner', 'outer', 'train', 'val', 'eval')
-DEFAULT = pathlib.Path(__file__).parents[2] / 'configs' / 'default.py'
 
 Fields = dict[str, Any]
 
@@ -72,10 +71,8 @@ def convert_config(
   Raises:
     UserError: a key is missing, unknown or without equivalent.
   """
-  if not DEFAULT.is_file():
-    raise UserError(f'no {DEFAULT}: configs are made in a clone of maml_jax')
   notes = []
-  config = config_lib.load(str(DEFAULT))
+  config = default_config.get_config()
   root = Section(file, content, notes)
   if 'test' in root and 'train' not in root:
     _set(config, _of_test(root, config, alone=True))
@@ -98,7 +95,7 @@ def preset_source(
     path: where it will be, for the command that it begins with.
     source: what it was made from.
   """
-  default = config_lib.load(str(DEFAULT))
+  default = default_config.get_config()
   wanted, fields = config_lib.flatten(config), {}
   for field in sorted(wanted, key=_order):
     # Some follow others: what they are by now counts.
@@ -111,11 +108,11 @@ def preset_source(
     f'Converted from {_plain(source)} of PyTorch-MAML.',
     'Expected: as there. Hardware: one GPU. Time: not measured."""',
     '',
-    'from configs import default',
+    'from maml_jax import default_config',
     '',
     '',
     'def get_config():',
-    '  config = default.get_config()',
+    '  config = default_config.get_config()',
     *_assignments(fields),
     '  return config',
   ]

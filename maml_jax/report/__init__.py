@@ -1,7 +1,7 @@
-"""What a run has come to, drawn; the only place that draws.
+"""Figures and HTML reports; the only package that uses matplotlib.
 
-`report` draws the pictures of `--mode=demo`; `write` makes the page of
-`--mode=report`.
+`draw_demo` draws the figures of `--mode=demo`; `write_report` writes the HTML
+report of `--mode=report`.
 """
 
 from maml_jax.report.demo_plots import (
@@ -15,14 +15,14 @@ from maml_jax.report.page import write_report
 
 __all__ = [
   'Html',
+  'draw_demo',
   'element',
   'note',
   'paragraph',
   'plot_curves',
   'plot_episode',
   'plot_regression',
-  'report',
   'table',
   'tag',
-  'write',
+  'write_report',
 ]

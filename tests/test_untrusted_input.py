@@ -19,7 +19,7 @@ import zlib
 
 import numpy as np
 import pytest
-import tiny
+import small_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import png
@@ -595,8 +595,8 @@ def test_yaml_of_any_tokens_is_data_or_refused(tmp_path_factory, tokens):
 
 # Config values and command lines
 
-BASE = config_lib.to_json(tiny.config())
-FIELDS = sorted(config_lib.flatten(tiny.config()))
+BASE = config_lib.to_json(small_run.config())
+FIELDS = sorted(config_lib.flatten(small_run.config()))
 LITERALS = st.recursive(
   st.none()
   | st.booleans()
@@ -688,7 +688,7 @@ def test_any_value_in_a_saved_config_is_valid_or_refused(field, value):
 
 
 def test_every_field_has_a_kind_and_numbers_have_bounds():
-  config = tiny.config()
+  config = small_run.config()
   for field, value in config_lib.flatten(config).items():
     if field not in config_lib.NORM_FIELDS:
       assert config_lib.TYPES[field] is type(value), field

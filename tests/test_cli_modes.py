@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import tiny
+import small_run
 
 from maml_jax import cli, data, train
 from maml_jax import config as config_lib
@@ -13,7 +13,7 @@ from maml_jax.evaluation import evaluate, sweep
 from maml_jax.experiment import checkpoint
 from maml_jax.utils.errors import UserError
 
-PRESET = str(tiny.PRESET)
+PRESET = str(small_run.PRESET)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def called(monkeypatch, tmp_path):
     )
 
   def run(*argv):
-    cli.run(argv, PRESET)
+    cli.run(argv)
     return calls[-1]
 
   return run
@@ -46,7 +46,7 @@ def saved(path, **fields):
   """A checkpoint of a linear network."""
   params = {'encoder': {'kernel': np.ones((2, 2))}}
   return checkpoint.Checkpoint(
-    path, tiny.config(**fields), 3, params, {}, [], {'loss': 1.0}
+    path, small_run.config(**fields), 3, params, {}, [], {'loss': 1.0}
   )
 
 
@@ -61,7 +61,7 @@ def run_of_six(tmp_path):
   workdir = tmp_path / 'six'
   path = workdir / 'checkpoints' / 'best' / '3'
   checkpoint.export(saved(None, task__ways=6), path)
-  text = config_lib.to_json(tiny.config(task__ways=6))
+  text = config_lib.to_json(small_run.config(task__ways=6))
   (workdir / 'config.json').write_text(text)
   return workdir
 
@@ -141,7 +141,7 @@ def test_training_begins_with_a_checkpoint_elsewhere(called, run_of_six):
 
 
 def test_a_run_not_begun_brings_nothing(called, tmp_path):
-  text = config_lib.to_json(tiny.config(task__ways=6))
+  text = config_lib.to_json(small_run.config(task__ways=6))
   (tmp_path / 'config.json').write_text(text)
   _, config, *_ = called(f'--workdir={tmp_path}')
   assert config.task.ways == 5
@@ -167,11 +167,11 @@ def test_grid_is_a_flag(called, shipped):
 )
 def test_slips_are_named(argv, message):
   with pytest.raises(UserError, match=message.replace('?', r'\?')):
-    cli.run(argv, PRESET)
+    cli.run(argv)
 
 
 def test_older_configs_mean_what_they_did():
-  config = tiny.config()
+  config = small_run.config()
   old = config.to_dict()
   for field in config_lib.ADDED_FIELDS:
     section, name = field.split('.')
@@ -185,17 +185,19 @@ def test_older_configs_mean_what_they_did():
 
 @pytest.fixture
 def small(monkeypatch, tmp_path_factory):
-  tiny.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
+  small_run.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
 
 
 def test_begins_with_the_parameters_of_another_run(small, tmp_path):
   """Without a step of training they stay what they are."""
-  config = tiny.config(train__num_epochs=1)
+  config = small_run.config(train__num_epochs=1)
   assert train.train(config, tmp_path / 'first') == 0
   first = checkpoint.load(tmp_path / 'first')
   start = {'train__init_from': tmp_path / 'first', 'outer__lr': 0}
   assert (
-    train.train(tiny.config(train__num_epochs=1, **start), tmp_path / 'second')
+    train.train(
+      small_run.config(train__num_epochs=1, **start), tmp_path / 'second'
+    )
     == 0
   )
   second = checkpoint.load(tmp_path / 'second')
@@ -204,14 +206,15 @@ def test_begins_with_the_parameters_of_another_run(small, tmp_path):
 
 
 def test_begins_with_nothing_of_another_shape(small, tmp_path):
-  config = tiny.config(train__num_epochs=1)
+  config = small_run.config(train__num_epochs=1)
   assert train.train(config, tmp_path / 'first') == 0
-  wide = tiny.dataset()._replace(images=tiny.dataset().images[:, ::2])
+  wide = small_run.dataset()._replace(images=small_run.dataset().images[:, ::2])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr('maml_jax.data.load_dataset', lambda *_: wide)
     low = dataclasses.replace(data.spec('glyphs'), image_shape=(14, 28, 1))
     patch.setattr('maml_jax.data.spec', lambda name: low)
     with pytest.raises(UserError, match='encoder/kernel is .* where .* needed'):
       train.train(
-        tiny.config(train__init_from=tmp_path / 'first'), tmp_path / 'second'
+        small_run.config(train__init_from=tmp_path / 'first'),
+        tmp_path / 'second',
       )

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-import own
+import image_folders
 import pytest
 
 from maml_jax import cli
@@ -30,8 +30,8 @@ PREDICT = '--mode=predict '
 def place(tmp_path_factory):
   """The sound things, and what is wrong with others."""
   path = tmp_path_factory.mktemp('wrong')
-  own.make_checkpoint(path / 'checkpoint')
-  own.make_checkpoint(
+  image_folders.make_checkpoint(path / 'checkpoint')
+  image_folders.make_checkpoint(
     path / 'sinusoid',
     data__name='sinusoid',
     model__encoder='mlp',
@@ -39,13 +39,13 @@ def place(tmp_path_factory):
     val__ways=1,
     eval__ways=1,
   )
-  own.folder(path / 'support', 2)
-  own.folder(path / 'one', 2, classes=['bar'])
+  image_folders.folder(path / 'support', 2)
+  image_folders.folder(path / 'one', 2, classes=['bar'])
   (path / 'nothing').mkdir()
-  own.folder(path / 'hollow', 2)
+  image_folders.folder(path / 'hollow', 2)
   shutil.rmtree(path / 'hollow' / 'disc')
   (path / 'hollow' / 'disc').mkdir()
-  own.folder(path / 'texts', 2)
+  image_folders.folder(path / 'texts', 2)
   for file in (path / 'texts' / 'disc').iterdir():
     file.unlink()
   (path / 'texts' / 'disc' / 'a.jpg').write_text('this is no image')
@@ -60,8 +60,8 @@ def place(tmp_path_factory):
       file.write_bytes(file.read_bytes()[:-9])
   (path / 'config.py').write_text('def get_config(:')
   few = classifier.load(path / 'checkpoint')
-  images = [own.picture(name, 0) for name in own.CLASSES]
-  few.fit(images, own.CLASSES, num_steps=0).save(path / 'model.npz')
+  images = [image_folders.picture(name, 0) for name in image_folders.CLASSES]
+  few.fit(images, image_folders.CLASSES, num_steps=0).save(path / 'model.npz')
   whole = (path / 'model.npz').read_bytes()
   (path / 'cut.npz').write_bytes(whole[: len(whole) // 2])
   altered = bytearray(whole)
@@ -211,7 +211,7 @@ def test_wrong_use_is_one_clear_line(name, place, capsys, monkeypatch):
   )
   words, message = WRONG[name]
   before = contents(place)
-  assert cli.main(told(place, words), str(PRESET)) == 2
+  assert cli.main(told(place, words)) == 2
   out, err = capsys.readouterr()
   *warnings, last = err.splitlines()
   assert re.search(f'^error: .*{message}', last), last
@@ -247,7 +247,7 @@ def test_full_disk_keeps_what_there_was(place, tmp_path, capsys, monkeypatch):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
   try:
-    status = cli.main(told(place, words + ' --num_steps=0'), str(PRESET))
+    status = cli.main(told(place, words + ' --num_steps=0'))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert status == 2
@@ -282,8 +282,8 @@ def test_what_befalls_a_mode(raised, status, line, capsys, monkeypatch):
   def fail(*_):
     raise raised
 
-  monkeypatch.setattr(cli, '_function', lambda name: fail)
-  assert cli.main([], str(PRESET)) == status
+  monkeypatch.setattr(cli, 'mode_function', lambda name: fail)
+  assert cli.main([]) == status
   assert capsys.readouterr().err == line
 
 
@@ -291,6 +291,6 @@ def test_a_bug_is_not_hidden(monkeypatch):
   def fail(*_):
     raise KeyError('a bug')
 
-  monkeypatch.setattr(cli, '_function', lambda name: fail)
+  monkeypatch.setattr(cli, 'mode_function', lambda name: fail)
   with pytest.raises(KeyError):
-    cli.main([], str(PRESET))
+    cli.main([])

@@ -8,10 +8,10 @@ import os
 import re
 import shutil
 
-import measured
+import fake_results
 import numpy as np
 import pytest
-import tiny
+import small_run
 from PIL import Image
 
 from maml_jax import cli, data, report
@@ -32,7 +32,7 @@ from maml_jax.report import (
 from maml_jax.utils.errors import UserError
 
 NAMES = [f'class <{c}>' for c in range(8)]
-PRESET = str(tiny.PRESET)
+PRESET = str(small_run.PRESET)
 VOID = {'meta', 'link', 'br', 'hr', 'img', 'input'}
 
 
@@ -89,13 +89,13 @@ def rows_of(page_text, table_class):
 
 @pytest.fixture(autouse=True)
 def prepared(monkeypatch, tmp_path):
-  tiny.use(monkeypatch, tmp_path / 'cache')
+  small_run.use(monkeypatch, tmp_path / 'cache')
   monkeypatch.setattr(data, 'class_names', lambda *_: NAMES)
 
 
 @pytest.fixture(scope='module')
 def config():
-  return tiny.config(eval__num_steps=2)
+  return small_run.config(eval__num_steps=2)
 
 
 @pytest.fixture(scope='module')
@@ -104,7 +104,7 @@ def seeds(tmp_path_factory, config):
   folder = tmp_path_factory.mktemp('seeds')
   for seed in range(3):
     path = folder / f'run{seed}'
-    measured.write_run(path, config, tiny.dataset('test'), 30, seed)
+    fake_results.write_run(path, config, small_run.dataset('test'), 30, seed)
   return [folder / f'run{seed}' for seed in range(3)]
 
 
@@ -112,7 +112,7 @@ def seeds(tmp_path_factory, config):
 def single(seeds, tmp_path_factory):
   """The page of one of them, and its text."""
   with pytest.MonkeyPatch.context() as patch:
-    tiny.use(patch, tmp_path_factory.mktemp('cache'))
+    small_run.use(patch, tmp_path_factory.mktemp('cache'))
     patch.setattr(data, 'class_names', lambda *_: NAMES)
     path = tmp_path_factory.mktemp('single') / 'page.html'
     report.write_report(path, seeds[:1])
@@ -226,7 +226,9 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path):
 def test_runs_that_differ_in_their_seed_alone_are_one(seeds, tmp_path, config):
   other = tmp_path / 'other'
   fields = {'inner__encoder_lr': 0.2, 'eval__num_steps': 2}
-  measured.write_run(other, tiny.config(**fields), tiny.dataset('test'), 5)
+  fake_results.write_run(
+    other, small_run.config(**fields), small_run.dataset('test'), 5
+  )
   again = copy(seeds, tmp_path)  # the same seed is no second one
   groups = runs.group_runs(
     [runs.read_run(p) for p in (*seeds[::-1], other, again)]
@@ -258,8 +260,8 @@ def test_names_of_seeds(tmp_path, given, name):
   for seed, workdir in enumerate(given):
     path = tmp_path / workdir
     path.mkdir()
-    measured.write_metrics(path)
-    config = tiny.config(seed=seed)
+    fake_results.write_metrics(path)
+    config = small_run.config(seed=seed)
     (path / 'config.json').write_text(config_lib.to_json(config))
   (group,) = runs.group_runs(
     [runs.read_run(tmp_path / workdir) for workdir in given]
@@ -269,8 +271,10 @@ def test_names_of_seeds(tmp_path, given, name):
 
 def test_evaluation_shown_is_the_one_that_all_have(seeds, tmp_path, config):
   paths = [copy(seeds, tmp_path, seed) for seed in (0, 1)]
-  more = tiny.config(eval__num_steps=2, eval__queries=1)
-  measured.write_tasks(paths[0], more, tiny.dataset('test'), 12, name='newer')
+  more = small_run.config(eval__num_steps=2, eval__queries=1)
+  fake_results.write_tasks(
+    paths[0], more, small_run.dataset('test'), 12, name='newer'
+  )
   os.utime(paths[0] / 'eval' / 'newer.json', (2e9, 2e9))
   (group,) = runs.group_runs([runs.read_run(path) for path in paths])
   newest, shared = group.measured
@@ -311,7 +315,7 @@ def test_damaged_files_are_named_and_passed_over(seeds, tmp_path):
 
 
 def test_a_run_without_evaluation_says_how_to_make_one(tmp_path):
-  measured.write_metrics(tmp_path)
+  fake_results.write_metrics(tmp_path)
   found = page(tmp_path, [tmp_path])
   command = f'python main.py --mode=eval --workdir={tmp_path}'
   assert f'Not evaluated yet. {command}' in found.text
@@ -471,7 +475,7 @@ def test_seeds_are_one_number_with_the_interval_over_them(seeds, tmp_path):
 
 
 def test_first_tasks_are_held_against_all(seeds, tmp_path, config):
-  measured.write_tasks(tmp_path, config, tiny.dataset('test'), 150)
+  fake_results.write_tasks(tmp_path, config, small_run.dataset('test'), 150)
   told = page(tmp_path, [tmp_path]).text
   values = arrays(tmp_path)['accuracy']
   apart, luck = prefix_difference(values, 100)
@@ -515,7 +519,7 @@ def test_baselines_are_shown_with_their_paired_differences(single, seeds):
 
 
 def test_names_and_titles_are_text_not_markup(tmp_path, single):
-  measured.write_metrics(tmp_path)
+  fake_results.write_metrics(tmp_path)
   found = page(
     tmp_path,
     [tmp_path],
@@ -539,7 +543,7 @@ def test_tasks_shown_are_the_best_and_the_worst_with_their_answers(
   known = arrays(seeds[0])
   order = np.lexsort((known['loss'], -known['accuracy']))
   phase = setup.eval_phase(config)
-  dataset = tiny.dataset('test')
+  dataset = small_run.dataset('test')
   positions, _ = eval_task_indices(dataset, phase, 30)
   text = single.read_text()
   shown = re.findall('<figure class="episode".*?</figure>', text, re.DOTALL)
@@ -606,10 +610,10 @@ def test_tasks_of_other_data_are_not_shown(seeds, tmp_path):
 
 
 def test_regression_has_losses_and_no_chance(tmp_path):
-  sinusoid = str(tiny.PRESET.with_name('sinusoid.py'))
+  sinusoid = str(small_run.PRESET.with_name('sinusoid.py'))
   config = config_lib.load(sinusoid)
-  measured.write_metrics(tmp_path, accuracy=False)
-  measured.write_regression(tmp_path, config)
+  fake_results.write_metrics(tmp_path, accuracy=False)
+  fake_results.write_regression(tmp_path, config)
   found = page(tmp_path, [tmp_path])
   said = facts(tmp_path)
   shown = formatting.format_number('loss', said['loss'], said['interval'])
@@ -659,7 +663,7 @@ def test_band_of_one_seed_is_its_interval(seeds):
 
 
 def test_long_curves_are_thinned_and_keep_their_ends(tmp_path):
-  measured.write_metrics(tmp_path, num_epochs=800)
+  fake_results.write_metrics(tmp_path, num_epochs=800)
   (group,) = runs.group_runs([runs.read_run(tmp_path)])
   for line in figures.learning([group], 'loss').axes[0].lines:
     x = line.get_xdata()
@@ -704,19 +708,19 @@ def test_command_line(tmp_path, capsys):
   workdirs = [tmp_path / name for name in 'ab']
   for workdir in workdirs:
     workdir.mkdir()
-    measured.write_metrics(workdir)
+    fake_results.write_metrics(workdir)
   output = tmp_path / 'new' / 'both.html'
   flags = ['--mode=report', *map(str, workdirs), f'--output={output}']
-  assert cli.run(flags, PRESET) == 0
+  assert cli.run(flags) == 0
   assert capsys.readouterr().out == f'{output}\n'
   assert '<title>a, b</title>' in output.read_text()
   with pytest.raises(UserError, match='at least one WORKDIR'):
-    cli.run(['--mode=report'], PRESET)
+    cli.run(['--mode=report'])
 
 
 def test_a_single_run_has_its_page_in_its_workdir(tmp_path):
-  measured.write_metrics(tmp_path)
-  assert cli.run(['--mode=report', str(tmp_path)], PRESET) == 0
+  fake_results.write_metrics(tmp_path)
+  assert cli.run(['--mode=report', str(tmp_path)]) == 0
   assert (tmp_path / 'report.html').is_file()
   assert (tmp_path / 'report_pictures' / 'learning_loss.png').is_file()
 

@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 import pytest
-import tiny
+import small_run
 
 from maml_jax.experiment import checkpoint, metrics_log
 from maml_jax.utils import distributed
@@ -62,7 +62,7 @@ class Run:
         f'--workdir={workdir}',
         *(place if processes > 1 else []),
         *flags,
-        *tiny.flags(**FIELDS | fields),
+        *small_run.flags(**FIELDS | fields),
       ]
       with log.open('w') as file:
         self.processes.append(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+import small_run
 
 from maml_jax.evaluation import evaluate, results, sweep
 from maml_jax.evaluation.statistics import mean_interval
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     patch.setenv('MAML_JAX_CACHE', str(base / 'cache'))
     patch.setattr('maml_jax.data.load_dataset', load_dataset)
-    config = tiny.config(model__width=2)
+    config = small_run.config(model__width=2)
     phase = setup.train_phase(config)
     params, stats = setup.phase_learner(config, phase).init(jax.random.key(0))
     path = tmp_path_factory.mktemp('saved') / 'untrained'
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
 
 
 def load_dataset(name, split, data_dir):
-  return tiny.dataset(split)
+  return small_run.dataset(split)
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +53,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def result(run, workdir):
-  return sweep.evaluate_grid(tiny.config(**FIELDS), run, workdir)
+  return sweep.evaluate_grid(small_run.config(**FIELDS), run, workdir)
 
 
 def arrays_of(workdir):
@@ -82,15 +82,15 @@ def test_has_every_cell_and_says_what_each_is(result, workdir):
 
 @functools.cache
 def fixed(num_tasks=TASKS):
-  phase = setup.eval_phase(tiny.config(eval__queries=3))
-  machine = setup.eval_sharding(tiny.config())
-  return task_source.eval_tasks(tiny.config(), phase, num_tasks, machine)
+  phase = setup.eval_phase(small_run.config(eval__queries=3))
+  machine = setup.eval_sharding(small_run.config())
+  return task_source.eval_tasks(small_run.config(), phase, num_tasks, machine)
 
 
 @pytest.mark.parametrize('norm', ['batch', 'support'])
 def test_a_cell_is_an_adaptation_and_its_query_pass(result, run, workdir, norm):
   """Op by op: adapt with as many steps, predict the first of each class."""
-  config, saved = tiny.config(model__width=2), checkpoint.load(run)
+  config, saved = small_run.config(model__width=2), checkpoint.load(run)
   arrays, cells = arrays_of(workdir), result['cells']
   for steps in (0, 2):
     phase = setup.eval_phase(config)._replace(norm=norm, num_steps=steps)
@@ -118,7 +118,7 @@ def test_a_cell_is_an_adaptation_and_its_query_pass(result, run, workdir, norm):
 
 @pytest.mark.parametrize('norm', ['batch', 'episodic', 'support'])
 def test_jitted_equals_op_by_op(norm):
-  config = tiny.config(model__width=2, eval__num_steps=2, eval__norm=norm)
+  config = small_run.config(model__width=2, eval__num_steps=2, eval__norm=norm)
   learner = eval_learner(config)
   rng = np.random.default_rng(0)
 
@@ -164,7 +164,7 @@ def test_by_default_takes_every_mode_the_checkpoint_serves(
 ):
   zeros = {name: np.zeros((TASKS, 2, 2)) for name in ('accuracy', 'loss')}
   monkeypatch.setattr(evaluate.Evaluation, 'measure', lambda *args: zeros)
-  config = tiny.config(**FIELDS | {'eval__grid_norms': ''})
+  config = small_run.config(**FIELDS | {'eval__grid_norms': ''})
   result = sweep.evaluate_grid(config, run, tmp_path)
   norms = list(dict.fromkeys(c['norm'] for c in result['cells']))
   assert norms == ['batch', 'episodic', 'cumulative', 'support']
@@ -173,19 +173,19 @@ def test_by_default_takes_every_mode_the_checkpoint_serves(
 def test_refuses_a_mode_that_the_checkpoint_does_not_serve(run, tmp_path):
   fields = FIELDS | {'eval__grid_norms': 'global'}
   with pytest.raises(UserError, match='norm needs global/.*lacks'):
-    sweep.evaluate_grid(tiny.config(**fields), run, tmp_path)
+    sweep.evaluate_grid(small_run.config(**fields), run, tmp_path)
 
 
 def test_measures_again_only_if_told_or_if_something_differs(
   result, run, workdir, monkeypatch
 ):
   monkeypatch.setattr(evaluate.Evaluation, 'measure', None)  # not callable
-  config = tiny.config(**FIELDS)
+  config = small_run.config(**FIELDS)
   assert sweep.evaluate_grid(config, run, workdir, again=False) == result
   with pytest.raises(TypeError):
     sweep.evaluate_grid(config, run, workdir)
   with pytest.raises(TypeError):
-    other = tiny.config(**FIELDS | {'eval__augment_support': 'flip'})
+    other = small_run.config(**FIELDS | {'eval__augment_support': 'flip'})
     sweep.evaluate_grid(other, run, workdir, again=False)
 
 
@@ -215,7 +215,7 @@ def test_goes_on_where_it_was_interrupted(
   )
   monkeypatch.setattr(results, 'collect_metrics', interrupted)
   with pytest.raises(Interrupted):
-    sweep.evaluate_grid(tiny.config(**FIELDS), run, tmp_path)
+    sweep.evaluate_grid(small_run.config(**FIELDS), run, tmp_path)
   (part,) = (tmp_path / 'eval').glob('*support.part')
   with np.load(part) as kept:
     assert len(kept['loss']) == 8
@@ -224,7 +224,7 @@ def test_goes_on_where_it_was_interrupted(
     return collect(run, part, identity, lambda n: advanced.append(n))
 
   monkeypatch.setattr(results, 'collect_metrics', counting)
-  sweep.evaluate_grid(tiny.config(**FIELDS), run, tmp_path)
+  sweep.evaluate_grid(small_run.config(**FIELDS), run, tmp_path)
   assert advanced == [20, 8, 8, 4]
   for name in ('accuracy', 'loss'):
     np.testing.assert_allclose(

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-import tiny
+import small_run
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -144,10 +144,10 @@ def test_many_images_are_cut_to_a_readable_number(tmp_path, figures):
 def test_report_shows_the_first_task_of_the_evaluation(
   tmp_path, monkeypatch, capsys, figures
 ):
-  tiny.use(monkeypatch, tmp_path / 'cache')
+  small_run.use(monkeypatch, tmp_path / 'cache')
   names = [f'class {c}' for c in range(8)]
   monkeypatch.setattr(data, 'class_names', lambda *_: names)
-  config = tiny.config(train__num_epochs=1)
+  config = small_run.config(train__num_epochs=1)
   train_run(config, tmp_path)
   evaluate.evaluate(config, tmp_path)
   report.draw_demo(config, tmp_path)
@@ -156,7 +156,7 @@ def test_report_shows_the_first_task_of_the_evaluation(
   right = round(np.load(tasks)['accuracy'][0] * 3 * 2)
   texts = [text.get_text() for text in figures[-1].axes[0].texts]
   assert f'{right} of 6 query images right' in texts
-  dataset = tiny.dataset('test')
+  dataset = small_run.dataset('test')
   phase = setup.eval_phase(config)
   (positions,), _ = eval_task_indices(dataset, phase, 1)
   for first in positions[:, 0]:

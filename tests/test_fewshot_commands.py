@@ -9,8 +9,8 @@ import shutil
 import sys
 import warnings
 
+import image_folders
 import numpy as np
-import own
 import pytest
 import scipy.stats
 from PIL import Image
@@ -30,21 +30,23 @@ class Place:
 
   def __init__(self, path):
     self.path = path
-    self.checkpoint = own.make_checkpoint(path / 'checkpoint')
-    self.support = own.folder(path / 'support', 3)
-    own.picture('disc', 9).save(self.support / 'disc' / 'more.png')  # unequal
+    self.checkpoint = image_folders.make_checkpoint(path / 'checkpoint')
+    self.support = image_folders.folder(path / 'support', 3)
+    image_folders.picture('disc', 9).save(
+      self.support / 'disc' / 'more.png'
+    )  # unequal
     (self.support / 'bar' / 'notes.txt').write_text('no image')
     (self.support / 'README').write_text('beside the classes')
-    self.query = own.folder(path / 'query', 7, start=50)
+    self.query = image_folders.folder(path / 'query', 7, start=50)
     (self.query / 'bar' / 'cut.jpg').write_bytes(b'\xff\xd8\xff\xe0')
     seen = self.support / 'frame' / '0.png'
     shutil.copy(seen, self.query / 'frame' / 'seen.png')
-    own.picture('bar', 77).save(self.query / 'no class\n.png')
+    image_folders.picture('bar', 77).save(self.query / 'no class\n.png')
     self.output = path / 'out'
 
 
 def run(capsys, *words):
-  status = cli.main([str(word) for word in words], str(PRESET))
+  status = cli.main([str(word) for word in words])
   out, err = capsys.readouterr()
   return status, out, err
 
@@ -210,7 +212,7 @@ def test_the_library_reads_the_model(place, said):
 
 
 def test_one_image_of_a_class_and_no_query(place, capsys):
-  support = own.folder(place.path / 'singles', 1)
+  support = image_folders.folder(place.path / 'singles', 1)
   output = place.path / 'singles-out'
   status, out, err = run(
     capsys,
@@ -363,7 +365,7 @@ def test_colours_are_for_terminals(
   monkeypatch.setattr(sys, 'stdout', stream())
   monkeypatch.setattr(sys, 'stderr', stream())
   words = ['--mode=nope'] if color else ['--mode=nope', '--no_color']
-  assert cli.main(words, str(PRESET)) == 2
+  assert cli.main(words) == 2
   assert ('\x1b[31merror:\x1b[0m' in sys.stderr.getvalue()) == colored
   assert 'error:' in sys.stderr.getvalue()
   with console.console_settings(color=color):
@@ -382,10 +384,10 @@ def test_quiet_is_results_and_errors_alone(capsys, monkeypatch):
       assert bar.disable
     raise UserError('a reason\x1b[2J')
 
-  monkeypatch.setattr(cli, '_function', lambda name: mode)
+  monkeypatch.setattr(cli, 'mode_function', lambda name: mode)
   monkeypatch.setattr(sys, 'stderr', Terminal())
   monkeypatch.setenv('NO_COLOR', '1')
-  assert cli.main(['--quiet'], str(PRESET)) == 2
+  assert cli.main(['--quiet']) == 2
   assert capsys.readouterr().out == 'the result\n'
   assert sys.stderr.getvalue() == 'error: a reason\\x1b[2J\n'
   assert not console.is_quiet()
@@ -396,14 +398,14 @@ def test_warnings_of_python_are_lines_too(capsys, monkeypatch):
     warnings.simplefilter('always')
     warnings.warn('passed over', stacklevel=1)
 
-  monkeypatch.setattr(cli, '_function', lambda name: mode)
-  assert cli.main([], str(PRESET)) == 0
+  monkeypatch.setattr(cli, 'mode_function', lambda name: mode)
+  assert cli.main([]) == 0
   assert capsys.readouterr().err == 'warning: passed over\n'
 
 
 def test_help_names_modes_flags_and_exit_codes(capsys):
   with pytest.raises(SystemExit) as ended:
-    cli.main(['--help'], str(PRESET))
+    cli.main(['--help'])
   assert ended.value.code == 0
   out = capsys.readouterr().out
   for name, mode in cli.MODES.items():
@@ -427,7 +429,7 @@ def test_a_reader_that_has_seen_enough(monkeypatch, tmp_path):
   def mode(flags, config):
     raise BrokenPipeError
 
-  monkeypatch.setattr(cli, '_function', lambda name: mode)
+  monkeypatch.setattr(cli, 'mode_function', lambda name: mode)
   with open(tmp_path / 'out', 'w') as file:
     monkeypatch.setattr(sys, 'stdout', file)
-    assert cli.main([], str(PRESET)) == 141
+    assert cli.main([]) == 141

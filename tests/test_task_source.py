@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-import tiny
+import small_run
 
 from maml_jax.data.episodes import task_keys
 from maml_jax.evaluation import evaluate
@@ -22,7 +22,7 @@ from maml_jax.utils.errors import UserError
 
 @pytest.fixture
 def small(monkeypatch, tmp_path_factory):
-  tiny.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
+  small_run.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
 
 
 def records(path):
@@ -37,13 +37,13 @@ def assert_close(a, b):
 
 
 def test_host_and_device_give_the_same_training_tasks_bit_by_bit(small):
-  config = tiny.config(data__augment_support='random_resized_crop')
+  config = small_run.config(data__augment_support='random_resized_crop')
   machine = setup.eval_sharding(config)
   device, host = (
     task_source.train_tasks(c, machine)
     for c in (
       config,
-      tiny.config(
+      small_run.config(
         data__augment_support='random_resized_crop', data__placement='host'
       ),
     )
@@ -61,7 +61,7 @@ def test_host_and_device_give_the_same_training_tasks_bit_by_bit(small):
 def test_images_on_the_host_make_no_difference(small, tmp_path):
   saved, rows = [], []
   for place in ('device', 'host'):
-    config = tiny.config(data__placement=place, eval__num_tasks=37)
+    config = small_run.config(data__placement=place, eval__num_tasks=37)
     assert train(config, tmp_path / place) == 0
     evaluate.evaluate(config, tmp_path / place)
     saved.append(checkpoint.load(tmp_path / place, 'latest'))
@@ -77,16 +77,16 @@ def test_images_on_the_host_make_no_difference(small, tmp_path):
 
 
 def test_a_run_may_go_on_with_its_images_elsewhere(small, tmp_path):
-  one = tiny.config(train__num_epochs=1, data__placement='device')
+  one = small_run.config(train__num_epochs=1, data__placement='device')
   assert train(one, tmp_path) == 0
-  assert train(tiny.config(data__placement='host'), tmp_path) == 0
+  assert train(small_run.config(data__placement='host'), tmp_path) == 0
   assert checkpoint.load(tmp_path, 'latest').step == 10
 
 
 def test_images_go_where_there_is_room(small, monkeypatch):
-  config = tiny.config()
+  config = small_run.config()
   machine = setup.eval_sharding(config)
-  dataset = tiny.dataset()
+  dataset = small_run.dataset()
   assert task_source.choose_placement(config, machine, dataset) == 'device'
 
   class Device:
@@ -101,12 +101,12 @@ def test_images_go_where_there_is_room(small, monkeypatch):
   Mesh.local_devices = [Device(3 * dataset.images.nbytes - 3)]
   assert task_source.choose_placement(config, machine, dataset) == 'host'
   for place in ('host', 'device'):
-    told = tiny.config(data__placement=place)
+    told = small_run.config(data__placement=place)
     assert task_source.choose_placement(told, machine, dataset) == place
 
 
 def taken(lengths, given):
-  machine = setup.eval_sharding(tiny.config())
+  machine = setup.eval_sharding(small_run.config())
   rows, step = [], 5
   with task_source.Prefetcher(given, machine, 4) as ahead:
     for n in lengths:
@@ -144,7 +144,7 @@ def test_nothing_is_given_where_nothing_is_missing():
 def test_ways_differ_between_training_validation_and_test(
   small, tmp_path, capsys
 ):
-  config = tiny.config(
+  config = small_run.config(
     inner__reset_classifier=True, task__ways=3, val__ways=4, eval__ways=7
   )
   assert train(config, tmp_path) == 0

@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 import numpy as np
-import tiny
+import small_run
 from PIL import Image, ImageDraw
 
 from maml_jax.experiment import checkpoint, setup
@@ -43,8 +43,8 @@ def folder(path: pathlib.Path, count: int, start: int = 0, classes=CLASSES):
 
 
 def make_checkpoint(path: pathlib.Path, **overrides) -> pathlib.Path:
-  """A checkpoint of `tiny.config` at its initial parameters."""
-  config = tiny.config(**overrides)
+  """A checkpoint of `small_run.config` at its initial parameters."""
+  config = small_run.config(**overrides)
   learner = setup.phase_learner(config, setup.train_phase(config))
   params, stats = jax.jit(learner.init)(jax.random.key(5))
   saved = checkpoint.Checkpoint(path, config, 0, params, stats, [], {})

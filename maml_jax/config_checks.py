@@ -1,0 +1,311 @@
+"""Checks of configs: types, ranges, choices, and fields that must agree.
+
+Every error is a `UserError` of one line that names the field as it is written
+on the command line and what would be valid. Types follow from the defaults in
+`default_config`; only ranges and choices are listed here.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maml_jax import default_config
+from maml_jax.utils.errors import UserError, check_choice, printable
+
+__all__ = [
+  'NORMS',
+  'TYPE_NAMES',
+  'flatten',
+  'norm_modes',
+  'require_enough_images',
+  'to_tuples',
+  'validate',
+]
+
+NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
+AUGMENTATIONS = (
+  'none',
+  'flip',
+  'random_crop',
+  'color_jitter',
+  'random_resized_crop',
+  'resize_center_crop',
+)
+
+CHOICES = {
+  'precision': ('float32', 'tf32', 'bfloat16'),
+  'data.name': (
+    'glyphs',
+    'omniglot',
+    'mini_imagenet',
+    'tiered_imagenet',
+    'cifar_fs',
+    'fc100',
+    'folder',
+    'cub',
+    'inat2017',
+    'sinusoid',
+  ),
+  'data.placement': ('auto', 'device', 'host'),
+  'data.augment_support': AUGMENTATIONS,
+  'data.augment_query': AUGMENTATIONS,
+  'model.encoder': (
+    'convnet4',
+    'wide_convnet4',
+    'resnet10',
+    'wide_resnet10',
+    'resnet12',
+    'wide_resnet12',
+    'resnet18',
+    'wide_resnet18',
+    'mlp',
+  ),
+  'model.init': ('torch', 'xavier'),
+  'outer.optimizer': ('sgd', 'rmsprop', 'adam', 'adamw'),
+  'outer.schedule': ('constant', 'step', 'cosine'),
+  'val.augment_support': AUGMENTATIONS,
+  'eval.split': ('train', 'val', 'test'),
+  'eval.checkpoint': ('best', 'latest'),
+  'eval.augment_support': AUGMENTATIONS,
+}
+
+# Smallest valid values; 0 for all other numbers.
+MINIMUM = {
+  'task.ways': 1,
+  'task.shots': 1,
+  'task.queries': 1,
+  'train.steps_per_epoch': 1,
+  'train.meta_batch_size': 1,
+  'train.steps_per_call': 1,
+  'val.num_tasks': 1,
+  'val.ways': 1,
+  'val.shots': 1,
+  'val.queries': 1,
+  'eval.ways': 1,
+  'eval.shots': 1,
+  'eval.queries': 1,
+}
+POSITIVE = ('model.norm_eps', 'model.temperature', 'outer.clip_value')
+
+# Largest valid integers. Larger values are mistakes, and would take memory or
+# time without end.
+DEFAULT_MAXIMUM = 10**6
+MAXIMUM = {
+  'seed': 2**32 - 1,  # JAX drops higher bits
+  'model.width': 4096,
+  'inner.num_steps': 10**4,
+  'val.num_steps': 10**4,
+  'eval.num_steps': 10**4,
+  'outer.warmup_epochs': 10**9,
+  'train.num_epochs': 10**9,
+  'train.steps_per_epoch': 10**9,
+}
+MAX_LENGTH = 4096  # characters of a string, or items of a list
+MAX_STEP = 2**31 - 1  # meta-iterations are counted in int32
+
+NORM_FIELDS = ('model.norm', 'eval.norm')  # a mode, or (pattern, mode) pairs
+TYPE_NAMES = {
+  bool: 'true or false',
+  int: 'an integer',
+  float: 'a number',
+  str: 'a word',
+  tuple: 'a list',
+}
+
+
+def validate(config: ConfigDict) -> None:
+  """Raises UserError for the first invalid value of a config."""
+  fields = flatten(config)
+  types = _types()
+  missing = {*types, *NORM_FIELDS} - fields.keys()
+  if missing:
+    raise UserError(
+      f'the config lacks {", ".join(sorted(missing))}: start from '
+      'maml_jax.default_config.get_config()'
+    )
+  for field, kind in types.items():
+    _check_type(field, fields[field], kind)
+  for field, choices in CHOICES.items():
+    check_choice(f'config.{field}', fields[field], choices)
+  _check_numbers(fields, types)
+  for field in NORM_FIELDS:
+    for mode in norm_modes(f'config.{field}', fields[field]):
+      check_choice(f'config.{field}', mode, NORMS)
+  _check_items('inner.frozen', fields['inner.frozen'], str)
+  _check_items('outer.milestones', fields['outer.milestones'], int)
+  _check_grid(fields)
+  _check_network(fields)
+  _check_task_kind(fields)
+
+
+def require_enough_images(
+  name: str, size: Sequence[int], *, ways: int, shots: int, queries: int
+) -> None:
+  """Raises UserError if a split is too small for a task.
+
+  Args:
+    name: the split, for the message, such as 'mini_imagenet train'.
+    size: images per class, [classes].
+    ways: classes of a task.
+    shots: support images per class.
+    queries: query images per class.
+  """
+  if ways > len(size):
+    raise UserError(f'{ways} ways, but {name} has {len(size)} classes')
+  needed, available = shots + queries, int(min(size))
+  if needed > available:
+    raise UserError(
+      f'{shots} shots and {queries} queries are {needed} images, but a class '
+      f'of {name} has {available}: use at most {max(available - shots, 0)} '
+      'queries'
+    )
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Returns the fields of a config as {'task.ways': 5, ...}."""
+  return dict(_leaves(to_tuples(config.to_dict())))
+
+
+def to_tuples(tree: Any) -> Any:
+  """Converts the lists in a tree to tuples, which JSON does not have."""
+  if isinstance(tree, dict):
+    return {key: to_tuples(value) for key, value in tree.items()}
+  return tuple(map(to_tuples, tree)) if isinstance(tree, list) else tree
+
+
+def norm_modes(field: str, norm: Any) -> list[str]:
+  """Returns the modes in a value of `model.norm`.
+
+  Args:
+    field: its name, for the message.
+    norm: a mode, or a tuple of (pattern, mode) pairs.
+
+  Raises:
+    UserError: it is neither.
+  """
+  if isinstance(norm, str):
+    return [norm]
+  pairs = norm if isinstance(norm, tuple) else [None]
+  for pair in pairs:
+    if not (isinstance(pair, tuple) and list(map(type, pair)) == [str, str]):
+      raise UserError(
+        f'{field}={printable(norm)}: neither a mode nor (pattern, mode) pairs'
+      )
+  return [mode for _, mode in pairs]
+
+
+def _types() -> dict[str, type]:
+  """Returns the type of each field except for the norm modes."""
+  fields = flatten(default_config.get_config())
+  return {f: type(x) for f, x in fields.items() if f not in NORM_FIELDS}
+
+
+def _leaves(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _check_type(field: str, value: Any, kind: type) -> None:
+  kinds = (float, int) if kind is float else (kind,)
+  if type(value) not in kinds:
+    raise UserError(
+      f'config.{field}={printable(value)}: not {TYPE_NAMES[kind]}'
+    )
+  if kind in (str, tuple) and len(value) > MAX_LENGTH:
+    raise UserError(f'config.{field}={printable(value)}: too long')
+  if kind is str and '\0' in value:
+    raise UserError(f'config.{field}={printable(value)}: contains a null byte')
+
+
+def _check_numbers(fields: dict[str, Any], types: dict[str, type]) -> None:
+  """Raises UserError for the first number out of its range."""
+  for field, kind in types.items():
+    value = fields[field]
+    if kind not in (int, float) or field in POSITIVE:
+      continue
+    minimum = MINIMUM.get(field, 0)
+    if not minimum <= value < math.inf:
+      raise UserError(f'config.{field}={value}: must be at least {minimum}')
+    maximum = MAXIMUM.get(field, DEFAULT_MAXIMUM)
+    if kind is int and value > maximum:
+      raise UserError(
+        f'config.{field}={printable(value)}: must be at most {maximum}'
+      )
+  for field in POSITIVE:
+    if not fields[field] > 0:
+      raise UserError(f'config.{field}={fields[field]}: must be positive')
+    if fields[field] == math.inf and field != 'outer.clip_value':
+      raise UserError(f'config.{field}={fields[field]}: must be finite')
+  epochs, length = fields['train.num_epochs'], fields['train.steps_per_epoch']
+  if epochs * length > MAX_STEP:
+    raise UserError(
+      f'config.train.num_epochs={epochs} with {length} meta-iterations per '
+      f'epoch: must be at most {MAX_STEP} meta-iterations in total'
+    )
+
+
+def _check_network(fields: dict[str, Any]) -> None:
+  """Raises UserError for a width or a number of ways that cannot work."""
+  width, encoder = fields['model.width'], fields['model.encoder']
+  if width and 'resnet' in encoder:
+    raise UserError(
+      f'config.model.width={width}: the widths of {encoder} are fixed; use 0'
+    )
+  for field in ('val.ways', 'eval.ways'):
+    ways, trained = fields[field], fields['task.ways']
+    if ways != trained and not fields['inner.reset_classifier']:
+      raise UserError(
+        f'config.{field}={ways}: a learned head has '
+        f'config.task.ways={trained} outputs; other numbers of ways need '
+        'config.inner.reset_classifier=true'
+      )
+
+
+def _check_task_kind(fields: dict[str, Any]) -> None:
+  """Raises UserError for what regression or classification cannot have."""
+  is_regression = fields['data.name'] == 'sinusoid'
+  kind = 'regression' if is_regression else 'classification'
+  reason = f'data.name={fields["data.name"]} is {kind}'
+  if is_regression and fields['model.encoder'] != 'mlp':
+    raise UserError(
+      f'config.model.encoder={fields["model.encoder"]}: must be mlp, because '
+      f'{reason}'
+    )
+  for field in ('task.ways', 'val.ways', 'eval.ways'):
+    if (fields[field] == 1) != is_regression:
+      valid = '1' if is_regression else 'at least 2'
+      raise UserError(
+        f'config.{field}={fields[field]}: must be {valid}, because {reason}'
+      )
+  for field, value in fields.items():
+    augments = '.augment' in field and value != 'none'
+    if is_regression and (augments or field == 'data.normalize' and value):
+      raise UserError(f'config.{field}={value}: {kind} has no images')
+
+
+def _check_grid(fields: dict[str, Any]) -> None:
+  for mode in fields['eval.grid_norms']:
+    check_choice('config.eval.grid_norms', mode, NORMS)
+  for field, minimum in (('eval.grid_queries', 1), ('eval.grid_steps', 0)):
+    _check_items(field, fields[field], int)
+    if min(fields[field], default=-1) < minimum:
+      raise UserError(
+        f'config.{field}={fields[field]}: must be at least {minimum} each'
+      )
+
+
+def _check_items(field: str, items: tuple, kind: type) -> None:
+  for item in items:
+    if type(item) is not kind:
+      item = printable(repr(item))
+      raise UserError(f'config.{field}: {item} is not {TYPE_NAMES[kind]}')
+    if kind is int and not 0 <= item <= DEFAULT_MAXIMUM:
+      item = printable(item)
+      raise UserError(
+        f'config.{field}: {item} is not within 0..{DEFAULT_MAXIMUM}'
+      )

@@ -1,0 +1,147 @@
+"""Every field of a config, with its default and its meaning.
+
+A preset changes some of these fields; `--config.a.b=c`, or `--a.b=c`, sets a
+field from the command line. The config is locked: fields cannot be added.
+"""
+
+from ml_collections import ConfigDict, FieldReference
+
+__all__ = ['get_config']
+
+
+def get_config() -> ConfigDict:
+  """Returns the config of second-order MAML, 5-way 1-shot, on `glyphs`."""
+  config = ConfigDict()
+
+  # Seed of initial parameters and training tasks. The tasks of validation and
+  # evaluation are fixed.
+  config.seed = 0
+  # Precision of convolutions and matrix products: float32; tf32 (on GPU; three
+  # bfloat16 passes on TPU; no effect on CPU); bfloat16, also for images and
+  # activations. Sums, batch norm, losses and parameters are always float32.
+  config.precision = 'float32'
+
+  config.data = data = ConfigDict()
+  # glyphs, omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, folder,
+  # cub, inat2017; or sinusoid: regression, which needs no data.
+  data.name = 'glyphs'
+  # Directory of prepared data; '' = $MAML_JAX_DATA or ~/.cache/maml_jax. For
+  # `folder`, the directory of the images.
+  data.root = ''
+  # Where images are stored: device; host, with prefetching; or auto: on the
+  # devices if they need at most a third of the memory. The tasks are the same.
+  data.placement = 'auto'
+  data.normalize = False  # by the channel mean and deviation of the data set
+  # Random augmentation of each training image:
+  #   none
+  #   flip                 horizontal flip
+  #   random_crop          shift by up to 8 pixels over black; flip
+  #   color_jitter         random_crop; brightness, contrast, saturation +-40 %
+  #   random_resized_crop  a box of 8..100 % of the area, resized; flip
+  #   resize_center_crop   resize by 256/224, center crop (not random)
+  data.augment_support = 'none'  # of support images in training
+  data.augment_query = 'none'  # of query images in training
+
+  # Training tasks.
+  config.task = task = ConfigDict()
+  task.ways = 5  # classes
+  task.shots = 1  # support images per class
+  task.queries = 15  # query images per class
+
+  config.model = model = ConfigDict()
+  # convnet4, wide_convnet4, resnet10, wide_resnet10, resnet12, wide_resnet12,
+  # resnet18, wide_resnet18; mlp for regression.
+  model.encoder = 'convnet4'
+  model.width = 0  # channels of convnets, units of the mlp; 0 = the default
+  # Statistics that normalize a query image. One mode for all layers:
+  #   batch       moments of the query set (transductive)
+  #   global      running averages over all training tasks
+  #   episodic    running averages over the inner steps of the task
+  #   cumulative  plain averages over the inner steps of the task
+  #   support     moments of the support set under the adapted parameters
+  #   tasknorm    episodic, blended with the moments of each image
+  # or (pattern, mode) pairs, first match wins, for example
+  # (('conv4', 'support'), ('*', 'global')).
+  model.norm = FieldReference('batch', field_type=object)
+  model.norm_scale = True  # learn a scale in addition to the bias
+  model.norm_eps = 1e-5  # added to the variance
+  # torch (uniform +-1/sqrt(fan in)) or xavier (uniform, zero biases). The
+  # convolutions of ResNets are always He-normal.
+  model.init = 'torch'
+  model.temperature = 1.0  # factor on the logits
+  model.learn_temperature = False  # learn it in the outer loop
+
+  # The inner loop adapts to the support set of a task.
+  config.inner = inner = ConfigDict()
+  inner.num_steps = 5  # gradient steps in training
+  inner.encoder_lr = 0.01  # learning rate of all parameters except the head
+  inner.classifier_lr = 0.01  # learning rate of the head
+  inner.momentum = 0.0  # heavy ball; the buffer starts at 0 in every task
+  inner.weight_decay = 0.0  # L2, added to the gradient
+  inner.first_order = False  # FOMAML: treat inner gradients as constants
+  # Patterns of parameters that are meta-learned but not adapted, matched
+  # against consecutive parts of paths such as encoder/conv1/bn/bias: 'bn',
+  # 'encoder', 'encoder/conv[12]'. A pattern without a match is an error.
+  inner.frozen = ()
+  inner.reset_classifier = False  # start every task with a zero head
+  inner.remat = False  # recompute inner steps: less memory, more time
+  # Second derivatives in forward-over-reverse mode: the same numbers up to
+  # rounding, and as little memory as with remat.
+  inner.mixed_mode = False
+
+  # The outer loop learns the initialization.
+  config.outer = outer = ConfigDict()
+  outer.optimizer = 'adam'  # sgd, rmsprop, adam, adamw
+  outer.lr = 1e-3  # learning rate
+  outer.momentum = 0.9  # of sgd
+  outer.weight_decay = 0.0  # L2, added to the gradient; adamw: decoupled
+  outer.clip_value = 10.0  # clip each gradient component; inf = never
+  outer.schedule = 'constant'  # constant, step, cosine; changes between epochs
+  # step: epochs at which lr is multiplied by gamma; cosine: the last one is the
+  # epoch at which lr reaches 0.
+  outer.milestones = ()
+  outer.gamma = 0.1  # factor of the step schedule
+  outer.warmup_epochs = 0  # linear warmup from 0, per meta-iteration
+
+  config.train = train = ConfigDict()
+  train.num_epochs = 10  # each ends with a validation and a checkpoint
+  train.steps_per_epoch = 100  # meta-iterations
+  train.meta_batch_size = 4  # tasks per meta-iteration, over all devices
+  train.tasks_per_chunk = 0  # tasks vectorized per device; 0 = automatic
+  train.steps_per_call = 10  # maximum number of meta-iterations per jitted call
+  train.init_from = ''  # checkpoint with initial parameters; '' = random ones
+
+  # Validation selects the best checkpoint.
+  config.val = val = ConfigDict()
+  val.num_tasks = 200  # distinct tasks, the same every time
+  val.ways = task.get_oneway_ref('ways')  # default: as in training
+  val.shots = task.get_oneway_ref('shots')  # default: as in training
+  val.queries = 15  # query images per class
+  val.num_steps = inner.get_oneway_ref('num_steps')  # default: as in training
+  val.augment_support = 'none'  # as data.augment_support
+
+  # Evaluation, --mode=eval.
+  config.eval = evaluation = ConfigDict()
+  evaluation.split = 'test'  # train, val, test
+  evaluation.checkpoint = 'best'  # best (on validation), latest
+  # Distinct tasks, the same every time; 0 = 10,000, or 600 on CPUs.
+  evaluation.num_tasks = 0
+  evaluation.ways = task.get_oneway_ref('ways')  # default: as in training
+  evaluation.shots = task.get_oneway_ref('shots')  # default: as in training
+  evaluation.queries = 15  # query images per class; affects norm=batch
+  # Inner steps; default: as in training.
+  evaluation.num_steps = inner.get_oneway_ref('num_steps')
+  evaluation.augment_support = 'none'  # as data.augment_support
+  evaluation.norm = model.get_oneway_ref('norm')  # default: as in training
+  # Number of tasks on which accuracy and loss are measured after each step.
+  evaluation.curve_tasks = 100
+  # Also evaluate baselines on the same tasks: no adaptation, nearest centroid
+  # and a linear head on the features of the encoder.
+  evaluation.baselines = False
+  # Instead, evaluate every norm mode x queries per class x inner steps.
+  evaluation.grid = False
+  evaluation.grid_norms = ()  # () = all whose statistics the checkpoint has
+  evaluation.grid_queries = (1, 5, 15)  # per class
+  evaluation.grid_steps = (0, 1, 5, 10)  # inner steps
+
+  return config.lock()
