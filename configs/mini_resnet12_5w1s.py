@@ -13,6 +13,6 @@ def get_config():
   config.model.encoder = 'resnet12'
   config.inner.update(frozen=('bn*',), remat=True)
   config.train.update(num_epochs=100, steps_per_epoch=500)
-  config.train.update(meta_batch_size=2, chunk=1)
+  config.train.update(meta_batch_size=2, tasks_per_chunk=1)
   config.val.num_tasks = 600
   return config

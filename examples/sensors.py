@@ -82,7 +82,7 @@ def main(steps=5000, num_tasks=1000):
     tx,
     lambda key, _: place(key),
     key=jax.random.key(1),
-    num_tasks=16,
+    meta_batch_size=16,
     max_steps=steps,
   )
   state, _ = run(init_state(learner, tx, jax.random.key(0)), (), steps)
