@@ -1,0 +1,1 @@
+"""Benchmarks behind docs/performance.md, docs/scaling.md and RESULTS.md."""

@@ -1,13 +1,14 @@
-"""Times maml_jax and its peers in turn, round by round.
+"""Times maml_jax and other libraries in turn, round by round.
 
   python -m benchmarks.compare [--pytorch_maml DIR] [--learn2learn DIR]
     [--python PYTHON]
 
-DIR is a checkout of fmu2/PyTorch-MAML or of learnables/learn2learn; PYTHON an
-interpreter that has PyTorch (for learn2learn also SciPy), where this one has
-not. Each side lives in a process of its own and works only when told to, so
-that all meet the same machine. The ratio of a round is time there by time here:
-above 1, maml_jax is faster.
+DIR is a checkout of fmu2/PyTorch-MAML or of learnables/learn2learn. PYTHON is
+an interpreter with PyTorch (for learn2learn also SciPy); default this one.
+
+Each library runs in its own process and is idle while another one is timed, so
+that all run under the same conditions. The ratio of a round is the time of the
+other library divided by that of maml_jax: above 1, maml_jax is faster.
 """
 
 import argparse
@@ -17,29 +18,36 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks.measure import ROOT, milliseconds, spread
+from benchmarks.machine import ROOT
+from benchmarks.timing import median_and_range, milliseconds
 from benchmarks.workload import COMPARED
-from maml_jax.utils import huge_pages
 from maml_jax.utils.errors import UserError
+from maml_jax.utils.huge_pages import huge_pages_environment
 
-# What a peer does otherwise on the same workload.
-PEERS = {
+# Library -> how its work differs from that of maml_jax.
+LIBRARIES = {
   'pytorch_maml': 'nothing but the framework',
   'learn2learn': (
-    'adapts batch norm too and keeps its running averages; one task after '
-    'another; gradients are not clipped'
+    'also adapts batch norm and keeps its running averages; processes tasks '
+    'one after another; does not clip gradients'
   ),
 }
 
 
 class Worker:
-  """A process of `benchmarks.worker`."""
+  """A process that runs `benchmarks.worker`.
+
+  Args:
+    python: the interpreter.
+    *args: arguments of the worker.
+    use_huge_pages: enable huge pages, see `maml_jax.utils.huge_pages`.
+  """
 
   def __init__(self, python: str, *args: str, use_huge_pages: bool):
-    # Accelerator memory is shared by all sides.
+    # All workers share the memory of the accelerator.
     env = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'} | os.environ
     if use_huge_pages:
-      env |= huge_pages.huge_pages_environment()
+      env |= huge_pages_environment()
     self._process = subprocess.Popen(
       [python, '-m', 'benchmarks.worker', *args],
       stdin=subprocess.PIPE,
@@ -49,44 +57,47 @@ class Worker:
       env=env,
     )
 
-  def ready(self) -> dict:
-    """Waits until it can run; returns what it runs on.
+  def wait_until_ready(self) -> dict:
+    """Waits for the worker to start and returns its description.
 
     Raises:
-      UserError: it cannot.
+      UserError: the worker cannot run.
     """
-    about = json.loads(self._line())
-    if 'error' in about:
-      raise UserError(about['error'])
-    return about
+    description = json.loads(self._read_line())
+    if 'error' in description:
+      raise UserError(description['error'])
+    return description
 
-  def seconds(self) -> float:
-    """The time of one iteration, measured over there."""
+  def time_iteration(self) -> float:
+    """Runs one iteration and returns its seconds, measured by the worker."""
     self._process.stdin.write('go\n')
     self._process.stdin.flush()
-    return float(self._line())
+    return float(self._read_line())
 
-  def _line(self) -> str:
+  def _read_line(self) -> str:
     line = self._process.stdout.readline()
     if not line:
-      raise UserError(f'worker ended: {" ".join(self._process.args)}')
+      raise UserError(f'worker exited: {" ".join(self._process.args)}')
     return line
 
   def close(self) -> None:
+    """Ends the process."""
     self._process.stdin.close()
     self._process.wait()
 
 
-def start(commands: dict[str, list[str]], huge_pages: bool):
-  """Starts a worker for every side.
+def start_workers(commands: dict[str, list[str]], huge_pages: bool):
+  """Starts a worker for each library.
+
+  A library that cannot run is skipped with a message.
 
   Args:
     commands: name -> interpreter and arguments.
-    huge_pages: for the peers too; maml_jax takes them by itself.
+    huge_pages: enable huge pages for the other libraries, too; maml_jax always
+      uses them.
 
   Returns:
-    name -> worker, and what they run on. A peer that cannot run is left out,
-    with a line that says why.
+    name -> worker, and the descriptions of all workers in one dict.
 
   Raises:
     UserError: maml_jax itself cannot run.
@@ -95,107 +106,125 @@ def start(commands: dict[str, list[str]], huge_pages: bool):
     name: Worker(*command, use_huge_pages=huge_pages or name == 'maml_jax')
     for name, command in commands.items()
   }
-  about = {}
+  descriptions = {}
   for name, worker in list(workers.items()):
     try:
-      about |= worker.ready()
+      descriptions |= worker.wait_until_ready()
     except UserError as error:
       workers.pop(name).close()
       if name == 'maml_jax':
         raise
-      print(f'  {name} left out: {error}', flush=True)
-  return workers, about
+      print(f'  {name} skipped: {error}', flush=True)
+  return workers, descriptions
 
 
-def rounds(workers: dict[str, Worker], count: int) -> list[dict[str, float]]:
-  """Seconds of every side, round by round; prints them."""
+def time_rounds(
+  workers: dict[str, Worker], count: int
+) -> list[dict[str, float]]:
+  """Times all workers in turn; prints and returns the seconds of each round."""
   for worker in workers.values():
-    worker.seconds()
-  done = []
+    worker.time_iteration()  # warm up
+  rounds = []
   for i in range(count):
-    # Who goes first changes, so that a drift of the machine favours nobody.
+    # The order alternates, so that drift of the machine cancels out.
     order = list(workers)[:: 1 if i % 2 else -1]
-    times = {name: workers[name].seconds() for name in order}
-    done.append(times)
-    here = times['maml_jax']
-    parts = [f'maml_jax {here:7.3f} s']
+    times = {name: workers[name].time_iteration() for name in order}
+    rounds.append(times)
+    base = times['maml_jax']
+    parts = [f'maml_jax {base:7.3f} s']
     parts += [
-      f'{name} {times[name]:7.3f} s = {times[name] / here:5.2f} x'
+      f'{name} {times[name]:7.3f} s = {times[name] / base:5.2f} x'
       for name in workers
       if name != 'maml_jax'
     ]
     print('  ' + '   '.join(parts), flush=True)
-  return done
+  return rounds
 
 
-def compare(
+def compare_workload(
   name: str, commands: dict[str, list[str]], count: int, huge_pages: bool
 ):
-  """Yields a row for each peer."""
+  """Times one workload in all libraries; yields a row for each other library.
+
+  Args:
+    name: of the workload.
+    commands: see `start_workers`.
+    count: number of rounds.
+    huge_pages: see `start_workers`.
+  """
   print(name, flush=True)
-  workers, about = start(commands, huge_pages)
+  workers, descriptions = start_workers(commands, huge_pages)
   try:
-    done = rounds(workers, count) if len(workers) > 1 else []
+    rounds = time_rounds(workers, count) if len(workers) > 1 else []
   finally:
     for worker in workers.values():
       worker.close()
-  for peer in [name for name in workers if name != 'maml_jax']:
-    ratios = [times[peer] / times['maml_jax'] for times in done]
+  for library in [name for name in workers if name != 'maml_jax']:
+    ratios = [times[library] / times['maml_jax'] for times in rounds]
     print(
-      f'  {peer}: median ratio {statistics.median(ratios):.2f} '
-      f'({min(ratios):.2f}..{max(ratios):.2f}); differs: {PEERS[peer]}',
+      f'  {library}: median ratio {statistics.median(ratios):.2f} '
+      f'({min(ratios):.2f}..{max(ratios):.2f}); differs: {LIBRARIES[library]}',
       flush=True,
     )
     yield {
       'group': 'compare',
       'name': name,
-      'peer': peer,
-      **about,
-      **milliseconds('ms', [times['maml_jax'] for times in done]),
-      **milliseconds('peer_ms', [times[peer] for times in done]),
-      **spread('ratio', ratios),
-      'differs': PEERS[peer],
+      'peer': library,
+      **descriptions,
+      **milliseconds('ms', [times['maml_jax'] for times in rounds]),
+      **milliseconds('peer_ms', [times[library] for times in rounds]),
+      **median_and_range('ratio', ratios),
+      'differs': LIBRARIES[library],
       'peer_huge_pages': huge_pages,
       'repeats': count,
     }
 
 
-def main(argv=None) -> int:
+def make_parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  for peer in PEERS:
-    parser.add_argument(f'--{peer}', metavar='DIR')
   add = parser.add_argument
-  add('--python', default=sys.executable)
+  for library in LIBRARIES:
+    add(f'--{library}', metavar='DIR', help='a checkout of this library')
+  add('--python', default=sys.executable, help='an interpreter with PyTorch')
   add('--workloads', nargs='+', default=list(COMPARED), choices=COMPARED)
-  add('--pairs', type=int, default=7)
+  add('--pairs', type=int, default=7, help='number of rounds; default 7')
   add('--precision', default='float32', choices=['float32', 'tf32'])
-  add('--huge_pages', action='store_true', help='give the peers those too')
-  add('--json', metavar='FILE', help='append JSON lines here')
+  add(
+    '--huge_pages',
+    action='store_true',
+    help='enable huge pages for the other libraries, too',
+  )
+  add('--json', metavar='FILE', help='append JSON lines to this file')
+  return parser
+
+
+def main(argv=None) -> int:
+  parser = make_parser()
   args = parser.parse_args(argv)
   checkouts = {
-    peer: os.path.abspath(getattr(args, peer))
-    for peer in PEERS
-    if getattr(args, peer)
+    library: os.path.abspath(getattr(args, library))
+    for library in LIBRARIES
+    if getattr(args, library)
   }
   if not checkouts:
-    parser.error('nothing to compare with: give --pytorch_maml, --learn2learn')
+    parser.error('give --pytorch_maml, --learn2learn or both')
   if args.pairs < 1:
-    parser.error('--pairs must be at least 1')
-  rows = 0
+    parser.error(f'--pairs={args.pairs}: must be at least 1')
+  num_rows = 0
   for name in args.workloads:
-    what = [name, args.precision]
-    commands = {'maml_jax': [sys.executable, 'maml_jax', *what]} | {
-      peer: [args.python, peer, *what, checkout]
-      for peer, checkout in checkouts.items()
+    options = [name, args.precision]
+    commands = {'maml_jax': [sys.executable, 'maml_jax', *options]} | {
+      library: [args.python, library, *options, checkout]
+      for library, checkout in checkouts.items()
     }
-    for row in compare(name, commands, args.pairs, args.huge_pages):
-      rows += 1
+    for row in compare_workload(name, commands, args.pairs, args.huge_pages):
+      num_rows += 1
       if args.json:
         with open(args.json, 'a') as f:
           f.write(json.dumps(row) + '\n')
-  return 0 if rows == len(checkouts) * len(args.workloads) else 1
+  return 0 if num_rows == len(checkouts) * len(args.workloads) else 1
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Group `compile`: from Python functions to programs that can run.
+"""Group `compile`: the time from Python functions to compiled programs.
 
-Each time is of a process of its own with a cache of its own: first an empty one
-(cold), then that which the first process left (cached).
+Each program is compiled in a new process with an empty compilation cache
+(cold), and then in another process with the cache of the first (cached).
 
-  python -m benchmarks.compilation PROGRAM [--tiny]   what such a process runs
+  python -m benchmarks.compilation PROGRAM [--tiny]   run by these processes
 """
 
 import argparse
@@ -15,46 +15,47 @@ from functools import partial
 import jax
 
 from benchmarks import workload
-from benchmarks.measure import Settings, child, spread
-from benchmarks.table import Ranged
+from benchmarks.table import RangeFormat
+from benchmarks.timing import Settings, median_and_range, run_module
 from benchmarks.with_jax import (
   fitting_mesh,
-  program,
-  sampler,
-  synthetic,
-  train_step,
+  make_program,
+  make_sampler,
+  random_dataset,
+  workload_train_step,
 )
 from benchmarks.workload import Workload
 from maml_jax.data.episodes import make_transform
 from maml_jax.sharding import one_device_per_core
 
 COLUMNS = {
-  'cold_s': Ranged('.1f'),
+  'cold_s': RangeFormat('.1f'),
   'cold_trace_s': '.1f',
   'cold_compile_s': '.1f',
-  'cached_s': Ranged('.1f'),
+  'cached_s': RangeFormat('.1f'),
   'cached_trace_s': '.1f',
   'cached_compile_s': '.1f',
   'repeats': 'd',
 }
 PROGRAMS = ('iteration', 'train_step')
+MAX_REPEATS = 3
 
 
 def cases(settings: Settings):
-  """The iteration alone, and the train step of main.py, tasks drawn inside."""
+  """Yields the iteration alone, and the train step, which samples tasks."""
   for name in PROGRAMS:
     yield name, partial(measure, name, settings)
 
 
 def measure(name: str, settings: Settings) -> dict:
-  """Compiles cold, then from the cache, some times over."""
+  """Compiles a program without and with a cache, several times."""
   args = [name, '--tiny'] if settings.tiny else [name]
   samples = {'cold': [], 'cached': []}
   start = time.monotonic()
-  while len(samples['cold']) < min(settings.repeats, 3):
+  while len(samples['cold']) < min(settings.repeats, MAX_REPEATS):
     with tempfile.TemporaryDirectory() as cache:
       for times in samples.values():
-        result = child(
+        result = run_module(
           'benchmarks.compilation',
           *args,
           precision=settings.precision,
@@ -65,40 +66,40 @@ def measure(name: str, settings: Settings) -> dict:
       break
   row = {'repeats': len(samples['cold'])}
   for kind, times in samples.items():
-    row |= spread(f'{kind}_s', [sum(t.values()) for t in times])
+    row |= median_and_range(f'{kind}_s', [sum(t.values()) for t in times])
     for part in ('trace_s', 'compile_s'):
-      row |= spread(f'{kind}_{part}', [t[part] for t in times])
+      row |= median_and_range(f'{kind}_{part}', [t[part] for t in times])
   return row
 
 
-def stages(name: str, work: Workload) -> dict:
-  """Seconds to trace and lower, and seconds to compile or to find compiled."""
+def time_stages(name: str, work: Workload) -> dict:
+  """Returns the seconds to trace and lower, and the seconds to compile."""
   mesh = fitting_mesh(work.tasks)
   if name == 'iteration':
-    fn, args = program(work, mesh)
+    fn, args = make_program(work, mesh)
     jitted = jax.jit(fn)
   else:
-    sample = sampler(work, make_transform())
-    jitted, state = train_step(work, sample, mesh)
-    args = state, synthetic(work, mesh, classes=64, per_class=20), 1
+    sampler = make_sampler(work, make_transform())
+    jitted, state = workload_train_step(work, sampler, mesh)
+    args = state, random_dataset(work, mesh, classes=64, per_class=20), 1
   start = time.perf_counter()
   lowered = jitted.lower(*args)
-  middle = time.perf_counter()
+  traced = time.perf_counter()
   lowered.compile()
   return {
-    'trace_s': middle - start,
-    'compile_s': time.perf_counter() - middle,
+    'trace_s': traced - start,
+    'compile_s': time.perf_counter() - traced,
   }
 
 
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('program', choices=PROGRAMS)
-  parser.add_argument('--tiny', action='store_true')
+  parser.add_argument('--tiny', action='store_true', help='a small network')
   args = parser.parse_args()
   work = workload.tiny(Workload()) if args.tiny else Workload()
   one_device_per_core(work.tasks)
-  print(json.dumps(stages(args.program, work)))
+  print(json.dumps(time_stages(args.program, work)))
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """Counts the floating-point operations of a traced program.
 
-Convolutions and matrix products are counted, a multiplication and an addition
-as two, as if every one were done directly; the zeros of padding count. What
-else there is (batch norm, pooling, updates) is bound by memory and left out.
+Only convolutions and matrix products are counted: two operations for each
+multiply-add of the direct algorithm, including the zeros of padding. All other
+operations (batch norm, pooling, updates) are limited by memory bandwidth.
 """
 
 import math
@@ -11,44 +11,50 @@ from collections.abc import Callable
 from jax.interpreters import partial_eval
 
 
-def count(closed_jaxpr) -> int:
-  """The operations of a program, e.g. of `jax.make_jaxpr(fn)(*args)`.
+def count_flops(closed_jaxpr) -> int:
+  """Returns the number of operations of a program.
 
-  What does not lead to an output is not counted. A loop counts as often as it
-  runs, all devices of a `shard_map` count, and of several branches the dearest.
+  Operations that no output depends on are not counted. The body of a loop
+  counts once per iteration, a `shard_map` once per device, and a conditional as
+  its most expensive branch.
+
+  Args:
+    closed_jaxpr: from `jax.make_jaxpr(fn)(*args)`.
 
   Raises:
-    ValueError: a `while` loop with countable work, whose length is unknown.
+    ValueError: a `while` loop of unknown length contains countable operations.
   """
   jaxpr = closed_jaxpr.jaxpr
   used = [True] * len(jaxpr.outvars)
-  return _of_jaxpr(partial_eval.dce_jaxpr(jaxpr, used)[0])
+  return _count_jaxpr(partial_eval.dce_jaxpr(jaxpr, used)[0])
 
 
-def _of_jaxpr(jaxpr) -> int:
-  return sum(map(_of_equation, jaxpr.eqns))
+def _count_jaxpr(jaxpr) -> int:
+  return sum(map(_count_equation, jaxpr.eqns))
 
 
-def _of_equation(equation) -> int:
+def _count_equation(equation) -> int:
   name = equation.primitive.name
   if name in _COUNTERS:
     return _COUNTERS[name](equation)
-  inside = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(equation.params)]
-  if name == 'while' and any(inside):
-    raise ValueError('the length of a while loop is unknown')
+  counts = [_count_jaxpr(jaxpr) for jaxpr in _sub_jaxprs(equation.params)]
+  if name == 'while' and any(counts):
+    raise ValueError('cannot count a while loop: its length is unknown')
   if name == 'cond':
-    return max(inside)
-  return _repetitions(equation) * sum(inside)
+    return max(counts)
+  return _repetitions(equation) * sum(counts)
 
 
 def _repetitions(equation) -> int:
+  """Returns how often an equation runs the jaxprs that it contains."""
   name, params = equation.primitive.name, equation.params
   if name == 'scan':
     return params['length']
   return params['mesh'].size if name == 'shard_map' else 1
 
 
-def _jaxprs(params):
+def _sub_jaxprs(params):
+  """Yields the jaxprs among the parameters of an equation."""
   for value in params.values():
     for item in value if isinstance(value, list | tuple) else [value]:
       jaxpr = getattr(item, 'jaxpr', item)
@@ -57,6 +63,7 @@ def _jaxprs(params):
 
 
 def _shapes(equation):
+  """Returns the shapes of the first two inputs and of the first output."""
   first, second, *_ = (v.aval.shape for v in equation.invars)
   return first, second, equation.outvars[0].aval.shape
 

@@ -1,27 +1,26 @@
 #!/usr/bin/env bash
-# Everything that is to be measured on a machine with a GPU, from a clean
-# checkout:
+# Runs all measurements on a machine with a GPU, from a clean checkout:
 #
 #   OUT=results MAML_JAX_DATA=DIR benchmarks/gpu.sh
 #
-# A call ends after LIMIT seconds; the next one goes on: parts that are done are
-# skipped, the others begin again, and the training resumes. Variables:
+# Each call ends after LIMIT seconds; the next call continues. Completed steps
+# are skipped, interrupted ones start over, and the training resumes. Variables:
 #
-#   OUT             what is found: log.txt, rows.jsonl, eval_RUN/, findings/,
-#                   report.html, the checkpoint mini_5w1s/
-#   STATE           what is done, and the run itself (default: $OUT/state)
-#   PARTS           install,tests,bench,precision,compare,train,eval,findings,
-#                   or some
-#   LIMIT           seconds of one call (default 600)
-#   MAML_JAX_DATA   prepared data with mini_imagenet; without it no training
-#   PYTORCH_MAML    a checkout of fmu2/PyTorch-MAML, to compare with
-#   LEARN2LEARN     a checkout of learnables/learn2learn, to compare with
-#   TORCH_PYTHON    a Python that has PyTorch with CUDA
-#   PYTHON          a Python that has maml_jax (default: .venv, made if missing)
-#   TRY=1           small and on any device, to try this script
+#   OUT             directory of the results: log.txt, rows.jsonl, eval_RUN/,
+#                   findings/, report.html, the checkpoint mini_5w1s/
+#   STATE           directory of completed steps and runs (default: $OUT/state)
+#   PARTS           some of install,tests,bench,precision,compare,train,eval,
+#                   findings (default: all)
+#   LIMIT           seconds per call (default: 600)
+#   MAML_JAX_DATA   prepared data with mini_imagenet; required for training
+#   PYTORCH_MAML    a checkout of fmu2/PyTorch-MAML to compare with
+#   LEARN2LEARN     a checkout of learnables/learn2learn to compare with
+#   TORCH_PYTHON    a Python with PyTorch and CUDA
+#   PYTHON          a Python with maml_jax (default: .venv, created if missing)
+#   TRY=1           small sizes on any device, to test this script
 set -uo pipefail
 
-OUT=$(realpath -m "${OUT:?say where the results go: OUT=DIR}")
+OUT=$(realpath -m "${OUT:?set it to the directory of the results: OUT=DIR}")
 STATE=$(realpath -m "${STATE:-$OUT/state}")
 cd "$(dirname "$0")/.." || exit 1
 PARTS=${PARTS:-install,tests,bench,precision,compare,train,eval,findings}
@@ -32,8 +31,8 @@ TORCH_PYTHON=${TORCH_PYTHON:-$PYTHON}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 export MAML_JAX_CACHE=${MAML_JAX_CACHE:-$STATE/xla}
 
-MARGIN=20 # seconds kept for what ends a call
-GROUPS_OF_BENCH='iteration compile memory sampling flops scaling'
+MARGIN=20 # seconds reserved for the end of a call
+BENCH_GROUPS='iteration compile memory sampling flops scaling'
 PRECISIONS='tf32 bfloat16'
 CONFIG=configs/mini_5w1s.py
 WORKDIR=$STATE/mini_5w1s
@@ -53,29 +52,29 @@ if [[ -n $TRY ]]; then
   unset JAX_PLATFORMS
 fi
 
-say() { printf '%s %s\n' "$(date +%T)" "$*" | tee -a "$OUT/log.txt"; }
+log() { printf '%s %s\n' "$(date +%T)" "$*" | tee -a "$OUT/log.txt"; }
 
-left() { echo $((LIMIT - MARGIN - SECONDS)); }
+seconds_left() { echo $((LIMIT - MARGIN - SECONDS)); }
 
-# step NAME COMMAND...: runs a command once, within the time that is left.
-# Fails if the command does; ends the call when the time is over.
+# step NAME COMMAND...: runs a command within the remaining time, unless it is
+# completed. Fails if the command fails; ends the call if the time is up.
 step() {
   local name=$1 status
   shift
   [[ -e $STATE/done/$name ]] && return 0
-  if (($(left) < 10)); then
-    finish 'time is over; call again to go on'
+  if (($(seconds_left) < 10)); then
+    finish 'time limit reached; run again to continue'
   fi
-  say "$name"
-  timeout --kill-after=10 --signal=INT "$(left)" "$@" 2>&1 |
+  log "$name"
+  timeout --kill-after=10 --signal=INT "$(seconds_left)" "$@" 2>&1 |
     tee -a "$OUT/log.txt"
   status=${PIPESTATUS[0]}
   if ((status == 0)); then
     touch "$STATE/done/$name"
-  elif (($(left) <= 0)); then
-    finish "time is over during $name; call again to go on"
+  elif (($(seconds_left) <= 0)); then
+    finish "time limit reached during $name; run again to continue"
   else
-    say "$name: failed ($status)"
+    log "$name: failed ($status)"
     failures+=("$name")
     return 1
   fi
@@ -83,12 +82,12 @@ step() {
 
 finish() {
   collect
-  say "$1"
-  ((${#failures[@]})) && say "failed: ${failures[*]}"
+  log "$1"
+  ((${#failures[@]})) && log "failed: ${failures[*]}"
   exit $((${#failures[@]} > 0))
 }
 
-# Copies what the training has written so far to where it is looked for.
+# Copies the training metrics so far to OUT.
 collect() {
   if [[ -e $WORKDIR/metrics.jsonl ]]; then
     cp "$WORKDIR/metrics.jsonl" "$OUT/train.jsonl"
@@ -106,17 +105,17 @@ part_install() {
   fi
   step install make .venv/installed EXTRAS=dev,cuda
   if ! has_gpu; then
-    say "error: $PYTHON has no JAX that sees a GPU"
+    log "error: JAX of $PYTHON does not find a GPU"
     exit 1
   fi
 }
 
 part_tests() {
   step tests "$PYTHON" -m pytest -q "${TESTS[@]}" tests/test_ops.py \
-    tests/test_inner.py tests/test_learner.py tests/test_golden.py
+    tests/test_inner_loop.py tests/test_learner.py tests/test_golden.py
 }
 
-bench() {
+run_benchmarks() {
   local name=$1
   shift
   step "$name" "$PYTHON" -m benchmarks.run --json "$OUT/rows.jsonl" \
@@ -125,16 +124,16 @@ bench() {
 
 part_bench() {
   local group
-  for group in $GROUPS_OF_BENCH; do
-    bench "bench_$group" --only "$group"
+  for group in $BENCH_GROUPS; do
+    run_benchmarks "bench_$group" --only "$group"
   done
 }
 
-# Speed under each precision, and the accuracy of a short training.
+# Measures speed and the accuracy of a short training at each precision.
 part_precision() {
   local precision workdir
   for precision in $PRECISIONS; do
-    bench "bench_$precision" --precision "$precision" \
+    run_benchmarks "bench_$precision" --precision "$precision" \
       --only iteration/5w1s iteration/5w5s iteration/first_order flops
   done
   has_data || return
@@ -153,12 +152,12 @@ part_compare() {
   [[ -n ${PYTORCH_MAML:-} ]] && peers+=(--pytorch_maml "$PYTORCH_MAML")
   [[ -n ${LEARN2LEARN:-} ]] && peers+=(--learn2learn "$LEARN2LEARN")
   if ((${#peers[@]} == 0)); then
-    say 'compare: skipped, neither PYTORCH_MAML nor LEARN2LEARN is set'
+    log 'compare: skipped, neither PYTORCH_MAML nor LEARN2LEARN is set'
     return
   fi
   if [[ -z $TRY ]] && ! "$TORCH_PYTHON" -c \
     'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    say "compare: skipped, $TORCH_PYTHON has no PyTorch that sees the GPU"
+    log "compare: skipped, PyTorch of $TORCH_PYTHON does not find the GPU"
     return
   fi
   for precision in float32 tf32; do
@@ -170,60 +169,63 @@ part_compare() {
 
 has_data() {
   [[ -n ${MAML_JAX_DATA:-} && -d $MAML_JAX_DATA/mini_imagenet ]] && return
-  say 'training: skipped, no mini_imagenet in MAML_JAX_DATA'
+  log 'training: skipped, no mini_imagenet in MAML_JAX_DATA'
   return 1
 }
 
-# The process id of the training, if it runs.
-training() {
+# Prints the process id of the training if it is running.
+training_pid() {
   local pid
   pid=$(cat "$STATE/train.pid" 2>/dev/null) || return
   ps -p "$pid" -o args= | grep -q main.py && echo "$pid"
 }
 
-# Measurements need the GPU for themselves: a training saves its state and ends.
+# Stops the training, which saves its state, so that measurements have the GPU
+# to themselves.
 stop_training() {
   local pid
-  pid=$(training) || return 0
-  say 'stopping the training, which resumes later'
+  pid=$(training_pid) || return 0
+  log 'stopping the training; it resumes later'
   kill -TERM "$pid"
-  while training >/dev/null; do sleep 1; done
+  while training_pid >/dev/null; do sleep 1; done
 }
 
 start_training() {
-  say 'training: begins, or resumes'
+  log 'training: start or resume'
   setsid "$PYTHON" main.py --config="$CONFIG" --workdir="$WORKDIR" \
     "${TRAIN[@]}" </dev/null >>"$STATE/train.log" 2>&1 &
   echo $! >"$STATE/train.pid"
 }
 
-# In the background, so that it outlasts the call; watched as long as that lasts.
-# One that ended unwatched is started again: if it was complete, it says so.
+# Trains in the background, so that the training continues after the call, and
+# waits for it. A training that ended between two calls is started again; it
+# exits at once if it was complete.
 part_train() {
   local status
   has_data || return
   [[ -e $STATE/done/train ]] && return
-  while training >/dev/null; do watch_training; done
+  while training_pid >/dev/null; do watch_training; done
   start_training
   sleep 1
-  while training >/dev/null; do watch_training; done
+  while training_pid >/dev/null; do watch_training; done
   wait $!
   status=$?
   tail -n 3 "$STATE/train.log" | tee -a "$OUT/log.txt"
   if ((status == 0)); then
     touch "$STATE/done/train"
   else
-    say "train: failed ($status); see $STATE/train.log"
+    log "train: failed ($status); see $STATE/train.log"
     failures+=(train)
   fi
 }
 
 watch_training() {
-  (($(left) > 0)) || finish 'the training runs on; call again to go on'
+  (($(seconds_left) > 0)) ||
+    finish 'training continues in the background; run again to wait for it'
   sleep 2
 }
 
-# evaluate NAME WORKDIR [FLAG...]: with K=10; results are copied to OUT.
+# evaluate NAME WORKDIR [FLAG...]: evaluates with K=10, copies results to OUT.
 evaluate() {
   local name=$1 workdir=$2
   shift 2
@@ -232,11 +234,11 @@ evaluate() {
     cp "$workdir"/eval/* "$OUT/eval_${workdir##*/}"
 }
 
-# The paper's protocol (600 tasks, Q=1), the harder one beside baselines, and
-# every way at once; then a page of it all, and the checkpoint by itself.
+# Evaluates with the paper's protocol (600 tasks, Q=1), with Q=15 and baselines,
+# and in all modes; then writes a report and exports the checkpoint.
 part_eval() {
   if [[ ! -e $STATE/done/train ]]; then
-    say 'eval: skipped, the training is not done'
+    log 'eval: skipped, the training is not complete'
     return
   fi
   evaluate paper "$WORKDIR" --eval.num_tasks="$PAPER_TASKS" --eval.queries=1
@@ -246,10 +248,10 @@ part_eval() {
     --eval.queries=15 --eval.grid
   step report "$PYTHON" main.py --mode=report "$WORKDIR" \
     --output="$OUT/report.html"
-  step export "$PYTHON" -m maml_jax.checkpoint "$WORKDIR" "$OUT/mini_5w1s"
+  step export "$PYTHON" -m maml_jax.experiment.checkpoint "$WORKDIR" "$OUT/mini_5w1s"
 }
 
-# Five trainings of that kind: days of one GPU, in as many calls as it takes.
+# Trains five such models: days on one GPU, over many calls.
 part_findings() {
   has_data || return
   step findings "$PYTHON" -m studies.findings --scale=mini \
@@ -274,7 +276,7 @@ for part in ${PARTS//,/ }; do
     findings) part_findings ;;
     *)
       failures+=("$part")
-      finish "error: no part $part"
+      finish "error: PARTS: unknown part $part"
       ;;
   esac
 done

@@ -1,4 +1,4 @@
-"""What a measurement was made on: part of every row."""
+"""Hardware and software versions, recorded with every measurement."""
 
 import os
 import pathlib
@@ -13,31 +13,31 @@ import maml_jax
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def machine() -> dict:
-  """Device, cores, versions and commit, by name."""
+def describe_machine() -> dict:
+  """Returns the device, CPU cores, versions and commit, by name."""
   return {
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),
     'platform': jax.default_backend(),
-    'processor': processor(),
-    'cores': cores(),
+    'processor': processor_name(),
+    'cores': count_cores(),
     'jax': jax.__version__,
     'jaxlib': jaxlib.__version__,
     'python': platform.python_version(),
     'maml_jax': maml_jax.__version__,
-    'commit': commit(),
+    'commit': current_commit(),
   }
 
 
-def cores() -> int:
-  """The cores that this process may use."""
+def count_cores() -> int:
+  """Returns the number of CPU cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1  # not Linux
 
 
-def processor() -> str:
-  """The model of the CPU, as far as the system tells."""
+def processor_name() -> str:
+  """Returns the model name of the CPU, or its architecture if unknown."""
   info = pathlib.Path('/proc/cpuinfo')
   if info.is_file():
     for line in info.read_text().splitlines():
@@ -46,8 +46,8 @@ def processor() -> str:
   return platform.processor() or platform.machine()
 
 
-def commit() -> str:
-  """The commit of the checkout, '+' behind it if files differ from it."""
+def current_commit() -> str:
+  """Returns the short commit hash, with '+' if files are modified."""
 
   def git(*args):
     done = subprocess.run(
@@ -57,6 +57,6 @@ def commit() -> str:
 
   try:
     name, changes = git('rev-parse', '--short', 'HEAD'), git('status', '-s')
-  except FileNotFoundError:  # no git
+  except FileNotFoundError:  # git is not installed
     name = None
   return f'{name}+' if name and changes else name or 'unknown'

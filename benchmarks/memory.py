@@ -1,15 +1,20 @@
 """Group `memory`: temporary memory of compiled programs, on one device.
 
-With and without `inner.remat`, and with `inner.mixed_mode` instead; at K=5 also
-the time of all three, measured in turn.
+Each workload is compiled as is, with `inner.remat` and with
+`inner.mixed_mode`. At K=5 all three are also timed in turn.
 """
 
 from functools import partial
 
 from benchmarks import workload
-from benchmarks.measure import Settings, in_turn, milliseconds, spread
-from benchmarks.table import Ranged
-from benchmarks.with_jax import compiled, fitting_mesh
+from benchmarks.table import RangeFormat
+from benchmarks.timing import (
+  Settings,
+  median_and_range,
+  milliseconds,
+  time_interleaved,
+)
+from benchmarks.with_jax import compile_program, fitting_mesh
 from benchmarks.workload import Workload
 
 COLUMNS = {
@@ -18,56 +23,63 @@ COLUMNS = {
   'mb_mixed': '.1f',
   'saved': '.1%',
   'ms': '.2f',
-  'extra_remat': Ranged('.1%'),
-  'extra_mixed': Ranged('.1%'),
+  'extra_remat': RangeFormat('.1%'),
+  'extra_mixed': RangeFormat('.1%'),
   'repeats': 'd',
 }
 STEPS = (1, 5, 10, 20)
-TIMED = 5
+TIMED_STEPS = 5
 
 
 def cases(settings: Settings):
-  """5-way 1-shot over K, then ResNet-12, which is compiled only."""
+  """Yields 5-way 1-shot over K, first order, and ResNet-12."""
   works = {f'5w1s K={k}': Workload(num_steps=k) for k in STEPS}
   works['first order K=5'] = Workload(first_order=True)
   works['resnet12 K=5'] = Workload(encoder='resnet12')
   for name, work in works.items():
     work = workload.tiny(work) if settings.tiny else work
-    timed = name == f'5w1s K={TIMED}'
+    timed = name == f'5w1s K={TIMED_STEPS}'
     yield name, partial(measure, work, settings, timed)
 
 
 def measure(work: Workload, settings: Settings, timed: bool) -> dict:
-  """Memory in megabytes, and if wanted milliseconds, without remat and with."""
+  """Returns memory in megabytes and, if `timed`, milliseconds."""
   works = {
     '': work,
     '_remat': work._replace(remat=True),
     '_mixed': work._replace(mixed_mode=True),
   }
-  row = {f'mb{name}': megabytes(work) for name, work in works.items()}
+  row = {
+    f'mb{suffix}': temporary_megabytes(work) for suffix, work in works.items()
+  }
   row['saved'] = 1 - row['mb_remat'] / row['mb']
   if timed:
-    row |= _times(works, settings)
+    row |= _time_all(works, settings)
   return row
 
 
-def megabytes(work: Workload) -> float:
-  """Temporary memory of one iteration with all tasks on one device."""
-  run, _ = compiled(work)
+def temporary_megabytes(work: Workload, mesh=None) -> float:
+  """Returns the temporary memory of one iteration per device.
+
+  Args:
+    work: the workload.
+    mesh: the devices; default one device that runs all tasks.
+  """
+  run, _ = compile_program(work, mesh)
   return run.memory_analysis().temp_size_in_bytes / 1e6
 
 
-def _times(works: dict[str, Workload], settings: Settings) -> dict:
+def _time_all(works: dict[str, Workload], settings: Settings) -> dict:
   calls = {}
-  for name, work in works.items():
-    run, args = compiled(work, fitting_mesh(work.tasks))
-    calls[f'ms{name}'] = partial(run, *args)
-  times = in_turn(calls, settings)
+  for suffix, work in works.items():
+    run, args = compile_program(work, fitting_mesh(work.tasks))
+    calls[f'ms{suffix}'] = partial(run, *args)
+  times = time_interleaved(calls, settings)
   row = {'repeats': len(times['ms'])}
   for name, seconds in times.items():
     row |= milliseconds(name, seconds)
   for name in ('remat', 'mixed'):
     pairs = zip(times['ms'], times[f'ms_{name}'], strict=True)
     extra = [other / plain - 1 for plain, other in pairs]
-    row |= spread(f'extra_{name}', extra)
+    row |= median_and_range(f'extra_{name}', extra)
   return row

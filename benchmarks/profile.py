@@ -1,8 +1,8 @@
-"""Group `profile`: where the time of an iteration goes, on one CPU device.
+"""Group `profile`: a profile of one iteration on one CPU device.
 
-One task, 5-way 1-shot, second order, as XLA's profiler sees it: milliseconds
-per iteration of each kind of work, and its share. A kind is told from the name
-that JAX gives an operation.
+One task, 5-way 1-shot, second order, measured by XLA's profiler: milliseconds
+per iteration of each category of operations, and its share of the total. The
+category follows from the operation's name in the compiled program.
 """
 
 import collections
@@ -15,36 +15,38 @@ import jax
 from jax.profiler import ProfileData
 
 from benchmarks import workload
-from benchmarks.measure import Settings
-from benchmarks.with_jax import compiled
+from benchmarks.timing import Settings
+from benchmarks.with_jax import compile_program
 from benchmarks.workload import Workload
 from maml_jax.sharding import make_mesh
 
 COLUMNS = {'ms': '.1f', 'share': '.1%', 'calls': 'd', 'repeats': 'd'}
 
-# The first pattern that is found in an operation's definition decides.
-KINDS = {
-  'gradients of kernels': r'conv/while/body/|body/\w+/conv_general',
+# Category -> pattern. The first one found in an operation's definition applies.
+CATEGORIES = {
+  'kernel gradients': r'conv/while/body/|body/\w+/conv_general',
   'convolutions': r'conv_general_dilated',
   'reductions': r'reduce|dot_general',
-  'pixel by pixel': r'',
+  'elementwise': r'',
 }
-LEAF = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (?!.* while\()(.*)$', re.M)
+OPERATION = re.compile(
+  r'^\s*(?:ROOT )?%?([\w.\-]+) = (?!.* while\()(.*)$', re.M
+)
 
 
 def cases(settings: Settings):
-  """Every kind; they are measured together, by the first."""
-  shares = {}
-  for kind in KINDS:
-    yield kind, partial(measure, kind, shares, settings)
+  """Yields every category; the first one runs the profiler for all."""
+  totals = {}
+  for category in CATEGORIES:
+    yield category, partial(measure, category, totals, settings)
 
 
-def measure(kind: str, shares: dict, settings: Settings) -> dict:
-  """The part of one kind; `shares` is filled if it is empty."""
-  if not shares:
-    shares |= profile(settings)
-  nanoseconds, calls = shares[kind]
-  total = sum(t for t, _ in shares.values())
+def measure(category: str, totals: dict, settings: Settings) -> dict:
+  """Returns the row of one category; fills `totals` if it is empty."""
+  if not totals:
+    totals |= profile(settings)
+  nanoseconds, calls = totals[category]
+  total = sum(t for t, _ in totals.values())
   return {
     'ms': nanoseconds / 1e6,
     'share': nanoseconds / total,
@@ -54,13 +56,13 @@ def measure(kind: str, shares: dict, settings: Settings) -> dict:
 
 
 def profile(settings: Settings) -> dict[str, tuple[float, float]]:
-  """kind -> nanoseconds and operations per iteration."""
+  """Returns category -> (nanoseconds, operations) per iteration."""
   work = Workload(tasks=1)
   work = workload.tiny(work) if settings.tiny else work
-  run, args = compiled(work, make_mesh(jax.devices()[:1]))
-  kind_of = {
-    name: next(k for k, pattern in KINDS.items() if re.search(pattern, text))
-    for name, text in LEAF.findall(run.as_text())
+  run, args = compile_program(work, make_mesh(jax.devices()[:1]))
+  category_of = {
+    name: next(c for c, pattern in CATEGORIES.items() if re.search(pattern, op))
+    for name, op in OPERATION.findall(run.as_text())
   }
   jax.block_until_ready(run(*args))
   with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +73,10 @@ def profile(settings: Settings) -> dict[str, tuple[float, float]]:
     planes = ProfileData.from_file(str(path)).planes
   time, calls = collections.Counter(), collections.Counter()
   for event in (e for p in planes for line in p.lines for e in line.events):
-    if event.name in kind_of:
-      time[kind_of[event.name]] += event.duration_ns / settings.repeats
-      calls[kind_of[event.name]] += 1 / settings.repeats
-  return {kind: (time[kind], calls[kind]) for kind in KINDS}
+    if event.name in category_of:
+      category = category_of[event.name]
+      time[category] += event.duration_ns / settings.repeats
+      calls[category] += 1 / settings.repeats
+  return {
+    category: (time[category], calls[category]) for category in CATEGORIES
+  }

@@ -1,11 +1,11 @@
-"""Measures maml_jax: a table for each group, and a JSON line for each row.
+"""Benchmarks maml_jax: prints a table per group, writes a JSON line per row.
 
   python -m benchmarks.run [--only NAME ...] [--json FILE] [--repeats N]
 
-NAME is a group or GROUP/ROW, such as `iteration/5w1s`; the docstring of each
-group's module says what is measured. Numbers are medians of several runs after
-warm-up, with (minimum..maximum) behind them. On a CPU, every core becomes a
-device, as in main.py.
+NAME is a group or GROUP/ROW, such as `iteration/5w1s`. The docstring of each
+group's module says what it measures. Numbers are medians of several runs after
+warm-up, followed by (minimum..maximum). On a CPU, every core becomes a device,
+as in main.py.
 """
 
 import argparse
@@ -17,19 +17,18 @@ import jax
 
 from benchmarks import (
   compilation,
+  flop_rate,
   iteration,
   memory,
   profile,
-  rate,
   sampling,
   scaling,
   variants,
 )
-from benchmarks.machine import machine
-from benchmarks.measure import Settings
+from benchmarks.machine import describe_machine
 from benchmarks.table import Table
+from benchmarks.timing import Settings
 from benchmarks.workload import Workload
-from maml_jax.config import CHOICES
 from maml_jax.experiment.setup import PRECISIONS
 from maml_jax.sharding import one_device_per_core
 from maml_jax.utils.errors import UserError, check_choice
@@ -40,24 +39,28 @@ GROUPS = {
   'compile': compilation,
   'memory': memory,
   'sampling': sampling,
-  'flops': rate,
+  'flops': flop_rate,
   'scaling': scaling,
   'profile': profile,
   'variants': variants,
 }
 
 
-def chosen(only: list[str], settings: Settings):
-  """The groups to measure: name -> {row name: measure()}.
+def select_groups(only: list[str], settings: Settings) -> dict[str, dict]:
+  """Returns the groups to measure: name -> {row name: function}.
+
+  Args:
+    only: names of groups, or GROUP/ROW; empty for all.
+    settings: how to measure.
 
   Raises:
-    UserError: something in `only` is neither a group nor GROUP/ROW.
+    UserError: a name is unknown.
   """
   groups = {name: dict(g.cases(settings)) for name, g in GROUPS.items()}
   known = [*groups, *(f'{g}/{row}' for g in groups for row in groups[g])]
   for name in only:
     check_choice('--only', name, known)
-  wanted = {
+  selected = {
     group: {
       row: measure
       for row, measure in rows.items()
@@ -65,32 +68,41 @@ def chosen(only: list[str], settings: Settings):
     }
     for group, rows in groups.items()
   }
-  return {group: rows for group, rows in wanted.items() if rows}
+  return {group: rows for group, rows in selected.items() if rows}
 
 
-def measure_all(groups, settings: Settings, path=None) -> int:
-  """Prints and appends every row; returns how many could not be measured."""
-  about = machine() | {
+def measure_all(groups: dict[str, dict], settings: Settings, path=None) -> int:
+  """Measures, prints and saves all rows.
+
+  Args:
+    groups: from `select_groups`.
+    settings: how to measure.
+    path: a file to append JSON lines to; default none.
+
+  Returns:
+    The number of rows that failed.
+  """
+  conditions = describe_machine() | {
     'precision': settings.precision,
     'tiny': settings.tiny,
   }
-  print(', '.join(f'{name} {value}' for name, value in about.items()))
+  print(', '.join(f'{name} {value}' for name, value in conditions.items()))
   failed, start = 0, time.monotonic()
   for number, (group, rows) in enumerate(groups.items(), 1):
     minutes = (time.monotonic() - start) / 60
     print(f'\n{group} ({number} of {len(groups)}, after {minutes:.0f} min)')
     table = Table(GROUPS[group].COLUMNS, list(rows))
     for name, measure in rows.items():
-      table.begin(name)
+      table.start_row(name)
       try:
         values = measure()
       except (UserError, jax.errors.JaxRuntimeError) as error:
-        table.fail(error)
+        table.fail_row(error)
         failed += 1
         continue
-      table.end(values)
+      table.finish_row(values)
       if path:
-        row = {'group': group, 'name': name, **about, **values}
+        row = {'group': group, 'name': name, **conditions, **values}
         with open(path, 'a') as f:
           f.write(json.dumps(row) + '\n')
   return failed
@@ -101,25 +113,30 @@ def main(argv=None) -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add, default = parser.add_argument, Settings()
-  add('--only', nargs='+', default=[], metavar='NAME')
-  add('--json', metavar='FILE', help='append JSON lines here')
-  add('--repeats', type=int, default=default.repeats)
+  add('--only', nargs='+', default=[], metavar='NAME', help='default: all')
+  add('--json', metavar='FILE', help='append JSON lines to this file')
+  add(
+    '--repeats',
+    type=int,
+    default=default.repeats,
+    help=f'samples of each time; default {default.repeats}',
+  )
   add(
     '--seconds',
     type=float,
     default=default.seconds,
-    help='begin no further repeat after so long',
+    help=f'stop sampling after this long; default {default.seconds:g}',
   )
-  add('--precision', default=default.precision, choices=CHOICES['precision'])
-  add('--tiny', action='store_true', help='small sizes, to try it out')
+  add('--precision', default=default.precision, choices=list(PRECISIONS))
+  add('--tiny', action='store_true', help='small sizes, for a quick try')
   args = parser.parse_args(argv)
   if args.repeats < 1:
-    parser.error('--repeats must be at least 1')
+    parser.error(f'--repeats={args.repeats}: must be at least 1')
   one_device_per_core(Workload().tasks)
   settings = Settings(args.repeats, args.seconds, args.precision, args.tiny)
   try:
     with jax.default_matmul_precision(PRECISIONS[args.precision][1]):
-      groups = chosen(args.only, settings)
+      groups = select_groups(args.only, settings)
       return min(1, measure_all(groups, settings, args.json))
   except UserError as error:
     parser.error(str(error))

@@ -1,11 +1,13 @@
-"""Group `sampling`: what an iteration spends beside learning.
+"""Group `sampling`: the cost of sampling tasks and of the training loop.
 
-`ms` is the iteration without, `ms_with` with it, measured in turn, and `share`
-what of the latter it adds; `alone_ms` the same work in a program of its own.
-Rows `draw` to `resize`: drawing tasks from 38,400 images and normalising them,
-then also augmenting support and query sets, within the train step of main.py,
-against tasks that were drawn before. Row `train loop`: the loop of main.py
-(several calls, metrics read and written) against one call as long.
+`ms` is the iteration without the extra work and `ms_with` the iteration with
+it, timed in turn; `share` is the difference relative to `ms_with`. `alone_ms`
+is the time of the extra work in a separate program.
+
+Row `draw`: tasks are drawn from 38,400 images and normalized within the train
+step of main.py, instead of being drawn in advance. The following rows also
+augment support and query sets. Row `train loop`: the loop of main.py, with
+several calls and with logging, instead of a single call.
 """
 
 import contextlib
@@ -20,8 +22,14 @@ from types import SimpleNamespace
 import jax
 
 from benchmarks import with_jax, workload
-from benchmarks.measure import ROOT, Settings, in_turn, milliseconds, spread
-from benchmarks.table import Ranged
+from benchmarks.machine import ROOT
+from benchmarks.table import RangeFormat
+from benchmarks.timing import (
+  Settings,
+  median_and_range,
+  milliseconds,
+  time_interleaved,
+)
 from benchmarks.workload import Workload
 from maml_jax import config as config_lib
 from maml_jax import sharding, train
@@ -31,24 +39,24 @@ from maml_jax.data.episodes import make_transform
 from maml_jax.experiment.metrics_log import MetricsLog
 from maml_jax.experiment.run_display import TrainingDisplay
 from maml_jax.experiment.task_source import Prefetcher
-from maml_jax.sharding import mean_over_tasks
 
 COLUMNS = {
   'ms': '.2f',
   'ms_with': '.2f',
-  'share': Ranged('.2%'),
+  'share': RangeFormat('.2%'),
   'alone_ms': '.2f',
   'alone_share': '.2%',
   'repeats': 'd',
 }
 AUGMENTATIONS = ('flip', 'random_crop', 'color_jitter', 'random_resized_crop')
-SIZE = {'classes': 64, 'per_class': 600}  # of mini-ImageNet's training split
+SIZE = {'classes': 64, 'per_class': 600}  # mini-ImageNet's training split
 TINY_SIZE = {'classes': 4, 'per_class': 8}
 LOOP_SECONDS = 6.0
+MAX_STEPS_PER_CALL = 10
 
 
-class Bench:
-  """What the cases have in common, made when first needed."""
+class Fixtures:
+  """What the cases share, created on first use."""
 
   def __init__(self, settings: Settings):
     self.settings = settings
@@ -60,133 +68,156 @@ class Bench:
   @functools.cached_property
   def dataset(self):
     size = TINY_SIZE if self.settings.tiny else SIZE
-    return with_jax.synthetic(self.work, self.mesh, **size)
+    return with_jax.random_dataset(self.work, self.mesh, **size)
 
-  def sample(self, augmentation='none'):
-    """Draws, augments and normalises one task."""
+  def sampler(self, augmentation: str = 'none'):
+    """Returns a function that draws, normalizes and augments one task."""
     mini = spec('mini_imagenet')
     transform = with_augmentation(
       make_transform(mini.mean, mini.std),
       support=augmentation,
       query=augmentation,
     )
-    return with_jax.sampler(self.work, transform)
+    return with_jax.make_sampler(self.work, transform)
 
   @functools.cached_property
-  def given(self):
-    """Iterations on tasks that were drawn before."""
+  def predrawn_steps(self) -> 'Steps':
+    """Iterations on tasks that were drawn in advance."""
     count = 4 * self.work.tasks
     keys = jax.random.split(jax.random.key(0), count)
-    draw = jax.jit(jax.vmap(self.sample(), (0, None)))
-    episodes = with_jax.replicated(draw(keys, self.dataset), self.mesh)
+    draw = jax.jit(jax.vmap(self.sampler(), (0, None)))
+    episodes = with_jax.replicate(draw(keys, self.dataset), self.mesh)
 
     def pick(key, episodes):
       chosen = jax.random.randint(key, (), 0, count)
       return jax.tree.map(lambda x: x[chosen], episodes)
 
-    return Steps(*self._step(pick), episodes)
+    return Steps(*self._train_step(pick), episodes)
 
   @functools.cached_property
-  def drawn(self):
-    """Iterations that draw and normalise their tasks."""
-    return self.augmented('none')
+  def sampling_steps(self) -> 'Steps':
+    """Iterations that draw and normalize their tasks."""
+    return self.augmenting_steps('none')
 
-  def augmented(self, augmentation):
-    """Iterations that augment the tasks that they draw."""
-    return Steps(*self._step(self.sample(augmentation)), self.dataset)
+  def augmenting_steps(self, augmentation: str) -> 'Steps':
+    """Returns iterations that draw, normalize and augment their tasks."""
+    step, state = self._train_step(self.sampler(augmentation))
+    return Steps(step, state, self.dataset)
 
-  def _step(self, sample):
-    step, state = with_jax.train_step(self.work, sample, self.mesh)
-    return step, with_jax.replicated(state, self.mesh)
+  def _train_step(self, sample_episode):
+    step, state = with_jax.workload_train_step(
+      self.work, sample_episode, self.mesh
+    )
+    return step, with_jax.replicate(state, self.mesh)
 
 
 class Steps:
-  """A train step that goes on from where it was; `run(n)` returns metrics."""
+  """A train step with its current state.
 
-  def __init__(self, step, state, dataset):
-    self.step, self.state, self.dataset = step, state, dataset
+  Args:
+    step: from `make_train_step`.
+    state: the initial state.
+    shared: the data that the step samples from.
+  """
 
-  def run(self, num_steps):
-    self.state, metrics = self.step(self.state, self.dataset, num_steps)
+  def __init__(self, step, state, shared):
+    self.step, self.state, self.shared = step, state, shared
+
+  def run(self, num_steps: int):
+    """Runs meta-iterations and returns their metrics."""
+    self.state, metrics = self.step(self.state, self.shared, num_steps)
     return metrics
 
-  def per_call(self, seconds, most):
-    """How many meta-iterations take so long, up to a number."""
+  def steps_per_call(self, seconds: float, maximum: int) -> int:
+    """Returns the number of meta-iterations that take about `seconds`."""
     jax.block_until_ready(self.run(1))
     start = time.perf_counter()
     jax.block_until_ready(self.run(1))
-    spent = time.perf_counter() - start
-    return min(most, max(1, int(seconds / spent)))
+    elapsed = time.perf_counter() - start
+    return min(maximum, max(1, int(seconds / elapsed)))
 
 
 def cases(settings: Settings):
-  """Drawing; drawing and each augmentation; the train loop."""
-  bench = Bench(settings)
-  yield 'draw', partial(_draw, bench, 'none')
+  """Yields drawing, drawing with each augmentation, and the train loop."""
+  fixtures = Fixtures(settings)
+  yield 'draw', partial(_measure_sampling, fixtures, 'none')
   for name in AUGMENTATIONS:
-    yield name, partial(_draw, bench, name)
-  yield 'train loop', partial(_loop, bench)
+    yield name, partial(_measure_sampling, fixtures, name)
+  yield 'train loop', partial(_measure_train_loop, fixtures)
 
 
-def _draw(bench: Bench, augmentation: str) -> dict:
-  plain = augmentation == 'none'
-  drawn = bench.drawn if plain else bench.augmented(augmentation)
-  n = drawn.per_call(train.SECONDS_PER_CALL, 10)
-  calls = {'ms': partial(bench.given.run, n), 'ms_with': partial(drawn.run, n)}
-  row = _compare(in_turn(calls, bench.settings), n)
-  draw_all = mean_over_tasks(
-    lambda dataset, key: ((), bench.sample(augmentation)(key, dataset)),
-    bench.mesh,
+def _measure_sampling(fixtures: Fixtures, augmentation: str) -> dict:
+  if augmentation == 'none':
+    steps = fixtures.sampling_steps
+  else:
+    steps = fixtures.augmenting_steps(augmentation)
+  n = steps.steps_per_call(train.SECONDS_PER_CALL, MAX_STEPS_PER_CALL)
+  calls = {
+    'ms': partial(fixtures.predrawn_steps.run, n),
+    'ms_with': partial(steps.run, n),
+  }
+  row = _compare(time_interleaved(calls, fixtures.settings), n)
+  sampler = fixtures.sampler(augmentation)
+  sample_all = sharding.map_tasks(
+    lambda dataset, key: sampler(key, dataset),
+    fixtures.mesh,
     sharding.default_tasks_per_chunk(),
   )
-  keys = jax.random.split(jax.random.key(0), bench.work.tasks)
-  alone = partial(jax.jit(draw_all), bench.dataset, keys)
-  times = in_turn({'alone_ms': alone}, bench.settings)['alone_ms']
+  keys = jax.random.split(jax.random.key(0), fixtures.work.tasks)
+  alone = partial(jax.jit(sample_all), fixtures.dataset, keys)
+  times = time_interleaved({'alone_ms': alone}, fixtures.settings)['alone_ms']
   row |= milliseconds('alone_ms', times)
   return row | {'alone_share': row['alone_ms'] / row['ms_with']}
 
 
-def _loop(bench: Bench) -> dict:
-  steps = bench.drawn
-  n = steps.per_call(LOOP_SECONDS, with_jax.MAX_STEPS)
+def _measure_train_loop(fixtures: Fixtures) -> dict:
+  steps = fixtures.sampling_steps
+  n = steps.steps_per_call(LOOP_SECONDS, with_jax.MAX_STEPS)
   config = config_lib.load(
     str(ROOT / 'configs' / 'mini_5w1s.py'),
     [f'--config.train.steps_per_epoch={n}'],
   )
-  quiet = io.StringIO()
   with contextlib.ExitStack() as stack:
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    log = stack.enter_context(MetricsLog(pathlib.Path(folder), 0))
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-      screen = stack.enter_context(TrainingDisplay(config, 0))
-    session = train.LoopContext(
-      train=config.train,
-      shared=bench.dataset,
-      ahead=Prefetcher(None, None, n),
-      run=steps.step,
-      validate=None,
-      pace=train.CallLengthController(),
-      saver=SimpleNamespace(due=lambda: False),
-      log=log,
-      screen=screen,
-      stop=False,
-    )
+    context = _make_loop_context(config, steps, stack)
 
-    def epoch():
-      steps.state, _ = train._run_epoch(session, steps.state, 0)
+    def run_epoch():
+      steps.state, _ = train.run_epoch(context, steps.state, 0)
       return steps.state
 
-    calls = {'ms': partial(steps.run, n), 'ms_with': epoch}
-    return _compare(in_turn(calls, bench.settings), n)
+    calls = {'ms': partial(steps.run, n), 'ms_with': run_epoch}
+    return _compare(time_interleaved(calls, fixtures.settings), n)
+
+
+def _make_loop_context(
+  config, steps: Steps, stack: contextlib.ExitStack
+) -> train.LoopContext:
+  """Returns the context of a loop that neither validates nor saves."""
+  folder = stack.enter_context(tempfile.TemporaryDirectory())
+  log = stack.enter_context(MetricsLog(pathlib.Path(folder), 0))
+  ignored = io.StringIO()
+  with contextlib.redirect_stdout(ignored), contextlib.redirect_stderr(ignored):
+    display = stack.enter_context(TrainingDisplay(config, 0))
+  return train.LoopContext(
+    train=config.train,
+    shared=steps.shared,
+    prefetcher=Prefetcher(None, None, config.train.steps_per_epoch),
+    run=steps.step,
+    validate=None,
+    call_length=train.CallLengthController(),
+    writer=SimpleNamespace(is_due=lambda: False),
+    log=log,
+    display=display,
+    stop=False,
+  )
 
 
 def _compare(times: dict[str, list[float]], n: int) -> dict:
-  """A row from the seconds of calls of `n` iterations, without and with."""
+  """Returns a row from the seconds of calls of `n` iterations."""
   pairs = list(zip(times['ms'], times['ms_with'], strict=True))
   return {
-    **spread('ms', times['ms'], 1e3 / n),
-    **spread('ms_with', times['ms_with'], 1e3 / n),
-    **spread('share', [(b - a) / b for a, b in pairs]),
+    **median_and_range('ms', times['ms'], 1e3 / n),
+    **median_and_range('ms_with', times['ms_with'], 1e3 / n),
+    **median_and_range('share', [(b - a) / b for a, b in pairs]),
     'steps_per_call': n,
     'repeats': len(pairs),
   }

@@ -1,11 +1,12 @@
-"""Group `scaling`: what a meta-iteration costs against what it is given.
+"""Group `scaling`: how the time of a meta-iteration scales.
 
-Against tasks, inner steps, pixels and parameters on the devices that there are;
-then 8 tasks on 1 to 8 fake devices, which share the cores of this machine's CPU
-(`cores` in every row). `params` are the parameters, `gflop` is `flops.count`.
+The rows vary the number of tasks, inner steps, pixels and parameters on the
+available devices, and then the number of fake devices, 1 to 8, that share the
+CPU cores (`cores` in every row). `params` is the number of parameters; `gflop`
+is counted by `flops.count_flops`.
 
-  python -m benchmarks.scaling DEVICES [--tiny] [...]  what the latter run
-  python -m benchmarks.scaling --table FILE            rows of --json, Markdown
+  python -m benchmarks.scaling DEVICES [--tiny]   run for fake devices
+  python -m benchmarks.scaling --table FILE       rows of --json as Markdown
 """
 
 import argparse
@@ -16,10 +17,11 @@ from functools import partial
 
 import jax
 
-from benchmarks import flops, iteration, workload
-from benchmarks.machine import machine
-from benchmarks.measure import Settings, child
-from benchmarks.with_jax import program
+from benchmarks import iteration, workload
+from benchmarks.flops import count_flops
+from benchmarks.machine import describe_machine
+from benchmarks.timing import Settings, run_module
+from benchmarks.with_jax import make_program
 from benchmarks.workload import Workload
 
 COLUMNS = iteration.COLUMNS | {
@@ -37,41 +39,41 @@ FAKE_TASKS = 8
 
 
 def cases(settings: Settings):
-  """Tasks, steps, pixels, parameters, then fake devices."""
-  works = {_count(n, 'task'): Workload(tasks=n) for n in TASKS}
+  """Yields tasks, steps, pixels, encoders, then fake devices."""
+  works = {_pluralize(n, 'task'): Workload(tasks=n) for n in TASKS}
   works |= {f'K={k}': Workload(num_steps=k) for k in STEPS}
   works |= {f'{n} pixels': Workload(side=n) for n in SIDES}
   works |= {name: Workload(encoder=name) for name in ENCODERS}
   for name, work in works.items():
-    yield name, partial(measure, sized(work, settings.tiny), settings)
+    yield name, partial(measure, resize(work, settings.tiny), settings)
   for devices in FAKE_DEVICES:
-    name = f'{FAKE_TASKS} tasks, {_count(devices, "fake device")}'
-    yield name, partial(_on_fake_devices, devices, settings)
+    name = f'{FAKE_TASKS} tasks, {_pluralize(devices, "fake device")}'
+    yield name, partial(_measure_fake_devices, devices, settings)
 
 
-def _count(number: int, what: str) -> str:
-  return f'{number} {what}' + 's' * (number > 1)
+def _pluralize(number: int, noun: str) -> str:
+  return f'{number} {noun}' + 's' * (number > 1)
 
 
-def sized(work: Workload, tiny: bool) -> Workload:
-  """A workload, or a small one of as many tasks."""
+def resize(work: Workload, tiny: bool) -> Workload:
+  """Returns the workload or, if `tiny`, a small one with as many tasks."""
   return workload.tiny(work)._replace(tasks=work.tasks) if tiny else work
 
 
 def measure(work: Workload, settings: Settings) -> dict:
-  """The time of a workload, and what there is to do."""
-  fn, args = program(work)
+  """Times a workload, and counts its operations and parameters."""
+  fn, args = make_program(work)
   return {
     **iteration.measure(work, settings),
-    'gflop': flops.count(jax.make_jaxpr(fn)(*args)) / 1e9,
+    'gflop': count_flops(jax.make_jaxpr(fn)(*args)) / 1e9,
     'params': sum(math.prod(x.shape) for x in jax.tree.leaves(args[0])),
   }
 
 
-def table(rows: list[dict]) -> str:
-  """Rows as Markdown, with the time of each per GFLOP."""
+def markdown_table(rows: list[dict]) -> str:
+  """Returns rows as Markdown, with the time per GFLOP."""
   lines = [
-    '| what | parameters | GFLOP | devices | time | tasks/s | per GFLOP |',
+    '| workload | parameters | GFLOP | devices | time | tasks/s | per GFLOP |',
     '|---|---|---|---|---|---|---|',
   ]
   for row in rows:
@@ -84,11 +86,11 @@ def table(rows: list[dict]) -> str:
   return '\n'.join(lines)
 
 
-def _on_fake_devices(devices: int, settings: Settings) -> dict:
+def _measure_fake_devices(devices: int, settings: Settings) -> dict:
   args = [f'{devices}', f'--repeats={settings.repeats}']
   args += [f'--seconds={settings.seconds}']
   args += ['--tiny'] if settings.tiny else []
-  return child(
+  return run_module(
     'benchmarks.scaling',
     *args,
     precision=settings.precision,
@@ -98,21 +100,24 @@ def _on_fake_devices(devices: int, settings: Settings) -> dict:
 
 def main(argv=None):
   parser = argparse.ArgumentParser()
-  parser.add_argument('devices', type=int, nargs='?')
-  parser.add_argument('--table', metavar='FILE')
-  parser.add_argument('--repeats', type=int, default=Settings().repeats)
-  parser.add_argument('--seconds', type=float, default=Settings().seconds)
-  parser.add_argument('--tiny', action='store_true')
+  add, default = parser.add_argument, Settings()
+  add('devices', type=int, nargs='?', help='number of fake devices')
+  add('--table', metavar='FILE', help='print rows of --json as Markdown')
+  add('--repeats', type=int, default=default.repeats)
+  add('--seconds', type=float, default=default.seconds)
+  add('--tiny', action='store_true', help='a small network')
   args = parser.parse_args(argv)
   if args.table:
     lines = pathlib.Path(args.table).read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row['group'] == 'scaling']
-    print(table(rows))
+    print(markdown_table(rows))
     return
+  if args.devices is None:
+    parser.error('DEVICES or --table FILE is required')
   jax.config.update('jax_num_cpu_devices', args.devices)
   settings = Settings(args.repeats, args.seconds, tiny=args.tiny)
-  work = sized(Workload(tasks=FAKE_TASKS), args.tiny)
-  print(json.dumps(machine() | measure(work, settings)))
+  work = resize(Workload(tasks=FAKE_TASKS), args.tiny)
+  print(json.dumps(describe_machine() | measure(work, settings)))
 
 
 if __name__ == '__main__':

@@ -1,56 +1,54 @@
-"""A table that is printed row by row, while the rows are measured."""
+"""Tables that are printed row by row while the rows are measured."""
 
 
-class Ranged(str):
-  """The format of a column that shows `median (min..max)`."""
+class RangeFormat(str):
+  """A format spec for columns that show `median (min..max)`."""
 
 
 class Table:
-  """A table of medians.
+  """A table of medians, printed as it is measured.
 
-  A row appears when it begins, its numbers when it ends, so that one sees what
-  is being measured.
+  The name of a row is printed when its measurement starts, and its values when
+  it finishes. The header is printed at once.
+
+  Args:
+    columns: name -> format spec of the values.
+    names: the names of the rows to come.
   """
 
   def __init__(self, columns: dict[str, str], names: list[str]):
-    """Prints the header.
-
-    Args:
-      columns: name -> format of its values.
-      names: of the rows that will come.
-    """
     self._columns = columns
     self._name_width = max(map(len, names))
-    heads = ''.join(f'  {self._pad(name, name)}' for name in columns)
-    print(f'{"":{self._name_width}}{heads}', flush=True)
+    header = ''.join(f'  {self._pad(name, name)}' for name in columns)
+    print(f'{"":{self._name_width}}{header}', flush=True)
 
-  def begin(self, name: str) -> None:
+  def start_row(self, name: str) -> None:
     """Prints the name of a row."""
     print(f'{name:{self._name_width}}', end='', flush=True)
 
-  def end(self, values: dict) -> None:
-    """Prints its values; columns that it lacks stay empty."""
+  def finish_row(self, values: dict) -> None:
+    """Prints the values of the current row; missing ones are left blank."""
     cells = ''.join(
-      f'  {self._pad(name, cell(name, form, values))}'
-      for name, form in self._columns.items()
+      f'  {self._pad(name, format_cell(name, spec, values))}'
+      for name, spec in self._columns.items()
     )
     print(cells.rstrip(), flush=True)
 
-  def fail(self, error: Exception) -> None:
-    """Says in one line why there are no values."""
+  def fail_row(self, error: Exception) -> None:
+    """Prints the first line of an error in place of values."""
     print(f'  failed: {str(error).splitlines()[0]}', flush=True)
 
-  def _pad(self, name, text):
-    least = 26 if isinstance(self._columns[name], Ranged) else 8
-    return text.rjust(max(len(name), least))
+  def _pad(self, name: str, text: str) -> str:
+    width = 26 if isinstance(self._columns[name], RangeFormat) else 8
+    return text.rjust(max(len(name), width))
 
 
-def cell(name: str, form: str, values: dict) -> str:
-  """'1.1 (1.0..1.2)', '1.1', or '' if there is no such value."""
+def format_cell(name: str, spec: str, values: dict) -> str:
+  """Returns '1.1 (1.0..1.2)' or '1.1'; '' if the value is missing."""
   if name not in values:
     return ''
-  text = format(values[name], form)
-  if not isinstance(form, Ranged):
+  text = format(values[name], spec)
+  if not isinstance(spec, RangeFormat):
     return text
-  low, high = (format(values[f'{name}_{end}'], form) for end in ('min', 'max'))
+  low, high = (format(values[f'{name}_{end}'], spec) for end in ('min', 'max'))
   return f'{text} ({low}..{high})'

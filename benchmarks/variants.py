@@ -1,9 +1,9 @@
-"""Group `variants`: what was chosen, against what was not.
+"""Group `variants`: design decisions and their alternatives.
 
-Each row is an iteration (5-way 1-shot, second order) with one decision taken
-otherwise, in turn with the shipped one: `ratio` above 1 means that the shipped
-one is faster. Memory is that of one device. Variants of the convolution are
-those of its CPU lowering.
+Each row times an iteration (5-way 1-shot, second order) with one decision
+changed, in turn with the default program. `ratio` is the time of the variant
+divided by that of the default: above 1, the default is faster. Memory is per
+device. Variants of the convolution replace its lowering for CPUs.
 """
 
 import contextlib
@@ -15,9 +15,15 @@ from jax import lax
 from jax.interpreters import mlir
 
 from benchmarks import workload
-from benchmarks.measure import Settings, in_turn, milliseconds, spread
-from benchmarks.table import Ranged
-from benchmarks.with_jax import compiled, fitting_mesh
+from benchmarks.memory import temporary_megabytes
+from benchmarks.table import RangeFormat
+from benchmarks.timing import (
+  Settings,
+  median_and_range,
+  milliseconds,
+  time_interleaved,
+)
+from benchmarks.with_jax import compile_program, fitting_mesh
 from benchmarks.workload import Workload
 from maml_jax import inner_loop, ops, sharding
 from maml_jax.models import norm
@@ -26,7 +32,7 @@ from maml_jax.sharding import make_mesh
 COLUMNS = {
   'ms': '.2f',
   'ms_variant': '.2f',
-  'ratio': Ranged('.2f'),
+  'ratio': RangeFormat('.2f'),
   'mb': '.1f',
   'mb_variant': '.1f',
   'repeats': 'd',
@@ -34,8 +40,8 @@ COLUMNS = {
 
 
 @contextlib.contextmanager
-def replaced(module, name, value):
-  """A name of a module, otherwise."""
+def patched(module, name, value):
+  """Replaces an attribute of a module or class within the context."""
   old = getattr(module, name)
   setattr(module, name, value)
   try:
@@ -45,28 +51,34 @@ def replaced(module, name, value):
 
 
 @contextlib.contextmanager
-def lowered(prim, single, shipped):
-  """A primitive of `ops`, otherwise on a CPU."""
+def patched_lowering(prim, single, default):
+  """Replaces the CPU lowering of a primitive of `ops` within the context.
+
+  Args:
+    prim: the primitive.
+    single: its lowering for one task.
+    default: the lowering for one task to restore.
+  """
 
   def register(single):
-    tasks = ops._one_by_one(single)
+    tasks = ops.map_over_tasks(single)
 
     def impl(first, second, **kw):
       return (single if first.ndim == 4 else tasks)(first, second, **kw)
 
-    rule = mlir.lower_fun(ops._widened(impl), multiple_results=False)
+    rule = mlir.lower_fun(ops.in_float32(impl), multiple_results=False)
     mlir.register_lowering(prim, rule, platform='cpu')
 
   register(single)
   try:
     yield
   finally:
-    register(shipped)
+    register(default)
 
 
-def patches(image, kernel, *, stride, padding):
-  """Convolution as one matrix product of patches."""
-  assert stride == 1, 'as everywhere in ConvNet4'
+def conv_im2col(image, kernel, *, stride, padding):
+  """Computes a convolution as one matrix product of patches."""
+  assert stride == 1, 'ConvNet4 uses no other stride'
   size, out = kernel.shape[0], kernel.shape[-1]
   pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   image = jnp.pad(image, pad)
@@ -79,8 +91,8 @@ def patches(image, kernel, *, stride, padding):
   return jnp.concatenate(rows, -1) @ kernel.reshape(-1, out)
 
 
-def patches_kernel_grad(image, g, *, padding):
-  """The gradient of the kernel as one matrix product of patches."""
+def kernel_grad_im2col(image, g, *, padding):
+  """Computes the kernel gradient as matrix products of patches."""
   size = image.shape[1] + 2 * padding - g.shape[1] + 1
   pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   image = jnp.pad(image, pad)
@@ -94,20 +106,20 @@ def patches_kernel_grad(image, g, *, padding):
 
 
 def pool_after_scaling(norm_call):
-  """Batch norm whose maxima are taken of its result, pair by pair."""
+  """Changes batch norm to pool its output instead of its input."""
 
   def call(self, x, shift=None, *, train, pool=False):
     y = norm_call(self, x, shift, train=train)
     if not pool:
       return y
-    a, b, c, d = ops._corners(y)
+    a, b, c, d = ops.window_corners(y)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
   return call
 
 
-def shift_at_pixels(norm_call):
-  """Batch norm of an image to which the bias has been added."""
+def bias_at_pixels(norm_call):
+  """Changes batch norm to add the bias to every pixel of its input."""
 
   def call(self, x, shift=None, *, train, pool=False):
     if shift is not None:
@@ -117,72 +129,68 @@ def shift_at_pixels(norm_call):
   return call
 
 
-class Unrolled:
-  """Stands in for `lax` in `inner`."""
+class UnrolledLax:
+  """Replaces `lax` in `inner_loop`; unrolls the scan."""
 
   stop_gradient = lax.stop_gradient
   scan = partial(lax.scan, unroll=True)
 
 
 def patched_norm(change):
-  """Batch norm, otherwise."""
-  return replaced(norm.BatchNorm, '__call__', change(norm.BatchNorm.__call__))
+  """Returns a context in which `change` modifies the call of batch norm."""
+  return patched(norm.BatchNorm, '__call__', change(norm.BatchNorm.__call__))
 
 
 def variants():
-  """Row name -> a context in which a program is built otherwise."""
-  conv = partial(lowered, ops._conv_p, shipped=ops._conv_in_fours)
-  grad = partial(lowered, ops._kernel_grad_p, shipped=ops._kernel_grad_by_image)
+  """Returns row name -> context in which the variant is built."""
+  conv = partial(patched_lowering, ops.conv_p, default=ops.conv_padded_channels)
+  kernel_grad = partial(
+    patched_lowering, ops.kernel_grad_p, default=ops.kernel_grad_per_image
+  )
   return {
-    'unrolled inner loop': replaced(inner_loop, 'lax', Unrolled),
-    'all tasks at once': replaced(
+    'unrolled inner loop': patched(inner_loop, 'lax', UnrolledLax),
+    'all tasks at once': patched(
       sharding, 'default_tasks_per_chunk', lambda: None
     ),
-    'threads, one device': contextlib.nullcontext(),
-    'maxima after scaling': patched_norm(pool_after_scaling),
-    'bias at every pixel': patched_norm(shift_at_pixels),
-    '3 channels': conv(ops._conv_single),
-    'patches': conv(patches),
-    'kernel gradient at once': grad(ops._kernel_grad_single),
-    'kernel gradient by patches': grad(patches_kernel_grad),
+    'one device, threads': contextlib.nullcontext(),
+    'pooling after scaling': patched_norm(pool_after_scaling),
+    'bias at every pixel': patched_norm(bias_at_pixels),
+    '3 channels': conv(ops.conv_direct),
+    'im2col': conv(conv_im2col),
+    'kernel gradient at once': kernel_grad(ops.kernel_grad_direct),
+    'kernel gradient by im2col': kernel_grad(kernel_grad_im2col),
   }
 
 
 def cases(settings: Settings):
-  """Every variant."""
+  """Yields every variant."""
   for name, context in variants().items():
     yield name, partial(measure, name, context, settings)
 
 
 def measure(name: str, context, settings: Settings) -> dict:
-  """Times the shipped iteration and the variant in turn."""
+  """Times the default program and the variant in turn."""
   work = workload.tiny(Workload()) if settings.tiny else Workload()
   mesh = fitting_mesh(work.tasks)
-  one = make_mesh(jax.devices()[:1])
-  run, args = compiled(work, mesh)
-  row = {'mb': megabytes(work, one)}
+  one_device = make_mesh(jax.devices()[:1])
+  run, args = compile_program(work, mesh)
+  row = {'mb': temporary_megabytes(work, one_device)}
   jax.clear_caches()
   with context:
-    other = one if name.startswith('threads') else mesh
-    run_variant, args_variant = compiled(work, other)
-    row['mb_variant'] = megabytes(work, one)
+    variant_mesh = one_device if name == 'one device, threads' else mesh
+    run_variant, args_variant = compile_program(work, variant_mesh)
+    row['mb_variant'] = temporary_megabytes(work, one_device)
   jax.clear_caches()
   calls = {
     'ms': partial(run, *args),
     'ms_variant': partial(run_variant, *args_variant),
   }
-  times = in_turn(calls, settings)
+  times = time_interleaved(calls, settings)
   pairs = zip(times['ms'], times['ms_variant'], strict=True)
   return {
     **row,
     **milliseconds('ms', times['ms']),
     **milliseconds('ms_variant', times['ms_variant']),
-    **spread('ratio', [variant / shipped for shipped, variant in pairs]),
+    **median_and_range('ratio', [variant / base for base, variant in pairs]),
     'repeats': len(times['ms']),
   }
-
-
-def megabytes(work: Workload, mesh) -> float:
-  """Temporary memory of one iteration on one device."""
-  run, _ = compiled(work, mesh)
-  return run.memory_analysis().temp_size_in_bytes / 1e6

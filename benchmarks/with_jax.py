@@ -1,4 +1,4 @@
-"""The programs of maml_jax that are timed."""
+"""The workloads as maml_jax programs."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.workload import Workload, arrays
+from benchmarks.workload import Workload, random_episodes
 from maml_jax import ops, sharding
 from maml_jax.data.episodes import sample_episode
 from maml_jax.experiment.optimizers import make_optimizer
@@ -17,21 +17,36 @@ from maml_jax.learner import (
   Batch,
   Episode,
   InnerConfig,
+  Learner,
   Model,
   make_learner,
   meta_gradient,
 )
 from maml_jax.models import make_model
-from maml_jax.sharding import make_mesh, mean_over_tasks, one_device_per_core
+from maml_jax.sharding import make_mesh, map_tasks, one_device_per_core
 from maml_jax.train import init_state, make_train_step
 from maml_jax.types import Dataset
 
-# Meta-iterations whose metrics a train step has room for.
-MAX_STEPS = 200
+MAX_STEPS = 200  # maximum number of meta-iterations per call of a train step
+
+
+def workload_learner(work: Workload) -> Learner:
+  """Returns the learner of a workload."""
+  if work.encoder == 'tiny':
+    model = tiny_model(work.ways)
+  else:
+    model = make_model(
+      work.encoder,
+      work.ways,
+      (work.side, work.side, 3),
+      norm='episodic' if work.inductive else 'batch',
+      dtype=activation_dtype(),
+    )
+  return make_learner(model, inner_config(work))
 
 
 def inner_config(work: Workload) -> InnerConfig:
-  """The inner loop of a workload."""
+  """Returns the inner loop settings of a workload."""
   if work.inductive:
     args = {'momentum': 0.9, 'weight_decay': 5e-4, 'reset_classifier': True}
   else:
@@ -45,29 +60,14 @@ def inner_config(work: Workload) -> InnerConfig:
   )
 
 
-def learner_of(work: Workload):
-  """The learner of a workload."""
-  if work.encoder == 'tiny':
-    model = tiny_model(work.ways)
-  else:
-    model = make_model(
-      work.encoder,
-      work.ways,
-      (work.side, work.side, 3),
-      norm='episodic' if work.inductive else 'batch',
-      dtype=activations(),
-    )
-  return make_learner(model, inner_config(work))
-
-
-def activations() -> str | None:
-  """The type that goes with the precision of products in force."""
-  types = {word: dtype for dtype, word in PRECISIONS.values()}
-  return types[jax.config.jax_default_matmul_precision or 'float32']
+def activation_dtype() -> str | None:
+  """Returns the dtype that belongs to JAX's current matrix precision."""
+  dtypes = {precision: dtype for dtype, precision in PRECISIONS.values()}
+  return dtypes[jax.config.jax_default_matmul_precision or 'float32']
 
 
 def tiny_model(num_ways: int) -> Model:
-  """One convolution and a linear head, which compile in a moment."""
+  """Returns one convolution and a linear head, which compile quickly."""
 
   def init(key):
     encoder_key, classifier_key = jax.random.split(key)
@@ -78,72 +78,82 @@ def tiny_model(num_ways: int) -> Model:
       'classifier': {'weight': weight},
     }, {}
 
-  def apply(params, stats, image, *, train):
+  def apply(params, stats, images, *, train):
     del train
     encoder = params['encoder']
-    x = jax.nn.relu(ops.conv(image, encoder['conv']) + encoder['bn'])
+    x = jax.nn.relu(ops.conv(images, encoder['conv']) + encoder['bn'])
     return x.mean((1, 2)) @ params['classifier']['weight'], stats
 
   return Model(init, apply)
 
 
-def optimizer_of(work: Workload):
-  """The outer optimiser of a workload."""
+def workload_optimizer(work: Workload) -> optax.GradientTransformation:
+  """Returns the outer optimizer of a workload."""
   if work.inductive:
     return make_optimizer('sgd', 0.01, weight_decay=5e-4, clip_value=10.0)
   return make_optimizer('adam', 1e-3, clip_value=10.0)
 
 
 def fitting_mesh(num_tasks: int):
-  """A mesh of as many devices as the tasks divide over."""
-  devices, chunk = jax.devices(), sharding.default_tasks_per_chunk() or 1
-  fitting = [
-    n for n in range(1, len(devices) + 1) if num_tasks % (n * chunk) == 0
+  """Returns a mesh of as many devices as the tasks divide evenly over."""
+  devices = jax.devices()
+  tasks_per_chunk = sharding.default_tasks_per_chunk() or 1
+  counts = [
+    n
+    for n in range(1, len(devices) + 1)
+    if num_tasks % (n * tasks_per_chunk) == 0
   ]
-  return make_mesh(devices[: max(fitting, default=1)])
+  return make_mesh(devices[: max(counts, default=1)])
 
 
-def program(work: Workload, mesh=None):
-  """One iteration as a function that can be traced, and its arguments."""
-  learner, tx = learner_of(work), optimizer_of(work)
+def make_program(work: Workload, mesh=None):
+  """Returns one meta-iteration as a traceable function, and its arguments."""
+  learner, tx = workload_learner(work), workload_optimizer(work)
   params, stats = learner.init(jax.random.key(0))
-  episodes = Episode(*(Batch(*map(jnp.asarray, b)) for b in arrays(work)))
-  chunk = sharding.default_tasks_per_chunk()
+  episodes = Episode(
+    *(Batch(*map(jnp.asarray, batch)) for batch in random_episodes(work))
+  )
+  tasks_per_chunk = sharding.default_tasks_per_chunk()
 
   def train(params, opt_state, episodes):
     grads, *_ = meta_gradient(
-      learner, params, stats, episodes, mesh=mesh, tasks_per_chunk=chunk
+      learner,
+      params,
+      stats,
+      episodes,
+      mesh=mesh,
+      tasks_per_chunk=tasks_per_chunk,
     )
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
   def evaluate(params, opt_state, episodes):
     def one_task(params, episode):
-      return (), learner.loss(params, stats, episode)[1][1]
+      return learner.loss(params, stats, episode)[1][1]
 
-    run = mean_over_tasks(one_task, mesh, chunk)
+    run = map_tasks(one_task, mesh, tasks_per_chunk)
     return run(params, episodes), opt_state
 
   fn = evaluate if work.evaluation else train
   return fn, (params, tx.init(params), episodes)
 
 
-def compiled(work: Workload, mesh=None):
-  """The compiled `program`, and its arguments."""
-  fn, args = program(work, mesh)
+def compile_program(work: Workload, mesh=None):
+  """Returns the compiled `make_program`, and its arguments."""
+  fn, args = make_program(work, mesh)
   return jax.jit(fn).lower(*args).compile(), args
 
 
-def iteration(work: Workload, precision: str = 'float32'):
-  """A function that runs one iteration as `main.py` does, and waits for it."""
+def make_iteration(work: Workload, precision: str = 'float32'):
+  """Returns a function that runs one meta-iteration as `main.py` does."""
   one_device_per_core(work.tasks)
   with jax.default_matmul_precision(PRECISIONS[precision][1]):
-    run, args = compiled(work, fitting_mesh(work.tasks))
+    run, args = compile_program(work, fitting_mesh(work.tasks))
   return lambda: jax.block_until_ready(run(*args))
 
 
-def sampler(work: Workload, transform):
-  """`sample(key, dataset)`, as `make_train_step` takes it."""
+def make_sampler(work: Workload, transform):
+  """Returns `sample_episode(key, dataset)` for `make_train_step`."""
   return partial(
     sample_episode,
     ways=work.ways,
@@ -153,13 +163,13 @@ def sampler(work: Workload, transform):
   )
 
 
-def train_step(work: Workload, sample, mesh):
-  """The train step of `main.py`, and the state that it begins with."""
-  learner, tx = learner_of(work), optimizer_of(work)
+def workload_train_step(work: Workload, sample_episode, mesh):
+  """Returns the train step of `main.py`, and its initial state."""
+  learner, tx = workload_learner(work), workload_optimizer(work)
   step = make_train_step(
     learner,
     tx,
-    sample,
+    sample_episode,
     key=jax.random.key(1),
     meta_batch_size=work.tasks,
     max_steps=MAX_STEPS,
@@ -169,8 +179,10 @@ def train_step(work: Workload, sample, mesh):
   return step, jax.jit(partial(init_state, learner, tx))(jax.random.key(0))
 
 
-def synthetic(work: Workload, mesh, *, classes: int, per_class: int) -> Dataset:
-  """Random images, whole on every device of a mesh."""
+def random_dataset(
+  work: Workload, mesh, *, classes: int, per_class: int
+) -> Dataset:
+  """Returns random images, replicated over the devices of a mesh."""
   total = classes * per_class
   dataset = Dataset(
     np.random.default_rng(0).integers(
@@ -179,9 +191,9 @@ def synthetic(work: Workload, mesh, *, classes: int, per_class: int) -> Dataset:
     np.arange(total, dtype=np.int32).reshape(classes, per_class),
     np.full(classes, per_class, np.int32),
   )
-  return replicated(dataset, mesh)
+  return replicate(dataset, mesh)
 
 
-def replicated(tree, mesh):
-  """Arrays, whole on every device of a mesh."""
+def replicate(tree, mesh):
+  """Replicates arrays over the devices of a mesh."""
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

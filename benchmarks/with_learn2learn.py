@@ -1,4 +1,4 @@
-"""A timed iteration of learn2learn: its MAML wrapper on its ConvNet4, eager."""
+"""The workloads in learn2learn, with its MAML wrapper and ConvNet4."""
 
 import importlib
 import pathlib
@@ -8,11 +8,11 @@ import types
 import torch
 import torch.nn.functional as F
 
-from benchmarks.with_torch import device, tensors, wait
+from benchmarks.with_torch import device, episode_tensors, synchronize
 from benchmarks.workload import Workload
 
-# Packages whose own __init__ would import gym, torchvision, Lightning and
-# compiled extensions, none of which the two modules needed here use.
+# Empty stand-ins replace these packages: their __init__.py would import gym,
+# torchvision, Lightning and compiled extensions, which are not needed here.
 PACKAGES = (
   'learn2learn',
   'learn2learn.algorithms',
@@ -21,15 +21,20 @@ PACKAGES = (
 )
 
 
-def load(checkout: str):
-  """Imports the modules of MAML and of ConvNet4, and no more than they need.
+def import_learn2learn(checkout: str):
+  """Imports the modules of MAML and ConvNet4 without the rest of the package.
+
+  Args:
+    checkout: the source tree of learn2learn.
 
   Raises:
-    OSError: there is no learn2learn in `checkout`.
+    OSError: `checkout` does not contain learn2learn.
   """
   root = pathlib.Path(checkout)
   if not (root / 'learn2learn' / 'algorithms' / 'maml.py').is_file():
-    raise FileNotFoundError(f'no learn2learn/algorithms/maml.py in {checkout}')
+    raise FileNotFoundError(
+      f'{checkout} does not contain learn2learn/algorithms/maml.py'
+    )
   for name in PACKAGES:
     package = types.ModuleType(name)
     package.__path__ = [str(root.joinpath(*name.split('.')))]
@@ -40,36 +45,41 @@ def load(checkout: str):
   )
 
 
-def iteration(work: Workload, checkout: str):
-  """A function that runs one iteration and waits for its end."""
-  maml, cnn4 = load(checkout)
+def make_iteration(work: Workload, checkout: str):
+  """Returns a function that runs one iteration and waits for its result.
+
+  Args:
+    work: the workload.
+    checkout: the source tree of learn2learn.
+  """
+  maml, cnn4 = import_learn2learn(checkout)
   model = maml.MAML(
     cnn4.CNN4(work.ways, hidden_size=32).to(device()),
     lr=0.01,
     first_order=work.first_order or work.evaluation,
   )
-  support, query = tensors(work)
+  support, query = episode_tensors(work)
   optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
-  def adapted(image, label):
+  def adapt(images, labels):
     learner = model.clone()
     for _ in range(work.num_steps):
-      learner.adapt(F.cross_entropy(learner(image), label))
+      learner.adapt(F.cross_entropy(learner(images), labels))
     return learner
 
   def run():
     tasks = zip(*support, *query, strict=True)
     if work.evaluation:
       for x_shot, y_shot, x_query, _ in tasks:
-        learner = adapted(x_shot, y_shot)
+        learner = adapt(x_shot, y_shot)
         with torch.no_grad():
           learner(x_query)
     else:
       optimizer.zero_grad()
       for x_shot, y_shot, x_query, y_query in tasks:
-        loss = F.cross_entropy(adapted(x_shot, y_shot)(x_query), y_query)
+        loss = F.cross_entropy(adapt(x_shot, y_shot)(x_query), y_query)
         (loss / work.tasks).backward()
       optimizer.step()
-    wait()
+    synchronize()
 
   return run

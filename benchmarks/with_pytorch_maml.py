@@ -1,18 +1,23 @@
-"""A timed iteration of PyTorch-MAML: its own model and inner loop, eager."""
+"""The workloads in PyTorch-MAML, with its model and inner loop."""
 
 import sys
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.with_torch import device, tensors, wait
+from benchmarks.with_torch import device, episode_tensors, synchronize
 from benchmarks.workload import Workload
 
 
-def iteration(work: Workload, checkout: str):
-  """A function that runs one iteration and waits for its end."""
+def make_iteration(work: Workload, checkout: str):
+  """Returns a function that runs one iteration and waits for its result.
+
+  Args:
+    work: the workload.
+    checkout: the source tree of PyTorch-MAML.
+  """
   sys.path.insert(0, checkout)
-  import models
+  import models  # found in the checkout
 
   encoder_args = {'bn_args': {'track_running_stats': False, 'n_episode': 4}}
   model = models.make(
@@ -28,7 +33,7 @@ def iteration(work: Workload, checkout: str):
     'weight_decay': 0.0,
     'reset_classifier': False,
   }
-  (x_shot, y_shot), (x_query, y_query) = tensors(work)
+  (x_shot, y_shot), (x_query, y_query) = episode_tensors(work)
   optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
   def run():
@@ -41,6 +46,6 @@ def iteration(work: Workload, checkout: str):
       for param in model.parameters():
         torch.nn.utils.clip_grad_value_(param, 10)
       optimizer.step()
-    wait()
+    synchronize()
 
   return run

@@ -1,10 +1,11 @@
-"""One side of a comparison: a process that runs an iteration when told to.
+"""A process that runs one workload in one library, an iteration per request.
 
-  python -m benchmarks.worker SIDE WORKLOAD PRECISION [CHECKOUT]
+  python -m benchmarks.worker LIBRARY WORKLOAD PRECISION [CHECKOUT]
 
-It prints a JSON object that says what it is, or why it cannot run ('error'),
-then the seconds of one iteration for every line that it reads. Started by
-`benchmarks.compare`; imports the framework of its own side alone.
+It prints a JSON object that describes the library and the device, or an 'error'
+if it cannot run. Then it runs one iteration for every line of stdin and prints
+the seconds it took. Started by `benchmarks.compare`. It imports only the
+framework of its own library.
 """
 
 import contextlib
@@ -15,41 +16,55 @@ import time
 from benchmarks.workload import COMPARED
 
 
-def make_iteration(side, name, precision, checkout=''):
-  """A function that runs one iteration and waits; and what it runs on."""
-  work = COMPARED[name]
-  if side == 'maml_jax':
-    from benchmarks import with_jax
-    from benchmarks.machine import machine
+def make_iteration(library, name, precision, checkout=''):
+  """Returns a function that runs one iteration, and a description.
 
-    iteration = with_jax.iteration(work, precision)
-    return iteration, machine() | {'precision': precision}
+  Args:
+    library: 'maml_jax', 'pytorch_maml' or 'learn2learn'.
+    name: a workload of `COMPARED`.
+    precision: 'float32' or 'tf32'.
+    checkout: the source tree of the library, unless it is maml_jax.
+  """
+  work = COMPARED[name]
+  # Imported here because each interpreter has only one of the frameworks.
+  if library == 'maml_jax':
+    from benchmarks import with_jax
+    from benchmarks.machine import describe_machine
+
+    iteration = with_jax.make_iteration(work, precision)
+    return iteration, describe_machine() | {'precision': precision}
   from benchmarks import with_learn2learn, with_pytorch_maml, with_torch
 
   with_torch.set_precision(precision)
-  sides = {'pytorch_maml': with_pytorch_maml, 'learn2learn': with_learn2learn}
-  return sides[side].iteration(work, checkout), with_torch.about()
+  modules = {'pytorch_maml': with_pytorch_maml, 'learn2learn': with_learn2learn}
+  iteration = modules[library].make_iteration(work, checkout)
+  return iteration, with_torch.describe_device()
 
 
 def serve(out, *args):
-  """Prints to `out` what it is, then times as long as there is input."""
+  """Runs an iteration per line of stdin and prints its seconds to `out`.
 
-  def say(line):
+  Args:
+    out: a text stream.
+    *args: the arguments of `make_iteration`.
+  """
+
+  def write(line):
     print(line, file=out, flush=True)
 
   try:
-    iteration, about = make_iteration(*args)
-    iteration()
+    iteration, description = make_iteration(*args)
+    iteration()  # compile, and warm up
   except (ImportError, OSError) as error:
-    return say(json.dumps({'error': f'{type(error).__name__}: {error}'}))
-  say(json.dumps(about))
+    return write(json.dumps({'error': f'{type(error).__name__}: {error}'}))
+  write(json.dumps(description))
   for _ in sys.stdin:
     start = time.perf_counter()
     iteration()
-    say(time.perf_counter() - start)
+    write(time.perf_counter() - start)
 
 
 if __name__ == '__main__':
   out = sys.stdout
-  with contextlib.redirect_stdout(sys.stderr):  # what a framework may print
+  with contextlib.redirect_stdout(sys.stderr):  # frameworks may print, too
     serve(out, *sys.argv[1:])

@@ -1,6 +1,6 @@
 """python main.py --config=configs/cifar_fs_5w5s.py
 
-mini_5w5s on CIFAR-FS, 32 pixels wide. Expected: 71.5 +-1.0 % (MAML in
+mini_5w5s on CIFAR-FS, 32 x 32 pixels. Expected: 71.5 +-1.0 % (MAML in
 Bertinetto et al. 2019). Hardware: one GPU. Time: not measured."""
 
 from maml_jax.config import load_preset

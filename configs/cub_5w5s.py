@@ -1,7 +1,8 @@
 """python main.py --config=configs/cub_5w5s.py
 
 mini_5w5s on CUB-200. Expected: 75.75 +-0.76 % (MAML with 64 channels and
-Q=16 in Chen et al. 2019; recalled). Hardware: one GPU. Time: not measured."""
+Q=16 in Chen et al. 2019; not verified). Hardware: one GPU. Time: not
+measured."""
 
 from maml_jax.config import load_preset
 

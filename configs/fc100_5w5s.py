@@ -1,6 +1,6 @@
 """python main.py --config=configs/fc100_5w5s.py
 
-mini_5w5s on FC100, 32 pixels wide. Expected: no published number of this
+mini_5w5s on FC100, 32 x 32 pixels. Expected: no published result for this
 setting. Hardware: one GPU. Time: not measured."""
 
 from maml_jax.config import load_preset

@@ -1,8 +1,8 @@
 """python main.py --config=configs/folder.py
 
-Your own images: add --config.data.root=DIR, a folder of class folders; it is
-prepared on first use. Expected: no published number. Hardware: one GPU.
-Time: not measured."""
+Your own images: add --config.data.root=DIR, a folder with one folder per
+class; it is prepared on first use. Expected: no published result. Hardware:
+one GPU. Time: not measured."""
 
 from maml_jax import default_config
 

@@ -1,7 +1,7 @@
 """python main.py
 
-5-way 1-shot on the embedded glyphs. Expected: at least 90 % on 600 tasks of
-unseen scripts (`make demo`). Hardware: 2 CPU cores. Time: below 4 minutes."""
+5-way 1-shot on the built-in glyphs. Expected: at least 90 % on 600 tasks of
+unseen scripts (`make demo`). Hardware: 2 CPU cores. Time: under 4 minutes."""
 
 from maml_jax import default_config
 

@@ -1,7 +1,8 @@
 """python main.py --config=configs/mini_5w1s.py
 
-PyTorch-MAML's `reproduce`. Expected: 48.70 +-1.84 % (MAML paper; transductive,
-600 tasks, Q=1). Hardware: one GPU. Time: 14 h there; here see RESULTS.md."""
+The `reproduce` setting of PyTorch-MAML. Expected: 48.70 +-1.84 % (MAML
+paper; transductive, 600 tasks, Q=1). Hardware: one GPU. Time: 14 h with
+PyTorch-MAML; see RESULTS.md."""
 
 from maml_jax import default_config
 

@@ -1,7 +1,8 @@
 """python main.py --config=configs/mini_5w5s_inductive.py
 
-PyTorch-MAML's `template`. Expected: some 4 points below mini_5w5s (its README,
-which has no table). Hardware: one GPU. Time: see RESULTS.md."""
+The `template` setting of PyTorch-MAML, inductive. Expected: about 4 points
+below mini_5w5s (README of PyTorch-MAML). Hardware: one GPU. Time: see
+RESULTS.md."""
 
 from maml_jax.config import load_preset
 

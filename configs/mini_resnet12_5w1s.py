@@ -1,8 +1,8 @@
 """python main.py --config=configs/mini_resnet12_5w1s.py
 
-As MAML of the ALFA paper. Expected: 58.37 +-0.49 % (Baik et al. 2020;
-transductive, 600 tasks). Hardware: one GPU (theirs: above 27 GB). Time: not
-measured."""
+MAML with ResNet-12 as in the ALFA paper. Expected: 58.37 +-0.49 % (Baik et
+al. 2020; transductive, 600 tasks). Hardware: one GPU (over 27 GB in the
+paper). Time: not measured."""
 
 from maml_jax import default_config
 

@@ -1,7 +1,7 @@
 """python main.py --config=configs/omniglot_5w1s.py
 
-Expected: 98.7 % (MAML paper, full Omniglot); at least 95 % on its two small
-background sets. Hardware: 2 CPU cores. Time: below 30 minutes."""
+Expected: 98.7 % (MAML paper, full Omniglot); at least 95 % with the two
+small background sets. Hardware: 2 CPU cores. Time: under 30 minutes."""
 
 from maml_jax import default_config
 

@@ -1,8 +1,8 @@
 """python main.py --config=configs/sinusoid.py --mode=demo
 
-Regression of sine waves from 10 points, the MAML paper's section 5.1: two
-hidden layers of 40, one inner step. Expected: see RESULTS.md. Hardware: one CPU
-core. Time: a minute."""
+Regression of sine waves from 10 points (MAML paper, section 5.1): two hidden
+layers of 40 units, one inner step. Expected: see RESULTS.md. Hardware: one
+CPU core. Time: one minute."""
 
 from maml_jax import default_config
 

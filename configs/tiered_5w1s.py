@@ -1,7 +1,8 @@
 """python main.py --config=configs/tiered_5w1s.py
 
-PyTorch-MAML's `reproduce`. Expected: 51.67 % (MAML in Liu et al. 2019, TPN;
-recalled; transductive). Hardware: one GPU. Time: not measured."""
+The `reproduce` setting of PyTorch-MAML. Expected: 51.67 % (MAML in Liu et
+al. 2019, TPN; not verified; transductive). Hardware: one GPU. Time: not
+measured."""
 
 from maml_jax.config import load_preset
 

@@ -1,7 +1,8 @@
 """python main.py --config=configs/tiered_5w1s_inductive.py
 
-PyTorch-MAML's `template`. Expected: some 4 points below tiered_5w1s (its
-README, which has no table). Hardware: one GPU. Time: not measured."""
+The `template` setting of PyTorch-MAML, inductive. Expected: about 4 points
+below tiered_5w1s (README of PyTorch-MAML). Hardware: one GPU. Time: not
+measured."""
 
 from maml_jax.config import load_preset
 

@@ -1,8 +1,8 @@
 """python main.py --config=configs/tiered_resnet12_5w5s.py
 
-As MAML of the ALFA paper. Expected: 71.24 +-0.43 % (Baik et al. 2020,
-recalled; transductive, 600 tasks). Hardware: one GPU (theirs: above 27 GB).
-Time: not measured."""
+MAML with ResNet-12 as in the ALFA paper. Expected: 71.24 +-0.43 % (Baik et
+al. 2020, not verified; transductive, 600 tasks). Hardware: one GPU (over 27
+GB in the paper). Time: not measured."""
 
 from maml_jax.config import load_preset
 

@@ -1,11 +1,26 @@
-"""Inputs that are no images, outputs that are no classes, a loss of your own.
+"""Meta-learns a density model with dict inputs, dict outputs and its own loss.
 
     python examples/sensors.py
 
-Eight sensors stand in a row, some of them silent, and somewhere among them is
-what they listen to. A task is one place; sixteen readings must do to find it.
-An input is a dict of values and a mask; an output is a dict, too: what is
-expected, and how far off that may be. Less than a minute on one CPU core.
+It shows that `maml_jax.learner` does not depend on images and classes. Eight
+sensors stand in a row, and some of their values are missing. A task is a
+location; the target is a noisy weighted sum of all values, including missing
+ones, with weights that decrease with the distance from the location. The model
+adapts to 16 readings.
+
+Inputs are a dict of values and a mask. Outputs are a dict of mean and standard
+deviation of a normal distribution. The loss is the negative log likelihood, and
+an additional metric is the coverage of 95 % intervals.
+
+It prints the test loss, in nats, of a single distribution for all tasks, and of
+the model after 0 and 3 inner steps, and the coverage after 3:
+
+    one distribution for all  loss BASELINE nats
+    after 0 steps             loss BEFORE nats
+    after 3 steps             loss AFTER nats
+    95 % intervals cover COVERAGE of the targets
+
+It takes less than a minute on one CPU core.
 """
 
 import jax
@@ -18,21 +33,22 @@ from maml_jax.train import init_state, make_train_step
 SENSORS, WIDTH, READINGS, NOISE = 8, 64, 16, 0.1
 
 
-def place(key):
-  """One task: readings to adapt to, and others to be judged on."""
-  where_key, value_key, mask_key, noise_key = jax.random.split(key, 4)
-  where = jax.random.uniform(where_key, maxval=SENSORS - 1)
-  weight = jnp.exp(-(jnp.square(jnp.arange(SENSORS) - where)) / 2)
-  value = jax.random.normal(value_key, (2, READINGS, SENSORS))
-  mask = jax.random.bernoulli(mask_key, 0.8, value.shape)
-  noise = NOISE * jax.random.normal(noise_key, value.shape[:2])
-  inputs = {'value': jnp.where(mask, value, 0.0), 'mask': mask}
-  batches = Batch(inputs, value @ weight + noise)
+def sample_episode(key):
+  """Samples a location, and a support and a query set of readings."""
+  location_key, value_key, mask_key, noise_key = jax.random.split(key, 4)
+  location = jax.random.uniform(location_key, maxval=SENSORS - 1)
+  weights = jnp.exp(-(jnp.square(jnp.arange(SENSORS) - location)) / 2)
+  values = jax.random.normal(value_key, (2, READINGS, SENSORS))
+  mask = jax.random.bernoulli(mask_key, 0.8, values.shape)
+  noise = NOISE * jax.random.normal(noise_key, values.shape[:2])
+  inputs = {'values': jnp.where(mask, values, 0.0), 'mask': mask}
+  batches = Batch(inputs, values @ weights + noise)
   support, query = (jax.tree.map(lambda x, i=i: x[i], batches) for i in (0, 1))
   return Episode(support, query)
 
 
 def init(key):
+  """Returns random parameters; there are no statistics."""
   sizes = (2 * SENSORS, WIDTH), (WIDTH, WIDTH), (WIDTH, 2)
   return {
     f'layer{i}': {
@@ -46,59 +62,75 @@ def init(key):
 
 
 def apply(params, stats, inputs, *, train):
-  x = jnp.concatenate([inputs['value'], inputs['mask']], axis=-1)
+  """Returns means and standard deviations, [N] each."""
+  x = jnp.concatenate([inputs['values'], inputs['mask']], axis=-1)
   for i in range(3):
     x = x @ params[f'layer{i}']['w'] + params[f'layer{i}']['b']
     x = jax.nn.relu(x) if i < 2 else x
-  return {'mean': x[:, 0], 'deviation': 0.05 + jax.nn.softplus(x[:, 1])}, stats
+  return {'mean': x[:, 0], 'std': 0.05 + jax.nn.softplus(x[:, 1])}, stats
 
 
-def surprise(output, target):
-  """Mean negative log likelihood of a normal distribution, in nats."""
-  density = jax.scipy.stats.norm.logpdf(
-    target, output['mean'], output['deviation']
+def negative_log_likelihood(outputs, targets):
+  """Returns the mean negative log likelihood in nats."""
+  log_density = jax.scipy.stats.norm.logpdf(
+    targets, outputs['mean'], outputs['std']
   )
-  return -density.mean()
+  return -log_density.mean()
 
 
-def covered(output, target):
-  """How often the target lies in the 95 % interval that is claimed."""
-  return (abs(target - output['mean']) < 1.96 * output['deviation']).mean()
+def coverage(outputs, targets):
+  """Returns the share of targets within the predicted 95 % interval."""
+  return (abs(targets - outputs['mean']) < 1.96 * outputs['std']).mean()
 
 
-def make(num_steps):
+def build_learner(num_steps):
+  """Returns the learner with a given number of inner steps."""
   return make_learner(
     Model(init, apply),
     InnerConfig(num_steps=num_steps, encoder_lr=0.03),
-    loss_fn=surprise,
-    metric_fns={'covered': covered},
+    loss_fn=negative_log_likelihood,
+    metric_fns={'coverage': coverage},
   )
 
 
+def evaluate(state, episodes, num_steps):
+  """Returns the mean metrics over tasks after some inner steps."""
+  learner = build_learner(num_steps)
+  loss = jax.vmap(lambda e: learner.loss(state.params, state.stats, e))
+  _, (_, metrics) = jax.jit(loss)(episodes)
+  return jax.tree.map(jnp.mean, metrics)
+
+
 def main(steps=5000, num_tasks=1000):
-  learner, tx = make(num_steps=3), optax.adam(1e-3)
-  run = make_train_step(
+  """Trains and evaluates; returns the losses."""
+  learner, tx = build_learner(num_steps=3), optax.adam(1e-3)
+  train_step = make_train_step(
     learner,
     tx,
-    lambda key, _: place(key),
+    lambda key, shared: sample_episode(key),
     key=jax.random.key(1),
     meta_batch_size=16,
     max_steps=steps,
   )
-  state, _ = run(init_state(learner, tx, jax.random.key(0)), (), steps)
+  state = init_state(learner, tx, jax.random.key(0))
+  state, _ = train_step(state, (), steps)
 
-  tests = jax.vmap(place)(jax.random.split(jax.random.key(-1), num_tasks))
-  target = tests.query.targets
-  anything = {'mean': target.mean(), 'deviation': target.std()}
-  result = {'one distribution for all': float(surprise(anything, target))}
-  for k in (0, 3):
-    loss = jax.vmap(lambda task, k=k: make(k).loss(state.params, {}, task))
-    _, (_, metrics) = jax.jit(loss)(tests)
-    result[f'after {k} steps'] = float(metrics['loss'].mean())
-  for name, value in result.items():
-    print(f'{name:24} surprise {value:5.2f} nats')
-  print(f'claimed to be 95 % sure, right in {metrics["covered"].mean():.1%}')
-  return result
+  keys = jax.random.split(jax.random.key(-1), num_tasks)
+  episodes = jax.vmap(sample_episode)(keys)
+  targets = episodes.query.targets
+  constant = {'mean': targets.mean(), 'std': targets.std()}
+  before = evaluate(state, episodes, num_steps=0)
+  after = evaluate(state, episodes, num_steps=3)
+  losses = {
+    'one distribution for all': negative_log_likelihood(constant, targets),
+    'after 0 steps': before['loss'],
+    'after 3 steps': after['loss'],
+  }
+  losses = {name: float(loss) for name, loss in losses.items()}
+  for name, loss in losses.items():
+    print(f'{name:24}  loss {loss:5.2f} nats')
+  print(f'95 % intervals cover {after["coverage"]:.1%} of the targets')
+  return losses
 
 
 if __name__ == '__main__':

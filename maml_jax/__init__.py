@@ -1,60 +1,64 @@
-"""Few-shot meta-learning in JAX: MAML and its relatives.
+"""Few-shot meta-learning in JAX: MAML and its variants.
 
-    few = maml_jax.load('checkpoints/glyphs_5w1s')
-    few.fit(images, labels).predict(others)
+    learner = maml_jax.load('checkpoints/glyphs_5w1s')
+    classifier = learner.fit(images, labels)
+    classifier.predict(other_images)
 
-The algorithm, for any model, is in `maml_jax.learner`.
+The algorithm, for any model and any loss, is in `maml_jax.learner`.
 """
+
+__all__ = ['load', 'load_classifier']
 
 __version__ = '0.1.0'
 
 
 def load(checkpoint, *, which='best', norm=None):
-  """Loads a checkpoint: learner, parameters and statistics, and what they do.
+  """Loads a checkpoint that adapts to a few images of new classes.
 
-      few = maml_jax.load('checkpoints/glyphs_5w1s')
-      classifier = few.fit(images, labels)  # NumPy arrays, whatever their size
-      classifier.predict(others)
+      learner = maml_jax.load('checkpoints/glyphs_5w1s')
+      classifier = learner.fit(images, labels)  # NumPy arrays of any size
+      classifier.predict(other_images)
 
-  Works where JAX does: CPU, GPU, TPU, Colab. Needs neither the data set nor the
-  config of the training, and no internet. `few.learner`, `few.params` and
-  `few.stats` are for those who want the functions of `maml_jax.learner`.
+  It runs wherever JAX runs, and needs neither the data set of the training nor
+  its config. The attributes `learner`, `params` and `stats` of the result give
+  access to the functions of `maml_jax.learner`.
 
   Args:
-    checkpoint: a directory: a run, or one checkpoint.
-    which: of a run: 'best' (on validation) or 'latest'.
-    norm: a mode of batch norm, see `maml_jax.models.norm`, instead of the
-      checkpoint's. By default 'support' stands in the place of 'batch', under
-      which answers would depend on which other images are asked about.
+    checkpoint: a workdir or the directory of one checkpoint.
+    which: 'best' (on validation) or 'latest', if it is a workdir.
+    norm: a batch norm mode, see `maml_jax.models.norm`. Default: the mode of
+      the checkpoint, but 'support' instead of 'batch', because with 'batch'
+      predictions depend on the other images that are classified.
 
   Returns:
-    A `maml_jax.classifier.Loaded`.
+    A `maml_jax.fewshot.adaptation.FewShotLearner`.
 
   Raises:
-    maml_jax.errors.UserError: there is no sound checkpoint, or it lacks the
-      statistics that `norm` needs.
+    maml_jax.utils.errors.UserError: there is no valid checkpoint, or it lacks
+      the statistics that `norm` needs.
   """
-  from maml_jax.fewshot import (
-    classifier,  # what this needs takes seconds to import
-  )
+  # Imports JAX, Flax and Orbax, which takes seconds.
+  from maml_jax.fewshot import adaptation
 
-  return classifier.load(checkpoint, which=which, norm=norm)
+  return adaptation.load(checkpoint, which=which, norm=norm)
 
 
 def load_classifier(path):
-  """Reads a classifier that `Classifier.save` or --mode=adapt has written.
+  """Loads a classifier that `Classifier.save` or --mode=adapt has saved.
 
-    maml_jax.load_classifier('adapted/birds/model.npz').predict(images)
+      classifier = maml_jax.load_classifier('adapted/birds/model.npz')
+      classifier.predict(images)
 
   Args:
-    path: of the file.
+    path: the file.
 
   Returns:
-    A `maml_jax.classifier.Classifier`.
+    A `maml_jax.fewshot.classifier.Classifier`.
 
   Raises:
-    maml_jax.errors.UserError: there is no such file, or it is no such one.
+    maml_jax.utils.errors.UserError: the file does not exist, is damaged or was
+      not saved by `Classifier.save`.
   """
-  from maml_jax.fewshot import classifier
+  from maml_jax.fewshot import classifier  # imports JAX, which takes seconds
 
   return classifier.load_classifier(path)

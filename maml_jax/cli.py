@@ -76,6 +76,16 @@ OS_REFUSALS = (
 )
 
 
+# Packages of the extra `train`, which the library does not need.
+TRAIN_PACKAGES = (
+  'array_record',
+  'fontTools',
+  'matplotlib',
+  'tensorboardX',
+  'tensorflow_datasets',
+)
+
+
 class Mode(NamedTuple):
   """What `--mode=NAME` does.
 
@@ -293,6 +303,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _report(error: Exception) -> int:
   """Reports an error as one line if possible, otherwise raises it."""
+  if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_PACKAGES:
+    console.print_error(
+      f"this needs {error.name}: pip install 'maml_jax[train]'"
+    )
+    return 2
   if isinstance(error, OSError) and error.errno in OS_REFUSALS:
     path = f'{error.filename}: ' if error.filename else ''
     console.print_error(f'{path}{oserror_message(error)}')

@@ -212,7 +212,7 @@ def _upgrade(tree: dict[str, Any]) -> None:
   for section in ('data', 'val', 'eval'):
     fields = tree.get(section, {})
     for name in ('augment_support', 'augment_query'):
-      if name in fields:
+      if isinstance(fields.get(name), str):
         fields[name] = RENAMED_AUGMENTATIONS.get(fields[name], fields[name])
   for field, value in ADDED_FIELDS.items():
     section, name = field.split('.')

@@ -199,7 +199,9 @@ def norm_modes(field: str, norm: Any) -> list[str]:
 def _types() -> dict[str, type]:
   """Returns the type of each field except for the norm modes."""
   fields = flatten(default_config.get_config())
-  return {f: type(x) for f, x in fields.items() if f not in NORM_FIELDS}
+  # Fields of val and eval default to others, which errors should name first.
+  names = sorted(fields, key=lambda field: field.startswith(('eval.', 'val.')))
+  return {f: type(fields[f]) for f in names if f not in NORM_FIELDS}
 
 
 def _leaves(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:

@@ -44,9 +44,11 @@ from maml_jax.utils.signals import StopSignal
 
 __all__ = [
   'CallLengthController',
+  'LoopContext',
   'init_state',
   'make_train_step',
   'resume_state',
+  'run_epoch',
   'train',
 ]
 
@@ -364,11 +366,11 @@ def _loop(c: LoopContext, state: MetaState) -> int:
       _validate(c, state, step)
     if step >= last or c.stop:
       return step
-    state, step = _run_epoch(c, state, step)
+    state, step = run_epoch(c, state, step)
     c.writer.save(state)
 
 
-def _run_epoch(c: LoopContext, state: MetaState, step: int):
+def run_epoch(c: LoopContext, state: MetaState, step: int):
   """Runs meta-iterations to the end of an epoch or until a stop is requested.
 
   The metrics of a call are read while the next call runs, so that the device

@@ -1,1 +1,1 @@
-"""Studies behind RESULTS.md, each run by `python -m studies.NAME`."""
+"""Studies behind RESULTS.md and docs/; run them as `python -m studies.NAME`."""

@@ -1,18 +1,20 @@
-"""Do the findings of PyTorch-MAML hold? Trains, measures, and says.
+"""Tests whether five findings of PyTorch-MAML's README can be reproduced.
 
   python -m studies.findings --workdir runs/findings
   python -m studies.findings --scale=mini --workdir runs/findings-mini
 
-Its README says, without tables or seeds, (1) transductive accuracy falls as the
-query set grows, (2) 6,000 tasks give some 2 points less than the first 600, (3)
-inductive accuracy is some 4 points lower, (4) first order matches second order
-transductively and fails inductively, (5) freezing the encoder in the inner loop
-costs a lot. Five trainings, alike but for what is asked, are measured on the
-same tasks; what is trained or measured already is taken. WORKDIR/ then holds
-findings.json, findings.md and findings.html.
+The README states, without tables or seeds: (1) transductive accuracy falls as
+the query set grows; (2) 6,000 tasks give about 2 points less than the first
+600; (3) inductive accuracy is about 4 points lower; (4) first order matches
+second order transductively and fails inductively; (5) freezing the encoder in
+the inner loop costs a lot.
 
-  --scale=omniglot   2 CPU cores, within an hour
-  --scale=mini       one accelerator, about a day
+Five models that differ only in these settings are trained and evaluated on the
+same tasks. Completed trainings and evaluations are reused. The results are
+WORKDIR/findings.json, findings.md and findings.html.
+
+  --scale=omniglot   less than an hour on 2 CPU cores
+  --scale=mini       about a day on one accelerator
 """
 
 import argparse
@@ -21,6 +23,7 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,13 +36,14 @@ from maml_jax.evaluation.statistics import (
   paired_difference,
   prefix_difference,
 )
+from maml_jax.experiment import setup
 from maml_jax.experiment.formatting import format_percent
 from maml_jax.report import markup, page
 from maml_jax.utils.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 INDUCTIVE = ('episodic', 'cumulative', 'support')
-# As in PyTorch-MAML, whose statement (4) is about this one.
+# The norm mode of the inductive trainings, that of PyTorch-MAML's finding (4).
 TRAINED = 'episodic'
 RUNS = {
   'second_order': {},
@@ -54,13 +58,13 @@ RUNS = {
 
 
 class Scale(NamedTuple):
-  """On what the findings are tried.
+  """The data set and size of the study.
 
   Attributes:
-    preset: a config.
-    fields: what all trainings set anew.
-    num_tasks: of most evaluations.
-    many_tasks: of that which asks whether the first 600 are enough.
+    preset: name of a preset.
+    fields: config fields that all runs override.
+    num_tasks: number of tasks of most evaluations.
+    many_tasks: number of tasks of the evaluation for finding (2).
   """
 
   preset: str
@@ -87,19 +91,19 @@ SCALES = {
     'mini_5w1s', {'eval.num_steps': 10, 'eval.queries': 15}, num_tasks=6000
   ),
 }
-FEW = 600  # tasks of the paper
-TASKS_POINTS = 2  # that they are said to be above 6,000
-INDUCTIVE_POINTS = 4  # that inductive accuracy is said to be lower
+FEW_TASKS = 600  # as in the MAML paper
+# Percentage points stated in findings (2) and (3).
+TASKS_POINTS, INDUCTIVE_POINTS = 2, 4
 
 
 class Finding(NamedTuple):
-  """One statement and what became of it.
+  """One finding of PyTorch-MAML and its verdict.
 
   Attributes:
-    claim: what PyTorch-MAML says.
-    measured: what was, in words and numbers.
-    verdict: 'holds', 'does not hold' or 'not decided', and why.
-    numbers: the same for machines.
+    claim: the statement of PyTorch-MAML.
+    measured: the measured values as text.
+    verdict: 'holds', 'does not hold' or 'inconclusive', and the reason.
+    numbers: the measured values by name.
   """
 
   claim: str
@@ -109,22 +113,30 @@ class Finding(NamedTuple):
 
 
 def read_config(args, overrides, name: str, seed: int, **fields):
-  """The config of one run, or of one evaluation of it."""
+  """Returns the config of a run or of one of its evaluations.
+
+  Args:
+    args: the parsed flags.
+    overrides: command-line overrides of config fields.
+    name: a key of `RUNS`.
+    seed: of the run.
+    **fields: further fields to set.
+  """
   scale = SCALES[args.scale]
   fields = scale.fields | RUNS[name] | {'seed': seed} | fields
-  words = [f'--config.{field}={value}' for field, value in fields.items()]
-  config = config_lib.load(str(CONFIGS / f'{scale.preset}.py'), words)
+  fixed = [f'--config.{field}={value}' for field, value in fields.items()]
+  config = config_lib.load(str(CONFIGS / f'{scale.preset}.py'), fixed)
   return config_lib.override(config, overrides)
 
 
-class Measured(NamedTuple):
-  """What was measured of one seed: accuracies of tasks, [T] each.
+class Measurements(NamedTuple):
+  """The accuracies measured for one seed; arrays are [T], one value per task.
 
   Attributes:
-    runs: by name of the run, in its own norm mode, as configured.
-    cells: of the run `second_order`, by (norm, queries).
-    many: of that run, on many tasks.
-    seconds: that training and measuring took, of what was done now.
+    runs: name of the run -> accuracies in its own norm mode.
+    cells: (norm, queries) -> accuracies of the run `second_order`.
+    many: accuracies of the run `second_order` on many tasks.
+    seconds: duration of the trainings and evaluations, except reused ones.
   """
 
   runs: dict[str, np.ndarray]
@@ -133,45 +145,54 @@ class Measured(NamedTuple):
   seconds: float
 
 
-def measure(args, overrides, seed: int) -> Measured:
-  """Trains and evaluates whatever is not yet."""
+def measure(args, overrides, seed: int) -> Measurements:
+  """Trains and evaluates all runs of a seed, reusing completed ones."""
   start, runs, scale = time.monotonic(), {}, SCALES[args.scale]
   root = pathlib.Path(args.workdir)
+  num_tasks = {'eval.num_tasks': args.num_tasks or scale.num_tasks}
   for name in RUNS:
     workdir = root / f'{name}-seed{seed}'
     print(f'{name}, seed {seed}: {workdir}', flush=True)
     config = read_config(args, overrides, name, seed)
+    setup.configure_jax(config)
     if status := train.train(config, workdir):
       sys.exit(status)
-    few = {'eval.num_tasks': args.num_tasks or scale.num_tasks}
-    config = read_config(args, overrides, name, seed, **few)
-    runs[name] = _accuracies(evaluate.evaluate, config, workdir)
+    config = read_config(args, overrides, name, seed, **num_tasks)
+    _, runs[name] = _evaluate(evaluate.evaluate, config, workdir)
   workdir = root / f'second_order-seed{seed}'
-  few |= {'eval.grid_steps': f'0,1,5,{config.eval.num_steps}'}
-  config = read_config(args, overrides, 'second_order', seed, **few)
-  table = _accuracies(sweep.evaluate_grid, config, workdir)
-  result = sweep.evaluate_grid(config, workdir, again=False)
+  fields = num_tasks | {'eval.grid_steps': f'0,1,5,{config.eval.num_steps}'}
+  config = read_config(args, overrides, 'second_order', seed, **fields)
+  result, rows = _evaluate(sweep.evaluate_grid, config, workdir)
   cells = {
     (cell['norm'], cell['queries']): row
-    for cell, row in zip(result['cells'], table, strict=True)
+    for cell, row in zip(result['cells'], rows, strict=True)
     if cell['num_steps'] == config.eval.num_steps
   }
-  many = {'eval.num_tasks': args.many_tasks or scale.many_tasks}
-  config = read_config(args, overrides, 'second_order', seed, **many)
-  many = _accuracies(evaluate.evaluate, config, workdir)
-  return Measured(runs, cells, many, time.monotonic() - start)
+  fields = {'eval.num_tasks': args.many_tasks or scale.many_tasks}
+  config = read_config(args, overrides, 'second_order', seed, **fields)
+  _, many = _evaluate(evaluate.evaluate, config, workdir)
+  return Measurements(runs, cells, many, time.monotonic() - start)
 
 
-def _accuracies(fn, config, workdir: pathlib.Path) -> np.ndarray:
-  """Those of `evaluate` or `grid`, measured unless they are there."""
+def _evaluate(fn, config, workdir: pathlib.Path) -> tuple[dict, np.ndarray]:
+  """Evaluates a run unless its result is saved.
+
+  Args:
+    fn: `evaluate` or `evaluate_grid`.
+    config: of the evaluation.
+    workdir: of the run.
+
+  Returns:
+    The result, and the accuracies of all tasks, [T] or [cells, T].
+  """
   result = fn(config, workdir, again=False)
   path = results.result_path(workdir, result['name'])
   with np.load(path.with_suffix('.npz')) as arrays:
-    return arrays['accuracy'].astype(np.float64)
+    return result, arrays['accuracy'].astype(np.float64)
 
 
-def findings(measured: list[Measured]) -> list[Finding]:
-  """The five statements against what was measured, of one seed or several."""
+def findings(measured: list[Measurements]) -> list[Finding]:
+  """Returns the verdicts on the five findings, from one or several seeds."""
   return [
     *_query_set_size(measured),
     _number_of_tasks(measured),
@@ -182,14 +203,15 @@ def findings(measured: list[Measured]) -> list[Finding]:
 
 
 def compare(pairs) -> dict:
-  """How far the second of two learners lies above the first.
+  """Compares the accuracies of two learners.
 
   Args:
-    pairs: for each seed accuracies [T] of both, on the same tasks.
+    pairs: for each seed, the accuracies [T] of both, on the same tasks.
 
   Returns:
-    Means of both, and the difference with its 95 % interval: over tasks, pair
-    by pair, for one seed; over the differences of the seeds for several.
+    The means 'first' and 'second', and 'difference', second minus first, with
+    its 95 % 'interval': paired over tasks for one seed, and over the
+    differences of the seeds for several.
   """
   first, second = (
     [np.asarray(pair[i], np.float64) for pair in pairs] for i in (0, 1)
@@ -209,41 +231,51 @@ def compare(pairs) -> dict:
   }
 
 
-def falls(numbers: dict, points: float | None = None) -> str:
-  """The verdict on 'the second is lower', by so many points if that is said."""
+def judge_lower(numbers: dict, points: float | None = None) -> str:
+  """Returns the verdict on the claim that the second learner is lower.
+
+  Args:
+    numbers: from `compare`.
+    points: the claimed difference in percentage points, if any.
+  """
   difference, interval = numbers['difference'], numbers['interval']
   if difference + interval < 0:
     verdict = 'holds: the interval is below 0'
     if points is not None and abs(difference + points / 100) > interval:
-      word = 'more' if difference < -points / 100 else 'less'
-      verdict += f'; it is {word} than {points:g} points'
+      comparison = 'more' if difference < -points / 100 else 'less'
+      verdict += f'; the difference is {comparison} than {points:g} points'
     return verdict
   if difference - interval > 0:
     return 'does not hold: it is higher'
-  return 'not decided: the interval contains 0'
+  return 'inconclusive: the interval contains 0'
 
 
-def matches(numbers: dict, margin: float = 0.01) -> str:
-  """The verdict on 'both are alike', to a margin of one point."""
+def judge_equal(numbers: dict, margin: float = 0.01) -> str:
+  """Returns the verdict on the claim that both learners are equally accurate.
+
+  Args:
+    numbers: from `compare`.
+    margin: the largest difference that counts as equal.
+  """
   difference, interval = numbers['difference'], numbers['interval']
   if abs(difference) + interval < margin:
     return f'holds: within {format_percent(margin)}'
   if abs(difference) > interval:
-    word = 'lower' if difference < 0 else 'higher'
-    return f'does not hold: it is {word}'
-  return f'not decided: the interval contains 0 and {format_percent(margin)}'
+    comparison = 'lower' if difference < 0 else 'higher'
+    return f'does not hold: it is {comparison}'
+  return f'inconclusive: the interval contains 0 and {format_percent(margin)}'
 
 
-def _tell(first: str, second: str, numbers: dict) -> str:
+def _describe(first: str, second: str, numbers: dict) -> str:
   return (
     f'{first} {format_percent(numbers["first"])}, {second} '
     f'{format_percent(numbers["second"])}: '
-    f'{signed(numbers["difference"], numbers["interval"])}'
+    f'{format_points(numbers["difference"], numbers["interval"])}'
   )
 
 
-def signed(difference: float, interval: float) -> str:
-  """'-1.23 ± 0.45 points'"""
+def format_points(difference: float, interval: float) -> str:
+  """Returns, for example, '-1.23 ± 0.45 points'."""
   return f'{100 * difference:+.2f} ± {100 * interval:.2f} points'
 
 
@@ -253,39 +285,39 @@ def _query_set_size(measured):
       [(m.cells['batch', 1], m.cells['batch', queries]) for m in measured]
     )
     yield Finding(
-      f'(1) transductive accuracy falls by some {points} points from 1 query '
+      f'(1) transductive accuracy falls by about {points} points from 1 query '
       f'image per class to {queries}',
       'transductive, '
-      + _tell('1 query', f'{queries} queries per class', numbers),
-      falls(numbers, points),
+      + _describe('1 query', f'{queries} queries per class', numbers),
+      judge_lower(numbers, points),
       numbers,
     )
 
 
 def _number_of_tasks(measured):
   many = [m.many for m in measured]
-  n, total = min(FEW, len(many[0])), len(many[0])
+  n, total = min(FEW_TASKS, len(many[0])), len(many[0])
   found = [prefix_difference(values, n) for values in many]
   deviation = float(np.mean([values.std(ddof=1) for values in many]))
-  luck = float(np.mean([half for _, half in found]))
+  margin = float(np.mean([half_width for _, half_width in found]))
   difference = float(np.mean([mean for mean, _ in found]))
-  if difference + luck < TASKS_POINTS / 100:
+  if difference + margin < TASKS_POINTS / 100:
     verdict = f'does not hold: {TASKS_POINTS} points are outside the interval'
-  elif difference > luck:
-    verdict = 'holds: more than luck allows'
+  elif difference > margin:
+    verdict = 'holds: the difference exceeds random variation'
   else:
-    verdict = 'not decided: luck allows as much'
+    verdict = 'inconclusive: the difference is within random variation'
+  differences = ', '.join(f'{100 * mean:+.2f}' for mean, _ in found)
   return Finding(
-    f'(2) 6,000 tasks give some {TASKS_POINTS} points less than the first 600',
+    f'(2) 6,000 tasks give about {TASKS_POINTS} points less than the first 600',
     f'transductive, 15 queries per class: the mean of the first {n:,} is '
-    f'{", ".join(f"{100 * mean:+.2f}" for mean, _ in found)} points above '
-    f'that of all {total:,}. Accuracies of tasks deviate by '
-    f'{format_percent(deviation)}, so in 95 of 100 cases luck allows 1.96 x '
-    f'{format_percent(deviation)} x sqrt(1/{n:,} - 1/{total:,}) = ± '
-    f'{100 * luck:.2f} points, and the mean of {n:,} is known to ± '
-    f'{100 * mean_interval(many[0][:n])[1]:.2f} points',
+    f'{differences} points above that of all {total:,}. The standard deviation '
+    f'over tasks is {format_percent(deviation)}, so random variation stays '
+    f'within 1.96 x {format_percent(deviation)} x sqrt(1/{n:,} - 1/{total:,}) '
+    f'= ± {100 * margin:.2f} points in 95 % of cases; the 95 % interval of the '
+    f'mean of {n:,} is ± {100 * mean_interval(many[0][:n])[1]:.2f} points',
     verdict,
-    {'difference': difference, 'luck': luck, 'deviation': deviation},
+    {'difference': difference, 'margin': margin, 'deviation': deviation},
   )
 
 
@@ -295,11 +327,11 @@ def _inductive(measured):
       [(m.cells['batch', 15], m.cells[norm, 15]) for m in measured]
     )
     yield Finding(
-      f'(3) inductive accuracy is some {INDUCTIVE_POINTS} points lower: the '
-      f'same network, trained transductively, under `{norm}`',
+      f'(3) inductive accuracy is about {INDUCTIVE_POINTS} points lower: the '
+      f'same network, trained transductively, with norm `{norm}`',
       '15 queries per class, '
-      + _tell('transductive', f'inductive ({norm})', numbers),
-      falls(numbers, INDUCTIVE_POINTS),
+      + _describe('transductive', f'inductive ({norm})', numbers),
+      judge_lower(numbers, INDUCTIVE_POINTS),
       numbers,
     )
   numbers = compare(
@@ -309,25 +341,25 @@ def _inductive(measured):
     ]
   )
   yield Finding(
-    f'(3) the same, trained and tested under `{TRAINED}`',
+    f'(3) the same, trained and tested with norm `{TRAINED}`',
     '15 queries per class, '
-    + _tell('transductive', f'inductive ({TRAINED})', numbers),
-    falls(numbers, INDUCTIVE_POINTS),
+    + _describe('transductive', f'inductive ({TRAINED})', numbers),
+    judge_lower(numbers, INDUCTIVE_POINTS),
     numbers,
   )
 
 
 def _first_order(measured):
-  for suffix, word, claim, judge in (
-    ('', 'transductive', 'matches second order transductively', matches),
-    ('_inductive', f'inductive ({TRAINED})', 'fails inductively', falls),
+  for suffix, protocol, claim, judge in (
+    ('', 'transductive', 'matches second order transductively', judge_equal),
+    ('_inductive', f'inductive ({TRAINED})', 'fails inductively', judge_lower),
   ):
     names = f'second_order{suffix}', f'first_order{suffix}'
     numbers = compare([tuple(m.runs[name] for name in names) for m in measured])
     yield Finding(
       f'(4) first order {claim}',
-      f'{word}, 15 queries per class, '
-      + _tell('second order', 'first order', numbers),
+      f'{protocol}, 15 queries per class, '
+      + _describe('second order', 'first order', numbers),
       judge(numbers),
       numbers,
     )
@@ -338,23 +370,27 @@ def _frozen_encoder(measured):
     [(m.runs['second_order'], m.runs['frozen_encoder']) for m in measured]
   )
   return Finding(
-    '(5) freezing the whole encoder in the inner loop loses a lot',
+    '(5) freezing the encoder in the inner loop costs a lot',
     'transductive, 15 queries per class, '
-    + _tell('adapted', 'frozen', numbers),
-    falls(numbers),
+    + _describe('adapted', 'frozen', numbers),
+    judge_lower(numbers),
     numbers,
   )
 
 
-def table(found: list[Finding]) -> str:
-  """The findings in Markdown."""
+def markdown_table(found: list[Finding]) -> str:
+  """Returns the findings as Markdown."""
   lines = ['| claim | measured | verdict |', '|---|---|---|']
   lines += [f'| {f.claim} | {f.measured} | {f.verdict} |' for f in found]
   return '\n'.join(lines)
 
 
 def write_page(args, found: list[Finding]) -> pathlib.Path:
-  """The findings above a report of the runs behind them."""
+  """Writes findings.html: the findings, and a report of all runs.
+
+  Returns:
+    The path.
+  """
   kinds = {'holds': 'good', 'does not hold': 'bad'}
   rows = []
   for f in found:
@@ -364,10 +400,9 @@ def write_page(args, found: list[Finding]) -> pathlib.Path:
     verdict = markup.join([label, reason], ' ')
     rows.append([markup.Html(claim), f.measured, verdict])
   about = markup.paragraph(
-    "What PyTorch-MAML's README says, without tables or seeds, beside what "
-    f'was measured here, at the scale {args.scale}. Differences are taken '
-    'task by task, or between seeds where there are several; ± is a 95 % '
-    'interval.'
+    "Statements in PyTorch-MAML's README, which has no tables or seeds, and "
+    f'measurements at the scale {args.scale}. Differences are paired over '
+    'tasks or, for several seeds, taken over seeds; ± is a 95 % interval.'
   )
   columns = ('claim', 'measured', 'verdict')
   root = pathlib.Path(args.workdir)
@@ -381,7 +416,8 @@ def write_page(args, found: list[Finding]) -> pathlib.Path:
   )
 
 
-def main(argv: list[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of all flags except config fields."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     allow_abbrev=False,
@@ -389,15 +425,23 @@ def main(argv: list[str]) -> None:
   )
   add = parser.add_argument
   add('--scale', choices=SCALES, default='omniglot')
-  add('--workdir', default='runs/findings', help='where the runs lie')
-  add('--seeds', nargs='+', type=int, default=[0])
-  add('--num_tasks', type=int, help='of most evaluations')
-  add('--many_tasks', type=int, help='of that of statement 2')
-  args, overrides = parser.parse_known_args(argv)
+  add(
+    '--workdir',
+    default='runs/findings',
+    help='directory of the runs; default runs/findings',
+  )
+  add('--seeds', nargs='+', type=int, default=[0], help='default 0')
+  add('--num_tasks', type=int, help='tasks of most evaluations')
+  add('--many_tasks', type=int, help='tasks of the evaluation for finding 2')
+  return parser
+
+
+def main(argv: Sequence[str]) -> None:
+  args, overrides = make_parser().parse_known_args(argv)
   measured = [measure(args, overrides, seed) for seed in args.seeds]
   found = findings(measured)
   root = pathlib.Path(args.workdir)
-  facts = {
+  summary = {
     'scale': args.scale,
     'seeds': args.seeds,
     'num_tasks': len(measured[0].runs['second_order']),
@@ -406,9 +450,9 @@ def main(argv: list[str]) -> None:
     **results.provenance(),
     'findings': [f._asdict() for f in found],
   }
-  (root / 'findings.json').write_text(json.dumps(facts, indent=2))
-  (root / 'findings.md').write_text(table(found) + '\n')
-  print(table(found))
+  (root / 'findings.json').write_text(json.dumps(summary, indent=2))
+  (root / 'findings.md').write_text(markdown_table(found) + '\n')
+  print(markdown_table(found))
   print(write_page(args, found))
 
 

@@ -1,14 +1,15 @@
-"""Does a lower precision cost accuracy? Short trainings under each, in pairs.
+"""Compares the accuracy of short trainings at different precisions.
 
   python -m studies.precision
   python -m studies.precision --iterations 1000 --seeds 0 1 2 3 4
 
-Every precision trains on the same tasks from the same parameters, seed by seed,
-and is evaluated on the same test tasks. The difference from float32 is taken
-task by task; its interval says how sure it is for these two networks. Over
-seeds, the interval says how sure it is for the precision: trainings part ways
-by chance after the first rounding. On a CPU tf32 is float32. A run that is
-there is not trained again.
+For each seed, all precisions start from the same parameters, train on the same
+tasks and are evaluated on the same test tasks; the difference from float32 is
+paired over tasks. Its interval for a single seed applies to these two networks
+only. To compare the precisions as such, use the interval over seeds: trainings
+diverge randomly after the first rounding difference.
+
+On a CPU, tf32 is float32. Completed runs are not trained again.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,7 +25,7 @@ import numpy as np
 import maml_jax
 from maml_jax import config as config_lib
 from maml_jax import train
-from maml_jax.evaluation import evaluate
+from maml_jax.evaluation.runner import phase_evaluator
 from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment import checkpoint, setup
 from maml_jax.experiment.formatting import format_percent
@@ -35,7 +37,7 @@ BASE = 'float32'
 
 
 def read_config(args, overrides, precision: str, seed: int):
-  """The config of one run: `args.iterations` in a single epoch."""
+  """Returns the config of a run: `args.iterations` steps in one epoch."""
   fields = {
     'train.num_epochs': 1,
     'train.steps_per_epoch': args.iterations,
@@ -49,49 +51,59 @@ def read_config(args, overrides, precision: str, seed: int):
   return config_lib.load(args.config, [*overrides, *fixed])
 
 
-def accuracies(config, workdir: pathlib.Path) -> np.ndarray:
-  """Trains unless that is done, and returns accuracies on test tasks, [T]."""
+def measure_accuracies(config, workdir: pathlib.Path) -> np.ndarray:
+  """Trains a run unless it is complete; returns its test accuracies, [T]."""
+  setup.configure_jax(config)
   if status := train.train(config, workdir):
     sys.exit(status)
   saved = checkpoint.load(workdir, config.eval.checkpoint)
-  phase, machine = setup.eval_phase(config), setup.eval_sharding(config)
+  phase, sharding = setup.eval_phase(config), setup.eval_sharding(config)
   num_tasks = config.eval.num_tasks
   with setup.matmul_precision(config):
-    evaluator = evaluate.phase_evaluator(config, phase, num_tasks, machine)
+    evaluator = phase_evaluator(config, phase, num_tasks, sharding)
     return evaluator(saved.params, saved.stats)['accuracy']
 
 
-def record(precision: str, seed, accuracy, difference=None, **kw) -> dict:
-  """What is known of a run, or of all: each a mean and its interval."""
+def make_row(precision: str, seed, accuracy, difference=None, **extra) -> dict:
+  """Returns the row of one run, or of all seeds.
+
+  Args:
+    precision: of the run.
+    seed: of the run, or 'all'.
+    accuracy: [n], of tasks or of seeds.
+    difference: [n], from float32; default none.
+    **extra: additional fields.
+  """
   row = {'precision': precision, 'seed': seed}
   row['accuracy'], row['interval'] = mean_interval(accuracy)
   if difference is not None:
     row['difference'], row['difference_interval'] = mean_interval(difference)
-  return row | kw
+  return row | extra
 
 
-def run(args, overrides) -> list[dict]:
-  """All runs, seed by seed; then the mean of each precision over seeds."""
+def run_study(args, overrides: Sequence[str]) -> list[dict]:
+  """Returns a row per run and, for several seeds, a row per precision."""
   results, rows = {}, []
   for seed in args.seeds:
     for precision in setup.PRECISIONS:
       config = read_config(args, overrides, precision, seed)
       name = f'{precision}-seed{seed}-{args.iterations}'
       start = time.monotonic()
-      result = accuracies(config, pathlib.Path(args.workdir) / name)
+      result = measure_accuracies(config, pathlib.Path(args.workdir) / name)
       seconds = time.monotonic() - start
       results[precision, seed] = result
       difference = None
       if precision != BASE:
         difference = result - results[BASE, seed]
-      rows.append(record(precision, seed, result, difference, seconds=seconds))
+      row = make_row(precision, seed, result, difference, seconds=seconds)
+      rows.append(row)
   for precision in setup.PRECISIONS if len(args.seeds) > 1 else ():
     means, base = (
-      np.array([results[word, seed].mean() for seed in args.seeds])
-      for word in (precision, BASE)
+      np.array([results[name, seed].mean() for seed in args.seeds])
+      for name in (precision, BASE)
     )
     difference = None if precision == BASE else means - base
-    rows.append(record(precision, 'all', means, difference))
+    rows.append(make_row(precision, 'all', means, difference))
   common = {
     'iterations': args.iterations,
     'num_tasks': args.num_tasks,
@@ -102,8 +114,8 @@ def run(args, overrides) -> list[dict]:
   return [row | common for row in rows]
 
 
-def table(rows: list[dict]) -> str:
-  """Rows for people; 'all' is the mean over seeds, its interval over them."""
+def format_table(rows: list[dict]) -> str:
+  """Returns rows as text; the interval of 'all' is over seeds."""
   lines = [f'{"precision":10} {"seed":>4}  {"accuracy":18} minus {BASE}']
   for row in rows:
     line = '{precision:10} {seed:>4}  '.format(**row)
@@ -114,7 +126,7 @@ def table(rows: list[dict]) -> str:
   return '\n'.join(lines)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__,
     allow_abbrev=False,
@@ -122,14 +134,23 @@ def main(argv: list[str]) -> None:
   )
   add = parser.add_argument
   add('--config', default=str(PRESET), help='default: configs/glyphs_5w1s.py')
-  add('--seeds', nargs='+', type=int, default=[0, 1, 2])
-  add('--iterations', type=int, default=300, help='of each training')
-  add('--num_tasks', type=int, default=600, help='test tasks')
-  add('--workdir', default='runs/precision', help='where the runs lie')
-  add('--json', metavar='FILE', help='append JSON lines here')
+  add('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default 0 1 2')
+  add(
+    '--iterations',
+    type=int,
+    default=300,
+    help='meta-iterations of each run; default 300',
+  )
+  add('--num_tasks', type=int, default=600, help='test tasks; default 600')
+  add(
+    '--workdir',
+    default='runs/precision',
+    help='directory of the runs; default runs/precision',
+  )
+  add('--json', metavar='FILE', help='append JSON lines to this file')
   args, overrides = parser.parse_known_args(argv)
-  rows = run(args, overrides)
-  print(table(rows))
+  rows = run_study(args, overrides)
+  print(format_table(rows))
   lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
   print(lines, end='')
   if args.json:

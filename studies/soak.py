@@ -1,16 +1,18 @@
-"""Does a run that is interrupted at random end in the same bits?
+"""Checks that runs interrupted at random moments end bit-identical.
 
   python -m studies.soak
   python -m studies.soak --interruptions 20 --seeds 7
 
-One run of `glyphs` is left alone. Others, one after another, are started as
-users start them and interrupted again and again: killed as they start, killed
-or told to stop as they train, validate or save, or killed and their newest
-checkpoint damaged (a file of it truncated, changed in one bit or removed). Each
-goes on until it is done; its checkpoints and validations must then be those of
-the first, bit by bit. A seed decides what happens when; where in the program
-that falls, the machine decides. Prints one JSON object; the exit status is 1 if
-a run ended otherwise.
+One run of `glyphs` trains without interruption, as the reference. Other runs
+are started with main.py and interrupted repeatedly: killed during start-up;
+killed or sent SIGTERM while they train, validate or save; or killed and their
+newest checkpoint damaged (a file truncated, one bit flipped, or a file
+removed). Each is restarted until it is complete. Its checkpoints and validation
+records must then be bit-identical to those of the reference.
+
+A seed determines the kind and delay of each interruption; where in the program
+it hits depends on the machine. Prints one JSON object. The exit status is 1 if
+a run differs from the reference.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -33,7 +36,7 @@ from maml_jax.experiment import checkpoint, metrics_log
 from maml_jax.utils.errors import UserError
 
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
-# Small, but with all that a run has: a learned state, an optimiser's, a best.
+# A small run with statistics, optimizer state and a best checkpoint.
 FIELDS = {
   'task.ways': 3,
   'task.queries': 2,
@@ -49,35 +52,40 @@ FIELDS = {
   'val.num_tasks': 10,
   'val.queries': 2,
 }
-KINDS = {'start': 2, 'kill': 3, 'stop': 2, 'damage': 3}  # how often, relatively
-PATIENCE = 1200  # seconds for a process to compile, or to end
-LONGEST_DELAY = 0.4  # seconds between a sign of progress and an interruption
+# Kind of interruption -> relative frequency.
+KINDS = {'start': 2, 'kill': 3, 'stop': 2, 'damage': 3}
+TIMEOUT_SECONDS = 1200  # for a process to make progress, or to exit
+MAX_DELAY_SECONDS = 0.4  # between observed progress and an interruption
 
 
 class Runs:
-  """Starts processes that share data and compiled programs.
+  """Starts training processes that share data and compiled programs.
+
+  Args:
+    folder: where data and compiled programs are stored.
+    overrides: additional command-line overrides of config fields.
 
   Attributes:
-    env: of the processes.
-    seconds: that the last one took to show progress.
+    env: environment variables of the processes.
+    seconds: how long the latest process took to make progress.
   """
 
-  def __init__(self, folder: pathlib.Path, overrides=()):
+  def __init__(self, folder: pathlib.Path, overrides: Sequence[str] = ()):
     self.env = os.environ | {
       'MAML_JAX_DATA': str(folder / 'data'),
       'MAML_JAX_CACHE': str(folder / 'cache'),
     }
     fields = [f'--config.{field}={value}' for field, value in FIELDS.items()]
-    self._words = [*fields, *overrides]
+    self._overrides = [*fields, *overrides]
     self.seconds = 5.0
 
   def command(self, workdir: pathlib.Path, *overrides: str) -> list[str]:
-    """What starts or goes on with a run."""
-    words = [*self._words, *overrides]
-    return [sys.executable, str(MAIN), f'--workdir={workdir}', *words]
+    """Returns the command that starts or resumes a run."""
+    overrides = [*self._overrides, *overrides]
+    return [sys.executable, str(MAIN), f'--workdir={workdir}', *overrides]
 
   def start(self, workdir: pathlib.Path, *overrides: str) -> subprocess.Popen:
-    """Starts or goes on with a run."""
+    """Starts or resumes a run."""
     return subprocess.Popen(
       self.command(workdir, *overrides),
       env=self.env,
@@ -87,22 +95,22 @@ class Runs:
     )
 
   def finish(self, workdir: pathlib.Path, *overrides: str) -> str:
-    """Runs to the end; returns what was printed."""
+    """Completes a run; returns its output."""
     process = self.start(workdir, *overrides)
-    return end(process, 0)
+    return wait_for_exit(process, 0)
 
   def interrupt(
     self, workdir: pathlib.Path, kind: str, rng: random.Random
   ) -> str | None:
-    """Goes on with a run, and interrupts it.
+    """Starts or resumes a run and interrupts it.
 
     Args:
       workdir: of the run.
       kind: one of `KINDS`.
-      rng: decides on the moment, and on the damage.
+      rng: determines the delay and the damage.
 
     Returns:
-      What was done; None if the run came to its end before.
+      A description of the interruption; None if the run completed before it.
     """
     process = self.start(workdir)
     if kind == 'start':
@@ -110,39 +118,47 @@ class Runs:
     else:
       start = time.monotonic()
       if not wait_for_progress(process, workdir):
-        end(process, 0)
+        wait_for_exit(process, 0)
         return None
       self.seconds = time.monotonic() - start
-      time.sleep(rng.uniform(0, LONGEST_DELAY))
+      time.sleep(rng.uniform(0, MAX_DELAY_SECONDS))
     number = signal.SIGTERM if kind == 'stop' else signal.SIGKILL
     process.send_signal(number)
-    end(process, 0, -number, 128 + number)
+    wait_for_exit(process, 0, -number, 128 + number)
     if process.returncode == 0:
       return None
-    return damage(workdir, rng) if kind == 'damage' else kind
+    return damage_checkpoint(workdir, rng) if kind == 'damage' else kind
 
 
-def end(process: subprocess.Popen, *statuses: int) -> str:
-  """Waits for the end of a process; returns what it printed."""
+def wait_for_exit(process: subprocess.Popen, *statuses: int) -> str:
+  """Waits for a process to exit; returns its output.
+
+  Args:
+    process: started by `Runs`.
+    *statuses: the expected exit statuses.
+
+  Raises:
+    RuntimeError: it exited with another status.
+  """
   try:
-    output, _ = process.communicate(timeout=PATIENCE)
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
   except subprocess.TimeoutExpired:
     process.kill()
     raise
   if process.returncode not in statuses:
-    raise RuntimeError(f'it ended with {process.returncode}: {output}')
+    raise RuntimeError(f'exited with status {process.returncode}: {output}')
   return output
 
 
-def size_of_metrics(workdir: pathlib.Path) -> int:
-  path = workdir / metrics_log.METRICS_FILE
-  return path.stat().st_size if path.exists() else 0
-
-
 def wait_for_progress(process: subprocess.Popen, workdir: pathlib.Path) -> bool:
-  """Waits until a process has written metrics; false if it ends before."""
-  size, deadline = size_of_metrics(workdir), time.monotonic() + PATIENCE
-  while size_of_metrics(workdir) <= size:
+  """Waits until a process writes metrics; returns False if it exits first.
+
+  Raises:
+    RuntimeError: the process makes no progress for `TIMEOUT_SECONDS`.
+  """
+  size = _metrics_size(workdir)
+  deadline = time.monotonic() + TIMEOUT_SECONDS
+  while _metrics_size(workdir) <= size:
     if process.poll() is not None:
       return False
     if time.monotonic() > deadline:
@@ -152,44 +168,59 @@ def wait_for_progress(process: subprocess.Popen, workdir: pathlib.Path) -> bool:
   return True
 
 
-def damage(workdir: pathlib.Path, rng: random.Random) -> str:
-  """Damages the newest of two checkpoints; returns what was done."""
+def _metrics_size(workdir: pathlib.Path) -> int:
+  """Returns the size of the metrics file in bytes."""
+  path = workdir / metrics_log.METRICS_FILE
+  return path.stat().st_size if path.exists() else 0
+
+
+def damage_checkpoint(workdir: pathlib.Path, rng: random.Random) -> str:
+  """Damages the newest checkpoint if there are two.
+
+  Returns:
+    A description of the interruption.
+  """
   folder = workdir / 'checkpoints' / 'latest'
   steps = [int(p.name) for p in folder.glob('*') if p.name.isdecimal()]
   if len(steps) < 2:
-    return 'kill'  # a run without any sound checkpoint would not go on
+    return 'kill'  # a run without any valid checkpoint would not resume
   newest = folder / str(max(steps))
   files = sorted(path for path in newest.rglob('*') if path.is_file())
-  file, way = rng.choice(files), rng.choice(['truncate', 'flip', 'remove'])
+  file, how = rng.choice(files), rng.choice(['truncate', 'flip', 'remove'])
   content = bytearray(file.read_bytes())
-  if way == 'remove' or not content:
+  if how == 'remove' or not content:
     file.unlink()
     return 'damage: remove'
-  if way == 'truncate':
+  if how == 'truncate':
     del content[rng.randrange(len(content)) :]
   else:
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
   file.write_bytes(content)
-  return f'damage: {way}'
+  return f'damage: {how}'
 
 
-def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
-  """Says in what two finished runs differ: nothing, if all went well."""
+def differences(reference: pathlib.Path, workdir: pathlib.Path) -> list[str]:
+  """Returns how a completed run differs from the reference; [] if it does not.
+
+  Compares checkpoints and validation records, and checks that no step appears
+  twice in the metrics.
+  """
   found = []
   for which in ('latest', 'best'):
-    a, b = (checkpoint.load(path, which) for path in (one, other))
-    same = jax.tree.map(np.array_equal, a[2:], b[2:])
-    if not all(jax.tree.leaves(same)):
+    a, b = (checkpoint.load(path, which) for path in (reference, workdir))
+    equal = jax.tree.map(np.array_equal, a[2:], b[2:])
+    if not all(jax.tree.leaves(equal)):
       found.append(f'{which} checkpoint')
-  if validations(one) != validations(other):
+  if validations(reference) != validations(workdir):
     found.append('validations')
-  records = [(r['step'], r['split']) for r in metrics_log.read_records(other)]
+  records = [(r['step'], r['split']) for r in metrics_log.read_records(workdir)]
   if len(set(records)) != len(records):
     found.append('a step twice in the metrics')
   return found
 
 
 def validations(workdir: pathlib.Path) -> list[tuple]:
+  """Returns the validation records: (step, loss, accuracy, interval) each."""
   return [
     (r['step'], r['loss'], r['accuracy'], r['interval'])
     for r in metrics_log.read_records(workdir)
@@ -199,79 +230,95 @@ def validations(workdir: pathlib.Path) -> list[tuple]:
 
 def soak(
   runs: Runs,
-  straight: pathlib.Path,
+  reference: pathlib.Path,
   folder: pathlib.Path,
   rng: random.Random,
   interruptions: int,
 ) -> tuple[collections.Counter, list[str]]:
-  """Interrupts runs so many times, and lets them end.
+  """Interrupts runs a given number of times and completes them.
 
   Args:
-    runs: starts them.
-    straight: the workdir of one that nobody interrupted.
-    folder: of their workdirs; more than one if one is too short.
-    rng: decides on what is done when.
-    interruptions: how many.
+    runs: starts the processes.
+    reference: the workdir of an uninterrupted run.
+    folder: where workdirs are created; there are several if a run completes
+      before the last interruption.
+    rng: determines kind, delay and damage of each interruption.
+    interruptions: number of interruptions in total.
 
   Returns:
-    How often each thing was done; for each run that ended, in what it differs
-    from the straight one: '' for nothing.
+    The number of interruptions by description; and for each run how it differs
+    from the reference, '' if it does not.
   """
-  done, ends = collections.Counter(), []
+  counts, results = collections.Counter(), []
   kinds = [kind for kind, n in KINDS.items() for _ in range(n)]
   while True:
-    workdir = folder / f'run{len(ends)}'
-    while done.total() < interruptions:
-      what = runs.interrupt(workdir, rng.choice(kinds), rng)
-      if not what:
+    workdir = folder / f'run{len(results)}'
+    while counts.total() < interruptions:
+      description = runs.interrupt(workdir, rng.choice(kinds), rng)
+      if not description:
         break
-      done[what] += 1
+      counts[description] += 1
     else:
       runs.finish(workdir)
-    ends.append(', '.join(differences(straight, workdir)))
-    if done.total() >= interruptions:
-      return done, ends
+    results.append(', '.join(differences(reference, workdir)))
+    if counts.total() >= interruptions:
+      return counts, results
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__,
     allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('--interruptions', type=int, default=200, help='in all')
-  add('--seeds', nargs='+', type=int, default=list(range(10)))
-  add('--json', metavar='FILE', help='append the JSON line here')
+  add('--interruptions', type=int, default=200, help='in total; default 200')
+  add(
+    '--seeds',
+    nargs='+',
+    type=int,
+    default=list(range(10)),
+    help='the interruptions are split evenly over seeds; default 0..9',
+  )
+  add('--json', metavar='FILE', help='append the JSON line to this file')
   args, overrides = parser.parse_known_args(argv)
-  start, done, ends = time.monotonic(), collections.Counter(), []
-  with tempfile.TemporaryDirectory(prefix='soak-') as folder:
-    folder = pathlib.Path(folder)
-    runs, straight = Runs(folder, overrides), folder / 'straight'
-    runs.finish(straight)
-    for i, seed in enumerate(args.seeds):
-      share = args.interruptions * (i + 1) // len(args.seeds) - done.total()
-      workdirs = folder / f'seed{seed}'
-      what, how = soak(runs, straight, workdirs, random.Random(seed), share)
-      done, ends = done + what, ends + how
-      print(f'seed {seed}: {dict(what)}; differences: {how}', flush=True)
-  result = {
-    'interruptions': done.total(),
-    **dict(sorted(done.items())),
+  start = time.monotonic()
+  counts, results = _soak_seeds(args.seeds, args.interruptions, overrides)
+  summary = {
+    'interruptions': counts.total(),
+    **dict(sorted(counts.items())),
     'seeds': args.seeds,
-    'runs': len(ends),
-    'bit_equal': ends.count(''),
-    'differences': sorted({*ends} - {''}),
+    'runs': len(results),
+    'bit_equal': results.count(''),
+    'differences': sorted({*results} - {''}),
     'seconds': round(time.monotonic() - start),
     'jax': jax.__version__,
     'version': maml_jax.__version__,
   }
-  line = json.dumps(result)
+  line = json.dumps(summary)
   print(line)
   if args.json:
     with open(args.json, 'a') as file:
       file.write(line + '\n')
-  return 0 if result['bit_equal'] == len(ends) else 1
+  return 0 if summary['bit_equal'] == len(results) else 1
+
+
+def _soak_seeds(
+  seeds: Sequence[int], interruptions: int, overrides: Sequence[str]
+) -> tuple[collections.Counter, list[str]]:
+  """Returns the results of `soak`, with interruptions split over seeds."""
+  counts, results = collections.Counter(), []
+  with tempfile.TemporaryDirectory(prefix='soak-') as name:
+    folder = pathlib.Path(name)
+    runs, reference = Runs(folder, overrides), folder / 'reference'
+    runs.finish(reference)
+    for i, seed in enumerate(seeds):
+      share = interruptions * (i + 1) // len(seeds) - counts.total()
+      rng = random.Random(seed)
+      more = soak(runs, reference, folder / f'seed{seed}', rng, share)
+      print(f'seed {seed}: {dict(more[0])}; differences: {more[1]}', flush=True)
+      counts, results = counts + more[0], results + more[1]
+  return counts, results
 
 
 if __name__ == '__main__':

@@ -1,14 +1,15 @@
-"""Tests run on eight fake CPU devices and with strict arithmetic.
+"""Runs tests on eight CPU devices; implicit rank promotion is an error.
 
-`JAX_PLATFORMS=cuda pytest` runs them on an accelerator instead.
+`JAX_PLATFORMS=cuda pytest` runs them on a GPU instead.
 """
 
+import gc
 import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'PYTEST_XDIST_WORKER' in os.environ and hasattr(os, 'sched_setaffinity'):
-  # Workers share the cores out, lest the thread pools of XLA contend for them.
+  # Each worker uses its own cores: thread pools of XLA slow each other down.
   number = int(os.environ['PYTEST_XDIST_WORKER'].removeprefix('gw'))
   count = int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
   cores = sorted(os.sched_getaffinity(0))
@@ -25,25 +26,33 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def free_compiled_programs():
+  """Frees the compiled programs of a test module, which take gigabytes."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+
+
 @pytest.fixture(scope='session')
 def shared() -> pathlib.Path:
-  """The folder with real data and golden cases, which is no part of a clone."""
+  """The directory of real data and golden cases, outside of the repository."""
   default = REPOSITORY.parent / 'shared'
   folder = pathlib.Path(os.environ.get('MAML_JAX_SHARED', default))
   if not (folder / 'data').is_dir():
-    pytest.skip(f'no real data: MAML_JAX_SHARED names no such folder: {folder}')
+    pytest.skip(f'no real data in {folder}: set MAML_JAX_SHARED')
   return folder.resolve()
 
 
 @pytest.fixture(scope='session')
 def glyphs(tmp_path_factory) -> pathlib.Path:
-  """Where the data set glyphs is prepared, as `data_dir`; once for all workers.
+  """The `data_dir` of the prepared data set glyphs, shared by all workers.
 
-  It appears there whole, so at worst two workers make it at a time.
+  Workers may prepare it at the same time, because it is written atomically.
   """
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
     folder = folder.parent
-  place = folder / 'data'
-  data.load_dataset('glyphs', 'train', place)
-  return place
+  data_dir = folder / 'data'
+  data.load_dataset('glyphs', 'train', data_dir)
+  return data_dir

@@ -1,6 +1,6 @@
-"""Writes workdirs as a training and its evaluations leave them, out of chance.
+"""Writes workdirs with random metrics and evaluation results.
 
-Nothing is trained: records, accuracies and answers are drawn from a generator.
+They have the format of real ones, but nothing is trained.
 """
 
 import json
@@ -17,15 +17,16 @@ from maml_jax.evaluation.statistics import (
 from maml_jax.experiment import setup
 from maml_jax.experiment.task_source import eval_task_indices
 
+# name -> (description, mean difference from MAML)
 BASELINES = {
-  'no_adaptation': ('the meta-learned initialisation as it is', -0.2),
-  'class_mean': ("nearest class mean of the encoder's features", -0.04),
-  'linear_head': ('a linear head on frozen features', 0.01),
+  'no_adaptation': ('the meta-learned initialization, not adapted', -0.2),
+  'nearest_centroid': ('nearest class mean of the features', -0.04),
+  'linear_head': ('logistic regression on frozen features', 0.01),
 }
 
 
 def write_metrics(workdir, seed=0, num_epochs=5, accuracy=True) -> None:
-  """Records of training every 10 steps and of validation every 50."""
+  """Writes training records every 10 steps and validation records every 50."""
   rng = np.random.default_rng(seed)
   records = []
   for step in range(10, 50 * num_epochs + 1, 10):
@@ -43,29 +44,30 @@ def write_metrics(workdir, seed=0, num_epochs=5, accuracy=True) -> None:
 
 
 def write_tasks(
-  workdir, config, dataset, num_tasks=40, seed=0, name='tasks', **facts
+  workdir, config, dataset, num_tasks=40, seed=0, name='tasks', **fields
 ) -> None:
-  """An evaluation of kind 'tasks' with all that one can have.
+  """Writes an evaluation of kind 'tasks' with all optional parts.
 
   Args:
     workdir: a directory.
-    config: says which tasks.
-    dataset: the split that is measured.
+    config: its `eval` section configures the tasks.
+    dataset: the evaluated split.
     num_tasks: T.
-    seed: of the training.
-    name: of the files in eval/.
-    **facts: fields of the JSON file to be set anew.
+    seed: the seed of the run, and of the random results.
+    name: the name of the files in eval/.
+    **fields: override fields of the JSON file.
   """
   rng = np.random.default_rng(seed)
   phase = setup.eval_phase(config)
   ways, queries = phase.ways, phase.queries
   positions, _ = eval_task_indices(dataset, phase, num_tasks)
   classes = np.searchsorted(dataset.size.cumsum(), positions[:, :, 0], 'right')
-  hard = 0.1 + 0.5 * (classes % 4 == 0) + rng.uniform(0, 0.25, classes.shape)
+  error_rate = 0.1 + 0.5 * (classes % 4 == 0)  # classes 0 and 4 are hard
+  error_rate = error_rate + rng.uniform(0, 0.25, classes.shape)
   label = np.tile(np.repeat(np.arange(ways), queries), (num_tasks, 1))
-  missed = rng.uniform(size=label.shape) < hard.repeat(queries, 1)
+  is_wrong = rng.uniform(size=label.shape) < error_rate.repeat(queries, 1)
   other = (label + rng.integers(1, ways, label.shape)) % ways
-  predicted = np.where(missed, other, label)
+  predicted = np.where(is_wrong, other, label)
   accuracy = (predicted == label).mean(1)
   arrays = {
     'accuracy': accuracy,
@@ -74,25 +76,26 @@ def write_tasks(
     'predicted': predicted.astype(np.uint16),
     'classes': classes.astype(np.int32),
   }
-  curve, steps = _curve(accuracy, phase.num_steps, ways, rng)
-  baselines, tables = _baselines(accuracy, rng)
+  curve, curve_arrays = _curve(accuracy, phase.num_steps, ways, rng)
+  baselines, baseline_arrays = _baselines(accuracy, rng)
   result = (
-    facts_of(config, num_tasks, seed)
+    result_metadata(config, num_tasks, seed)
     | summarize({key: arrays[key] for key in ('accuracy', 'loss')})
     | {
       'kind': 'tasks',
       'median': float(np.median(accuracy)),
       'at_chance': float((accuracy <= 1 / ways).mean()),
-      'at_chance_by_luck': expected_at_chance(ways * queries, ways),
+      'expected_at_chance': expected_at_chance(ways * queries, ways),
       'curve': curve,
       'baselines': baselines,
     }
   )
-  write(workdir, name, result | facts, arrays | steps | tables)
+  arrays |= curve_arrays | baseline_arrays
+  write_result(workdir, name, result | fields, arrays)
 
 
 def write_grid(workdir, config, num_tasks=40, seed=0, name='grid') -> None:
-  """An evaluation of kind 'grid'."""
+  """Writes an evaluation of kind 'grid'."""
   rng = np.random.default_rng(seed)
   base = {'norm': 'batch', 'queries': 15, 'num_steps': 5}
   tasks = rng.normal(0, 0.1, num_tasks)
@@ -112,23 +115,25 @@ def write_grid(workdir, config, num_tasks=40, seed=0, name='grid') -> None:
             'num_steps': num_steps,
           }
         )
-  (place,) = (i for i, cell in enumerate(cells) if base.items() <= cell.items())
+  (base_index,) = (
+    i for i, cell in enumerate(cells) if base.items() <= cell.items()
+  )
   for cell, accuracy in zip(cells, rows, strict=True):
-    mean, half = mean_interval(accuracy)
-    apart, around = mean_interval(accuracy - rows[place])
+    mean, interval = mean_interval(accuracy)
+    difference, half_width = mean_interval(accuracy - rows[base_index])
     cell |= {
       'accuracy': mean,
-      'interval': half,
+      'interval': interval,
       'loss': 1 - mean,
       'median': float(np.median(accuracy)),
       'at_chance': 0.01,
-      'difference': apart,
-      'difference_interval': around,
+      'difference': difference,
+      'difference_interval': half_width,
     }
-  result = facts_of(config, num_tasks, seed)
+  result = result_metadata(config, num_tasks, seed)
   del result['transductive']
   result |= {'kind': 'grid', 'base': base, 'cells': cells}
-  write(
+  write_result(
     workdir,
     name,
     result,
@@ -137,20 +142,20 @@ def write_grid(workdir, config, num_tasks=40, seed=0, name='grid') -> None:
 
 
 def write_regression(workdir, config, num_tasks=40) -> None:
-  """An evaluation of a regression, which has losses alone."""
+  """Writes an evaluation of a regression, which only has losses."""
   loss = np.random.default_rng(0).exponential(0.3, num_tasks)
-  result = facts_of(config, num_tasks, 0) | summarize({'loss': loss})
+  result = result_metadata(config, num_tasks, 0) | summarize({'loss': loss})
   result |= {
     'kind': 'tasks',
     'median': float(np.median(loss)),
     'curve': None,
     'baselines': None,
   }
-  write(workdir, 'tasks', result, {'loss': loss})
+  write_result(workdir, 'tasks', result, {'loss': loss})
 
 
 def write_run(workdir, config, dataset, num_tasks=40, seed=0) -> None:
-  """A workdir with all of it."""
+  """Writes a workdir with config, metrics, a grid and an evaluation."""
   workdir.mkdir(exist_ok=True)
   config = config.copy_and_resolve_references()
   config.seed = seed
@@ -160,8 +165,8 @@ def write_run(workdir, config, dataset, num_tasks=40, seed=0) -> None:
   write_tasks(workdir, config, dataset, num_tasks, seed)
 
 
-def facts_of(config, num_tasks, seed) -> dict:
-  """What every evaluation says."""
+def result_metadata(config, num_tasks, seed) -> dict:
+  """Returns the fields that all results have in common."""
   phase = setup.eval_phase(config)._asdict()
   return {
     'data': config.data.name,
@@ -180,7 +185,8 @@ def facts_of(config, num_tasks, seed) -> dict:
   }
 
 
-def write(workdir, name, result, arrays) -> None:
+def write_result(workdir, name, result, arrays) -> None:
+  """Writes WORKDIR/eval/NAME.json and NAME.npz."""
   folder = workdir / 'eval'
   folder.mkdir(parents=True, exist_ok=True)
   (folder / f'{name}.json').write_text(json.dumps(result))
@@ -188,11 +194,12 @@ def write(workdir, name, result, arrays) -> None:
 
 
 def _curve(accuracy, num_steps, ways, rng):
+  """Returns an adaptation curve, and its arrays per task."""
   rise = 1 - np.exp(-np.arange(num_steps + 1))
   query = 1 / ways + (accuracy[:, None] - 1 / ways) * rise / max(rise[-1], 1e-9)
   query = np.clip(query + rng.normal(0, 0.02, query.shape), 0, 1)
   support = np.clip(query + 0.25 * rise, 0, 1)
-  tables = {
+  arrays = {
     'curve_query_accuracy': query,
     'curve_query_loss': 2 * (1.1 - query),
     'curve_support_accuracy': support,
@@ -200,31 +207,32 @@ def _curve(accuracy, num_steps, ways, rng):
   }
   curve = {
     part: {
-      name: tables[f'curve_{part}_{name}'].mean(0).tolist()
+      name: arrays[f'curve_{part}_{name}'].mean(0).tolist()
       for name in ('loss', 'accuracy')
     }
     for part in ('support', 'query')
   }
-  halves = [mean_interval(column)[1] for column in query.T]
-  curve['query']['interval'] = halves
-  return {'num_tasks': len(accuracy)} | curve, tables
+  curve['query']['interval'] = [mean_interval(x)[1] for x in query.T]
+  return {'num_tasks': len(accuracy)} | curve, arrays
 
 
 def _baselines(accuracy, rng):
-  rows, tables = [], {}
+  """Returns the results of baselines, and their accuracies per task."""
+  rows, arrays = [], {}
   for name, (about, shift) in BASELINES.items():
-    own = np.clip(accuracy + shift + rng.normal(0, 0.05, len(accuracy)), 0, 1)
-    mean, half = mean_interval(own)
-    apart, around = mean_interval(own - accuracy)
+    values = accuracy + shift + rng.normal(0, 0.05, len(accuracy))
+    values = np.clip(values, 0, 1)
+    mean, interval = mean_interval(values)
+    difference, half_width = mean_interval(values - accuracy)
     rows.append(
       {
         'name': name,
         'about': about,
         'accuracy': mean,
-        'interval': half,
-        'difference': apart,
-        'difference_interval': around,
+        'interval': interval,
+        'difference': difference,
+        'difference_interval': half_width,
       }
     )
-    tables[f'baseline_{name}'] = own
-  return rows, tables
+    arrays[f'baseline_{name}'] = values
+  return rows, arrays

@@ -1,4 +1,4 @@
-"""Folders of small images, and a checkpoint that has learned nothing."""
+"""Folders of small images, and an untrained checkpoint."""
 
 import pathlib
 
@@ -13,8 +13,17 @@ CLASSES = ('bar', 'disc', 'frame')
 SUFFIXES = ('png', 'jpg', 'webp', 'bmp', 'gif', 'tif')
 
 
-def picture(name: str, seed: int, size=(60, 48), mode='RGB') -> Image.Image:
-  """Dark ink on light paper, moved about."""
+def draw_picture(
+  name: str, seed: int, size=(60, 48), mode='RGB'
+) -> Image.Image:
+  """Returns a black shape at a random position on white.
+
+  Args:
+    name: the shape, one of `CLASSES`.
+    seed: determines the position.
+    size: width and height.
+    mode: of the Pillow image.
+  """
   rng = np.random.default_rng(seed)
   width, height = size
   image = Image.new(mode, size, 'white')
@@ -30,20 +39,32 @@ def picture(name: str, seed: int, size=(60, 48), mode='RGB') -> Image.Image:
   return image
 
 
-def folder(path: pathlib.Path, count: int, start: int = 0, classes=CLASSES):
-  """A folder of `count` images for each class, of several formats and sizes."""
+def write_class_folders(
+  path: pathlib.Path, count: int, start: int = 0, classes=CLASSES
+) -> pathlib.Path:
+  """Writes one folder per class with images of several formats and sizes.
+
+  Args:
+    path: the folder of the class folders.
+    count: images per class.
+    start: number of the first image, which is also its file name.
+    classes: names of the shapes.
+
+  Returns:
+    `path`.
+  """
   for c, name in enumerate(classes):
-    place = path / name
-    place.mkdir(parents=True)
+    folder = path / name
+    folder.mkdir(parents=True)
     for i in range(start, start + count):
       size = (60 + 7 * i % 30, 48 + 5 * i % 20)
-      image = picture(name, 100 * c + i, size, 'L' if i % 2 else 'RGB')
-      image.save(place / f'{i}.{SUFFIXES[i % len(SUFFIXES)]}')
+      image = draw_picture(name, 100 * c + i, size, 'L' if i % 2 else 'RGB')
+      image.save(folder / f'{i}.{SUFFIXES[i % len(SUFFIXES)]}')
   return path
 
 
 def make_checkpoint(path: pathlib.Path, **overrides) -> pathlib.Path:
-  """A checkpoint of `small_run.config` at its initial parameters."""
+  """Saves the initial parameters of `small_run.config` as a checkpoint."""
   config = small_run.config(**overrides)
   learner = setup.phase_learner(config, setup.train_phase(config))
   params, stats = jax.jit(learner.init)(jax.random.key(5))

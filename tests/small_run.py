@@ -1,4 +1,4 @@
-"""A config, a data set and a run small enough to be tested many times."""
+"""A config, a data set and a model that train within seconds."""
 
 import math
 import pathlib
@@ -11,6 +11,7 @@ from maml_jax import config as config_lib
 from maml_jax import data
 from maml_jax.experiment import setup
 from maml_jax.types import Dataset, Model
+from maml_jax.utils.compilation_cache import enable_compilation_cache
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
 OVERRIDES = {
@@ -34,32 +35,43 @@ OVERRIDES = {
 
 
 def flags(**overrides) -> list[str]:
-  """Command-line overrides; dots of a field are written as '__'."""
+  """Returns command-line flags of a small run.
+
+  Args:
+    **overrides: more fields, such as `train__num_epochs=1`.
+  """
   fields = OVERRIDES | {k.replace('__', '.'): v for k, v in overrides.items()}
   return [f'--config.{field}={value}' for field, value in fields.items()]
 
 
 def config(**overrides):
+  """Returns the config of a small run; see `flags`."""
   return config_lib.load(str(PRESET), flags(**overrides))
 
 
-def dataset(split='train', num_classes=8, most=7) -> Dataset:
-  """Noise around a pattern of each class; classes differ in size."""
+def dataset(split='train', num_classes=8, max_images=7) -> Dataset:
+  """Returns a data set of one noisy pattern per class.
+
+  Args:
+    split: seeds the random numbers.
+    num_classes: number of classes.
+    max_images: maximum number of images per class; the minimum is 5.
+  """
   rng = np.random.default_rng(data.SPLITS.index(split))
-  size = rng.integers(5, most + 1, num_classes).astype(np.int32)
+  size = rng.integers(5, max_images + 1, num_classes).astype(np.int32)
   pattern = rng.normal(128, 50, (num_classes, 28, 28, 1)).repeat(size, axis=0)
-  image = np.clip(pattern + rng.normal(0, 20, pattern.shape), 0, 255)
-  index = np.zeros((num_classes, most), np.int32)
+  images = np.clip(pattern + rng.normal(0, 20, pattern.shape), 0, 255)
+  index = np.zeros((num_classes, max_images), np.int32)
   for c, (start, n) in enumerate(zip(size.cumsum() - size, size, strict=True)):
     index[c, :n] = start + np.arange(n)
-  return Dataset(image.astype(np.uint8), index, size)
+  return Dataset(images.astype(np.uint8), index, size)
 
 
 def model(encoder, num_ways, image_shape, *, meta_test, **_) -> Model:
-  """Stands in for `make_model`: one hidden layer, compiled in a second.
+  """Replaces `make_model`: one hidden layer, which compiles in a second.
 
-  It keeps running moments, of which nothing but `stats` knows. Without ways it
-  gives the hidden layer.
+  Its running mean is stored in `stats` only. Without ways it returns the
+  hidden layer.
   """
   del encoder
 
@@ -73,8 +85,8 @@ def model(encoder, num_ways, image_shape, *, meta_test, **_) -> Model:
     params = {'encoder': {'kernel': first}, 'classifier': {'kernel': last}}
     return params, {'global': {'mean': jnp.zeros(8)}}
 
-  def apply(params, stats, image, *, train):
-    hidden = image.reshape(len(image), -1) @ params['encoder']['kernel']
+  def apply(params, stats, inputs, *, train):
+    hidden = inputs.reshape(len(inputs), -1) @ params['encoder']['kernel']
     mean = stats['global']['mean']
     logits = jnp.tanh(hidden - mean[None])
     if num_ways:
@@ -87,8 +99,14 @@ def model(encoder, num_ways, image_shape, *, meta_test, **_) -> Model:
 
 
 def use(monkeypatch, cache) -> None:
-  """Lets all data sets and models be those here, and programs go to `cache`."""
+  """Replaces all data sets and models by those of this module.
+
+  Args:
+    monkeypatch: a `pytest.MonkeyPatch`.
+    cache: the directory of compiled programs.
+  """
   monkeypatch.setenv('MAML_JAX_CACHE', str(cache))
+  enable_compilation_cache()
   monkeypatch.setattr(
     data, 'load_dataset', lambda name, split, data_dir: dataset(split)
   )
@@ -96,4 +114,5 @@ def use(monkeypatch, cache) -> None:
 
 
 def on_device(dataset: Dataset) -> Dataset:
+  """Returns a data set with its arrays on the default device."""
   return Dataset(*map(jnp.asarray, dataset))

@@ -1,4 +1,4 @@
-"""The baselines against loops and a general optimiser in float64."""
+"""Compares the baselines with loops and a SciPy optimizer in float64."""
 
 import jax
 import numpy as np
@@ -11,43 +11,44 @@ from maml_jax.evaluation import baselines
 WAYS = 4
 
 
-def features(shots=3, queries=5, size=6, scale=1.0):
+def make_features(shots=3, queries=5, size=6, scale=1.0):
+  """Returns support features, support targets and query features."""
   rng = np.random.default_rng(0)
-  centre = rng.normal(size=(WAYS, size))
+  center = rng.normal(size=(WAYS, size))
 
   def draw(n):
-    label = rng.permutation(np.repeat(np.arange(WAYS), n))
-    noise = rng.normal(size=(len(label), size))
-    x = scale * (3.0 + centre[label] + noise)
-    return x.astype(np.float32), label.astype(np.int32)
+    targets = rng.permutation(np.repeat(np.arange(WAYS), n))
+    noise = rng.normal(size=(len(targets), size))
+    x = scale * (3.0 + center[targets] + noise)
+    return x.astype(np.float32), targets.astype(np.int32)
 
   return *draw(shots), draw(queries)[0]
 
 
-def test_nearest_mean_measures_each_distance():
-  support, label, query = features()
-  logits = baselines.nearest_centroid(support, label, query, WAYS)
+def test_nearest_centroid_is_the_negative_squared_distance():
+  support, targets, query = make_features()
+  logits = baselines.nearest_centroid(support, targets, query, WAYS)
   for i, x in enumerate(query):
     for c in range(WAYS):
-      mean = support[label == c].astype(np.float64).mean(0)
+      mean = support[targets == c].astype(np.float64).mean(0)
       distance = ((x - mean) ** 2).sum()
       np.testing.assert_allclose(logits[i, c], -distance, rtol=1e-4)
 
 
 @pytest.mark.parametrize('scale, strength', [(1.0, 1.0), (10.0, 1.0), (1, 0.1)])
-def test_linear_head_is_the_optimum(scale, strength):
-  support, label, query = features(scale=scale)
-  x, y = support.astype(np.float64), np.eye(WAYS)[label]
-  centre = x.mean(0)
-  x = np.pad(x - centre, ((0, 0), (0, 1)), constant_values=1)
+def test_linear_head_minimizes_the_regularized_loss(scale, strength):
+  support, targets, query = make_features(scale=scale)
+  x, y = support.astype(np.float64), np.eye(WAYS)[targets]
+  center = x.mean(0)
+  x = np.pad(x - center, ((0, 0), (0, 1)), constant_values=1)
 
   def objective(flat):
     weights = flat.reshape(-1, WAYS)
     logits = x @ weights
     log_norm = scipy.special.logsumexp(logits, axis=1, keepdims=True)
-    slope = x.T @ (np.exp(logits - log_norm) - y) + strength * weights
+    gradient = x.T @ (np.exp(logits - log_norm) - y) + strength * weights
     loss = (log_norm - (logits * y).sum(1, keepdims=True)).sum()
-    return loss + strength / 2 * (weights**2).sum(), slope.ravel()
+    return loss + strength / 2 * (weights**2).sum(), gradient.ravel()
 
   found = scipy.optimize.minimize(
     objective,
@@ -56,17 +57,19 @@ def test_linear_head_is_the_optimum(scale, strength):
     options={'gtol': 1e-9, 'maxiter': 5000},
   )
   weights = found.x.reshape(-1, WAYS)
-  expected = np.pad(query - centre, ((0, 0), (0, 1)), constant_values=1)
-  logits = baselines.linear_head(support, label, query, WAYS, strength=strength)
+  expected = np.pad(query - center, ((0, 0), (0, 1)), constant_values=1)
+  logits = baselines.linear_head(
+    support, targets, query, WAYS, strength=strength
+  )
   size = np.abs(expected @ weights).max()
   np.testing.assert_allclose(logits, expected @ weights, atol=3e-3 * size)
 
 
 @pytest.mark.parametrize('name', baselines.FEATURE_BASELINES)
-def test_jitted_equals_op_by_op(name):
+def test_jitted_baselines_equal_op_by_op_execution(name):
   fn, _ = baselines.FEATURE_BASELINES[name]
-  support, label, query = features()
-  jitted = jax.jit(fn, static_argnums=3)(support, label, query, WAYS)
+  support, targets, query = make_features()
+  jitted = jax.jit(fn, static_argnums=3)(support, targets, query, WAYS)
   with jax.disable_jit():
-    plain = fn(support, label, query, WAYS)
-  np.testing.assert_allclose(jitted, plain, rtol=1e-3, atol=1e-3)
+    expected = fn(support, targets, query, WAYS)
+  np.testing.assert_allclose(jitted, expected, rtol=1e-3, atol=1e-3)

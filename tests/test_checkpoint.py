@@ -1,5 +1,6 @@
-"""Checkpoints: what is written is read back, or it is said to be damaged."""
+"""Tests of `maml_jax.experiment.checkpoint`."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -16,11 +17,11 @@ import tensorstore
 from maml_jax.experiment import checkpoint
 from maml_jax.train import resume_state
 from maml_jax.types import MetaState
-from maml_jax.utils.errors import UserError
+from maml_jax.utils.errors import NonFiniteError, UserError
 
 
-def state(step: int) -> MetaState:
-  """One of the shape that training has, its numbers told by the step."""
+def make_state(step: int) -> MetaState:
+  """Returns a state as training has it, with values drawn from `step`."""
   rng = np.random.default_rng(step)
   params = {
     'encoder': {'conv1': {'kernel': rng.normal(size=(3, 3, 2, 4))}},
@@ -33,32 +34,34 @@ def state(step: int) -> MetaState:
   return MetaState(jnp.int32(step), params, stats, opt_state)
 
 
-def saver(path, saved=None):
-  return checkpoint.CheckpointWriter(path, small_run.config(), saved)
+def make_writer(path, step=None):
+  return checkpoint.CheckpointWriter(path, small_run.config(), step)
 
 
-def save(path, *steps):
-  with saver(path) as it:
+def save(path, *steps, resumed_from=None):
+  with make_writer(path, resumed_from) as writer:
     for step in steps:
-      it.save(state(step))
+      writer.save(make_state(step))
 
 
 def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def steps(path, which):
+def saved_steps(path, which):
   folder = path / 'checkpoints' / which
   return sorted(int(p.name) for p in folder.iterdir())
 
 
-@pytest.mark.parametrize('stats', [True, False])
-def test_reads_back_what_was_saved(tmp_path, stats):
-  expected = state(3) if stats else state(3)._replace(stats={})
-  with saver(tmp_path) as it:
-    it.save(expected)
+@pytest.mark.parametrize('has_stats', [True, False])
+def test_load_returns_the_saved_state(tmp_path, has_stats):
+  expected = make_state(3)
+  if not has_stats:
+    expected = expected._replace(stats={})
+  with make_writer(tmp_path) as writer:
+    writer.save(expected)
   saved = checkpoint.load(tmp_path, 'latest')
-  assert_equal(resume_state(state(0), saved), expected)
+  assert_equal(resume_state(make_state(0), saved), expected)
   assert saved.step == 3
   assert saved.config == small_run.config()
   assert saved.path == tmp_path / 'checkpoints' / 'latest' / '3'
@@ -66,255 +69,262 @@ def test_reads_back_what_was_saved(tmp_path, stats):
   assert_equal(checkpoint.load(saved.path).params, saved.params)
 
 
-def test_what_runs_on_does_not_change_what_is_being_saved(tmp_path):
-  run_on = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
-  with saver(tmp_path) as it:
-    given = state(1)
-    it.save(given)
-    jax.block_until_ready(run_on(given))
-  assert_equal(checkpoint.load(tmp_path, 'latest').params, state(1).params)
+def test_donating_a_state_does_not_change_its_pending_checkpoint(tmp_path):
+  zero = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+  with make_writer(tmp_path) as writer:
+    state = make_state(1)
+    writer.save(state)
+    jax.block_until_ready(zero(state))
+  assert_equal(checkpoint.load(tmp_path, 'latest').params, make_state(1).params)
 
 
-def test_keeps_the_newest_two(tmp_path):
+def test_two_newest_checkpoints_are_kept(tmp_path):
   save(tmp_path, 1, 2, 3)
-  assert steps(tmp_path, 'latest') == [2, 3]
+  assert saved_steps(tmp_path, 'latest') == [2, 3]
 
 
-def test_saves_a_step_once(tmp_path):
+def test_saved_step_is_not_saved_again(tmp_path):
   save(tmp_path, 1)
   path = tmp_path / 'checkpoints' / 'latest' / '1'
   before = path.stat().st_mtime_ns
-  with saver(tmp_path, saved=1) as it:
-    it.save(state(1))
+  with make_writer(tmp_path, 1) as writer:
+    writer.save(make_state(1))
   assert path.stat().st_mtime_ns == before
-  assert steps(tmp_path, 'latest') == [1]
+  assert saved_steps(tmp_path, 'latest') == [1]
 
 
-def test_the_best_is_above_all_before_it(tmp_path):
-  with saver(tmp_path) as it:
-    assert it.save_if_best(state(1), {'accuracy': 0.5})
-    assert not it.save_if_best(state(2), {'accuracy': 0.5})
-  with saver(tmp_path) as it:
-    assert not it.save_if_best(state(3), {'accuracy': 0.4})
-    assert it.save_if_best(state(4), {'accuracy': 0.6, 'loss': 1.0})
+def test_save_if_best_requires_an_improvement(tmp_path):
+  with make_writer(tmp_path) as writer:
+    assert writer.save_if_best(make_state(1), {'accuracy': 0.5})
+    assert not writer.save_if_best(make_state(2), {'accuracy': 0.5})
+  with make_writer(tmp_path) as writer:
+    assert not writer.save_if_best(make_state(3), {'accuracy': 0.4})
+    assert writer.save_if_best(make_state(4), {'accuracy': 0.6, 'loss': 1.0})
   saved = checkpoint.load(tmp_path)
   assert (saved.step, saved.metrics) == (4, {'accuracy': 0.6, 'loss': 1.0})
-  assert steps(tmp_path, 'best') == [1, 4]
+  assert saved_steps(tmp_path, 'best') == [1, 4]
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_refuses_a_state_that_is_not_finite(tmp_path, bad):
-  with saver(tmp_path) as it:
-    it.save(state(1))
-    with pytest.raises(checkpoint.NotFinite, match='step 2'):
-      it.save(state(2)._replace(stats={'mean': jnp.full(3, bad)}))
-  assert steps(tmp_path, 'latest') == [1]
-  assert it.saved == 1
+def test_non_finite_state_is_not_saved(tmp_path, bad):
+  with make_writer(tmp_path) as writer:
+    writer.save(make_state(1))
+    with pytest.raises(NonFiniteError, match='step 2'):
+      writer.save(make_state(2)._replace(stats={'mean': jnp.full(3, bad)}))
+  assert saved_steps(tmp_path, 'latest') == [1]
+  assert writer.last_step == 1
 
 
-def test_says_if_there_is_none(tmp_path):
+def test_missing_checkpoint_raises(tmp_path):
   assert checkpoint.find(tmp_path / 'nowhere', 'latest') is None
   with pytest.raises(UserError, match='no best checkpoint in .*[0-9]$'):
     checkpoint.load(tmp_path)
   save(tmp_path, 1)
-  with pytest.raises(UserError, match='only those of .*checkpoint=latest'):
+  with pytest.raises(UserError, match='it has one for .*checkpoint=latest'):
     checkpoint.load(tmp_path)
 
 
-def truncate(path):
+def truncate(path: pathlib.Path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip(path):
+def flip_bit(path: pathlib.Path):
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
 
 
-@pytest.mark.parametrize('damage', [truncate, flip])
-def test_no_damage_to_any_file_goes_unnoticed(tmp_path, damage):
-  """Either the checkpoint is refused, or its arrays are what they were."""
+@pytest.mark.parametrize('damage', [truncate, flip_bit])
+def test_damage_to_any_file_is_detected_or_harmless(tmp_path, damage):
+  """Each file is damaged in turn; a checkpoint that loads is unchanged."""
   save(tmp_path, 1)
-  sound = tmp_path / 'checkpoints' / 'latest' / '1'
-  refused = 0
-  for file in filter(pathlib.Path.is_file, sorted(sound.rglob('*'))):
+  valid = tmp_path / 'checkpoints' / 'latest' / '1'
+  rejected = 0
+  for file in filter(pathlib.Path.is_file, sorted(valid.rglob('*'))):
     copy = tmp_path / 'copy'
-    shutil.copytree(sound, copy)
-    damage(copy / file.relative_to(sound))
+    shutil.copytree(valid, copy)
+    damage(copy / file.relative_to(valid))
     try:
       saved = checkpoint.load(copy)
     except UserError as error:
       assert f'damaged checkpoint {copy}' in str(error)
       assert '\n' not in str(error)
-      refused += 1
+      rejected += 1
     else:
-      assert_equal(resume_state(state(0), saved), state(1))
+      assert_equal(resume_state(make_state(0), saved), make_state(1))
       assert saved.config == small_run.config()
     shutil.rmtree(copy)
-  assert refused >= 3
+  assert rejected >= 3
 
 
-def half_written(folder):
+def remove_state(folder):
   shutil.rmtree(folder / 'state')
 
 
-def empty(folder):
+def remove_content(folder):
   shutil.rmtree(folder)
   folder.mkdir()
 
 
-def no_facts(folder):
+def empty_metadata(folder):
   (folder / 'meta' / 'metadata').write_text('{}')
 
 
-def a_file_missing(folder):
+def remove_file(folder):
   next((folder / 'state').glob('**/d/*')).unlink()
 
 
-def a_file_too_many(folder):
+def add_file(folder):
   (folder / 'state' / 'd' / 'more').write_bytes(b'')
 
 
-def a_link(folder):
+def replace_file_by_link(folder):
   file = next((folder / 'state').glob('**/d/*'))
   file.rename(folder / 'elsewhere')
   file.symlink_to(folder / 'elsewhere')
 
 
-def arrays_of_another_step(folder):
+def copy_state_of_other_step(folder):
   shutil.rmtree(folder / 'state')
   shutil.copytree(folder.with_name('1') / 'state', folder / 'state')
 
 
-def all_of_another_step(folder):
+def copy_all_of_other_step(folder):
   shutil.rmtree(folder)
   shutil.copytree(folder.with_name('1'), folder)
 
 
 DAMAGES = [
-  half_written,
-  empty,
-  no_facts,
-  a_file_missing,
-  a_file_too_many,
-  a_link,
-  arrays_of_another_step,
-  all_of_another_step,
+  remove_state,
+  remove_content,
+  empty_metadata,
+  remove_file,
+  add_file,
+  replace_file_by_link,
+  copy_state_of_other_step,
+  copy_all_of_other_step,
 ]
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_uses_the_newest_sound_one_and_names_the_others(tmp_path, damage):
+def test_load_skips_damaged_checkpoints_with_a_warning(tmp_path, damage):
   save(tmp_path, 1, 2)
   newest = tmp_path / 'checkpoints' / 'latest' / '2'
   damage(newest)
-  with pytest.warns(UserWarning, match=f'passed over .* {newest}'):
+  with pytest.warns(UserWarning, match=f'skipping a .* {newest}'):
     assert checkpoint.load(tmp_path, 'latest').step == 1
-  half_written(newest.with_name('1'))
+  remove_state(newest.with_name('1'))
   with pytest.warns(UserWarning):
     with pytest.raises(UserError, match='are damaged: 2, 1. Restore one, or'):
       checkpoint.load(tmp_path, 'latest')
 
 
-@pytest.mark.parametrize('damage', [half_written, empty, no_facts])
-def test_what_a_run_overtakes_is_set_aside(tmp_path, damage):
+@pytest.mark.parametrize(
+  'damage', [remove_state, remove_content, empty_metadata]
+)
+def test_superseded_checkpoints_are_moved_aside(tmp_path, damage):
   save(tmp_path, 1, 2, 3)
   damage(tmp_path / 'checkpoints' / 'latest' / '3')
   for _ in range(2):
-    with saver(tmp_path, saved=2) as it:
-      it.save(state(3))
-      it.save(state(4))
+    with make_writer(tmp_path, 2) as writer:
+      writer.save(make_state(3))
+      writer.save(make_state(4))
   assert checkpoint.load(tmp_path, 'latest').step == 4
-  assert steps(tmp_path, 'latest') == [3, 4]
+  assert saved_steps(tmp_path, 'latest') == [3, 4]
   aside = tmp_path / 'checkpoints' / 'aside'
   names = ['latest-3', 'latest-3-2', 'latest-4']
   assert sorted(p.name for p in aside.iterdir()) == names
 
 
 @pytest.mark.parametrize('suffix', ['', '-1700000000000000'])
-def test_an_unfinished_save_is_no_checkpoint(tmp_path, suffix):
+def test_unfinished_checkpoint_is_ignored_and_removed(tmp_path, suffix):
   save(tmp_path, 1)
   folder = tmp_path / 'checkpoints' / 'latest'
   shutil.copytree(folder / '1', folder / f'2.orbax-checkpoint-tmp{suffix}')
   assert checkpoint.load(tmp_path, 'latest').step == 1
   save(tmp_path, 2)
-  assert steps(tmp_path, 'latest') == [1, 2]
+  assert saved_steps(tmp_path, 'latest') == [1, 2]
 
 
-def test_facts_are_plain_json(tmp_path):
+def test_metadata_is_plain_json(tmp_path):
   save(tmp_path, 1)
   path = tmp_path / 'checkpoints' / 'latest' / '1' / 'meta' / 'metadata'
-  facts = json.loads(path.read_text())
-  assert facts.keys() == {'config', 'metrics', 'digest', 'step'}
+  metadata = json.loads(path.read_text())
+  assert metadata.keys() == {'config', 'metrics', 'digest', 'step'}
 
 
-def test_an_older_one_that_is_half_removed_is_in_nobodys_way(tmp_path):
-  """Killed while Orbax removed it."""
+def test_partly_removed_older_checkpoint_is_harmless(tmp_path):
+  """The process was killed while Orbax removed an old checkpoint."""
   save(tmp_path, 1, 2)
-  half_written(tmp_path / 'checkpoints' / 'latest' / '1')
+  remove_state(tmp_path / 'checkpoints' / 'latest' / '1')
   assert checkpoint.load(tmp_path, 'latest').step == 2
-  save_on(tmp_path, 2, 3)
-  assert steps(tmp_path, 'latest') == [2, 3]
+  save(tmp_path, 3, resumed_from=2)
+  assert saved_steps(tmp_path, 'latest') == [2, 3]
 
 
 @pytest.mark.parametrize('which', ['latest', 'best'])
-def test_one_that_is_passed_over_pushes_no_sound_one_out(tmp_path, which):
-  with saver(tmp_path) as it:
+def test_damaged_checkpoint_does_not_displace_a_valid_one(tmp_path, which):
+  with make_writer(tmp_path) as writer:
     for step in (1, 2):
-      it.save(state(step))
-      it.save_if_best(state(step), {'accuracy': step / 10})
+      writer.save(make_state(step))
+      writer.save_if_best(make_state(step), {'accuracy': step / 10})
   folder = tmp_path / 'checkpoints' / which
-  half_written(folder / '2')
+  remove_state(folder / '2')
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    with saver(tmp_path, checkpoint.load(tmp_path, 'latest').step) as it:
-      it.save(state(3))
-      it.save_if_best(state(3), {'accuracy': 0.3})
-  assert steps(tmp_path, which) == [1, 3]
-  half_written(folder / '3')
-  with pytest.warns(UserWarning, match='passed over'):
+    with make_writer(
+      tmp_path, checkpoint.load(tmp_path, 'latest').step
+    ) as writer:
+      writer.save(make_state(3))
+      writer.save_if_best(make_state(3), {'accuracy': 0.3})
+  assert saved_steps(tmp_path, which) == [1, 3]
+  remove_state(folder / '3')
+  with pytest.warns(UserWarning, match='skipping'):
     assert checkpoint.load(tmp_path, which).step == 1
 
 
-def save_on(path, saved, step):
-  with saver(path, saved=saved) as it:
-    it.save(state(step))
+# Manipulated checkpoints with valid digests
 
 
-# Tampered with by somebody who knows how digests are made
+def sha256(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
 
 
-def seal(folder):
-  """Makes the digests of a checkpoint those of what it holds."""
+def update_digests(folder):
+  """Recomputes the digests of a checkpoint from its content."""
   meta = folder / 'meta' / 'metadata'
-  facts = json.loads(meta.read_text())
-  facts.pop('digest', None)
-  facts['digest'] = checkpoint._digest(checkpoint._canonical(facts))
-  meta.write_text(json.dumps(facts))
-  files = checkpoint._files(folder / 'state')
-  digests = {name: checkpoint._digest(file) for name, file in files.items()}
-  (folder / 'state' / checkpoint.DIGESTS_FILE).write_text(json.dumps(digests))
+  metadata = json.loads(meta.read_text())
+  metadata.pop('digest', None)
+  canonical = json.dumps(metadata, sort_keys=True).encode()
+  meta.write_text(json.dumps({**metadata, 'digest': sha256(canonical)}))
+  state = folder / 'state'
+  digests = {
+    file.relative_to(state).as_posix(): sha256(file.read_bytes())
+    for file in sorted(state.rglob('*'))
+    if file.is_file() and file.name not in checkpoint.FILES_WITHOUT_DIGEST
+  }
+  (state / checkpoint.DIGESTS_FILE).write_text(json.dumps(digests))
 
 
 @pytest.fixture
-def sealed(tmp_path):
-  """Makes a checkpoint whose facts are changed, its digests with them."""
+def manipulate(tmp_path):
+  """Returns a function that makes a checkpoint with other metadata."""
   save(tmp_path, 1)
   folder = tmp_path / 'checkpoints' / 'latest' / '1'
   meta = folder / 'meta' / 'metadata'
 
-  def change(**facts):
-    facts = json.loads(meta.read_text()) | facts
-    kept = {name: x for name, x in facts.items() if x != 'absent'}
+  def change(**fields):
+    metadata = json.loads(meta.read_text()) | fields
+    kept = {name: x for name, x in metadata.items() if x != 'absent'}
     meta.write_text(json.dumps(kept))
-    seal(folder)
+    update_digests(folder)
     return folder
 
   return change
 
 
-def test_one_of_an_older_version_tells_no_step(sealed):
-  assert checkpoint.load(sealed(step='absent')).step == 1
+def test_checkpoint_of_an_older_version_without_step_is_loaded(manipulate):
+  assert checkpoint.load(manipulate(step='absent')).step == 1
 
 
 def config_with(field, value):
@@ -328,31 +338,32 @@ def config_with(field, value):
 
 
 @pytest.mark.parametrize(
-  'facts, message',
+  'fields, message',
   [
     ({'config': 5}, 'JSON'),
     ({'config': '[]'}, ''),
-    ({'config': '{}'}, 'the config has no'),
+    ({'config': '{}'}, 'the config .*data.augment_query'),
     ({'config': config_with('task.ways', 'five')}, 'not an integer'),
     ({'config': config_with('task.ways', 10**9)}, 'at most'),
     ({'config': config_with('model.norm', {'a': 1})}, 'model.norm'),
-    ({'config': config_with('data.root', ['/'])}, 'not a word'),
+    ({'config': config_with('data.root', ['/'])}, 'data.root=.* not a'),
     ({'config': config_with('seed', True)}, 'not an integer'),
     ({'metrics': {'accuracy': 'high'}}, 'could not convert'),
     ({'metrics': None}, ''),
-    ({'step': 7}, 'its arrays are of step 1'),
+    ({'step': 7}, 'its arrays belong to step 1'),
   ],
 )
-def test_facts_that_lie_are_refused(sealed, facts, message):
-  folder = sealed(**facts)
-  with pytest.raises(UserError, match=f'damaged checkpoint.*{message}') as it:
+def test_invalid_metadata_is_rejected(manipulate, fields, message):
+  folder = manipulate(**fields)
+  match = f'damaged checkpoint.*{message}'
+  with pytest.raises(UserError, match=match) as caught:
     checkpoint.load(folder)
-  assert '\n' not in str(it.value)
+  assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('name', ['../../../../secret', '/etc/passwd', '.'])
-def test_digests_cannot_name_files_elsewhere(tmp_path, sealed, name):
-  folder = sealed()
+def test_digests_of_outside_files_are_rejected(tmp_path, manipulate, name):
+  folder = manipulate()
   (tmp_path / 'secret').write_text('secret')
   digests = folder / 'state' / checkpoint.DIGESTS_FILE
   known = json.loads(digests.read_text())
@@ -361,8 +372,8 @@ def test_digests_cannot_name_files_elsewhere(tmp_path, sealed, name):
     checkpoint.load(folder)
 
 
-def test_arrays_beyond_their_files_are_refused_before_they_are_made(sealed):
-  folder = sealed()
+def test_oversized_arrays_are_rejected_before_allocation(manipulate):
+  folder = manipulate()
   store = tensorstore.KvStore.open(
     {'driver': 'ocdbt', 'base': f'file://{folder}/state/'}
   ).result()
@@ -370,6 +381,6 @@ def test_arrays_beyond_their_files_are_refused_before_they_are_made(sealed):
   layout = json.loads(store[name])
   layout['shape'][0] = 10**9
   store[name] = json.dumps(layout).encode()
-  seal(folder)
-  with pytest.raises(UserError, match='bytes claim arrays of 9600000'):
+  update_digests(folder)
+  with pytest.raises(UserError, match='bytes of files claim 9600000'):
     checkpoint.load(folder)

@@ -1,5 +1,6 @@
-"""Learning from a few images: against plain loops and closed forms."""
+"""Adaptation to a few images, compared with plain loops and closed forms."""
 
+import json
 import subprocess
 import sys
 
@@ -12,19 +13,20 @@ import pytest
 import maml_jax
 from maml_jax import data
 from maml_jax.data import images as image_lib
-from maml_jax.evaluation import evaluate
 from maml_jax.experiment import checkpoint, setup
-from maml_jax.fewshot import classifier
+from maml_jax.experiment.metrics import is_transductive
+from maml_jax.fewshot import adaptation, classifier, heads
 from maml_jax.learner import cross_entropy
 from maml_jax.types import Batch
 from maml_jax.utils.errors import NonFiniteError, UserError
 
-NAMES = ['bar', 'bar', 'disc', 'frame', 'frame', 'frame']
-PICTURES = [
-  np.asarray(image_folders.picture(name, i)) for i, name in enumerate(NAMES)
+LABELS = ['bar', 'bar', 'disc', 'frame', 'frame', 'frame']
+SUPPORT = [
+  np.asarray(image_folders.draw_picture(name, i))
+  for i, name in enumerate(LABELS)
 ]
-OTHERS = [
-  np.asarray(image_folders.picture(name, 50 + i))
+QUERIES = [
+  np.asarray(image_folders.draw_picture(name, 50 + i))
   for i in range(7)
   for name in image_folders.CLASSES
 ]
@@ -33,112 +35,115 @@ OTHERS = [
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
   return image_folders.make_checkpoint(
-    tmp_path_factory.mktemp('own') / 'checkpoint'
+    tmp_path_factory.mktemp('few_shot') / 'checkpoint'
   )
 
 
 @pytest.fixture(scope='module')
-def few(path):
+def few_shot(path):
   return maml_jax.load(path)
 
 
 @pytest.fixture(scope='module')
-def learned(few):
-  return few.fit(PICTURES, NAMES, num_steps=1)
+def adapted(few_shot):
+  return few_shot.fit(SUPPORT, LABELS, num_steps=1)
 
 
-def as_glyphs(pictures):
-  """Scaled by hand: float32 [N, 28, 28, 1]."""
+def as_inputs(pictures):
+  """Returns the inputs of the model, float32 [N, 28, 28, 1] in 0..1."""
   spec = data.spec('glyphs')
   pixels = [image_lib.from_array(picture, spec) for picture in pictures]
   return jnp.asarray(np.stack(pixels), jnp.float32) / 255
 
 
-def close(a, b):
+def assert_close(a, b):
   np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-def test_importing_the_package_imports_nothing():
+def test_importing_the_package_does_not_import_jax():
   script = 'import sys, maml_jax; print("jax" in sys.modules, maml_jax.load)'
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', script], check=True, text=True, capture_output=True
   )
-  assert done.stdout.startswith('False <function load')
+  assert process.stdout.startswith('False <function load')
 
 
-def test_load_gives_learner_params_and_stats(few, path):
-  learner, params, stats = few[:3]
+def test_load_returns_learner_params_and_stats(few_shot, path):
+  learner, params, stats = few_shot[:3]
   saved = checkpoint.load(path)
   jax.tree.map(np.testing.assert_array_equal, params, saved.params)
-  assert few.config.to_dict() == saved.config.to_dict()
-  image = few.transform(PICTURES)
-  close(image, as_glyphs(PICTURES))
+  assert few_shot.config.to_dict() == saved.config.to_dict()
+  image = few_shot.transform(SUPPORT)
+  assert_close(image, as_inputs(SUPPORT))
   logits = learner.predict(params, stats, image)
   assert logits.shape == (6, 3)
 
 
-def test_fit_is_gradient_descent_on_a_loss_in_which_classes_count_alike(
-  few, learned
-):
-  """One step, by hand."""
-  model = setup.phase_model(few.config, few.phase)
-  image, rows = as_glyphs(PICTURES), ([0, 1], [2], [3, 4, 5])
+def test_fit_is_gradient_descent_on_class_balanced_loss(few_shot, adapted):
+  """Compares one step with explicit gradients."""
+  model = setup.phase_model(few_shot.config, few_shot.phase)
+  image, rows = as_inputs(SUPPORT), ([0, 1], [2], [3, 4, 5])
 
   @jax.jit
   def loss(params):
-    logits, stats = model.apply(params, few.stats, image, train=True)
+    logits, stats = model.apply(params, few_shot.stats, image, train=True)
     parts = [
       cross_entropy(logits[jnp.array(r)], jnp.full(len(r), c))
       for c, r in enumerate(rows)
     ]
     return sum(parts) / 3, stats
 
-  rates, grads = few.config.inner, jax.grad(loss, has_aux=True)(few.params)[0]
+  rates, grads = (
+    few_shot.config.inner,
+    jax.grad(loss, has_aux=True)(few_shot.params)[0],
+  )
   params = {
     group: jax.tree.map(
-      lambda p, g, rate=rate: p - rate * g, few.params[group], grads[group]
+      lambda p, g, rate=rate: p - rate * g, few_shot.params[group], grads[group]
     )
     for group, rate in (
       ('encoder', rates.encoder_lr),
       ('classifier', rates.classifier_lr),
     )
   }
-  jax.tree.map(close, learned.params, params)
+  jax.tree.map(assert_close, adapted.params, params)
   _, stats = loss(params)
-  logits, _ = model.apply(params, stats, as_glyphs(OTHERS), train=False)
-  close(learned.predict_proba(OTHERS), jax.nn.softmax(logits))
-  assert learned.classes.tolist() == list(image_folders.CLASSES)
+  logits, _ = model.apply(params, stats, as_inputs(QUERIES), train=False)
+  assert_close(adapted.predict_proba(QUERIES), jax.nn.softmax(logits))
+  assert adapted.classes.tolist() == list(image_folders.CLASSES)
   best = [image_folders.CLASSES[i] for i in np.argmax(logits, -1)]
-  assert learned.predict(OTHERS).tolist() == best
+  assert adapted.predict(QUERIES).tolist() == best
 
 
-def test_an_answer_does_not_depend_on_the_others(learned):
-  """Bit by bit: alone, among few, among more than a batch, in any order."""
-  assert len(OTHERS) > classifier.BATCH_SIZE
-  together = learned.predict_proba(OTHERS)
+def test_prediction_does_not_depend_on_other_images(adapted):
+  """Bit-exact: alone, in several batches, and in any order."""
+  assert len(QUERIES) > classifier.BATCH_SIZE
+  together = adapted.predict_proba(QUERIES)
   np.testing.assert_allclose(together.sum(1), 1, rtol=1e-6)
-  alone = np.concatenate([learned.predict_proba([x]) for x in OTHERS])
+  alone = np.concatenate([adapted.predict_proba([x]) for x in QUERIES])
   np.testing.assert_array_equal(alone, together)
-  order = np.random.default_rng(0).permutation(len(OTHERS))
-  mixed = learned.predict_proba([OTHERS[i] for i in order])
-  np.testing.assert_array_equal(mixed, together[order])
-  assert learned.predict_proba(np.zeros((0, 28, 28), np.uint8)).shape == (0, 3)
+  order = np.random.default_rng(0).permutation(len(QUERIES))
+  permuted = adapted.predict_proba([QUERIES[i] for i in order])
+  np.testing.assert_array_equal(permuted, together[order])
+  assert adapted.predict_proba(np.zeros((0, 28, 28), np.uint8)).shape == (0, 3)
 
 
-def test_transductive_if_one_asks_for_it(path):
-  few = maml_jax.load(path, norm='batch')
-  assert evaluate.is_transductive(few.phase.norm)
-  learned = few.fit(PICTURES, NAMES, num_steps=1)
-  logits = learned.learner.predict(
-    learned.params, learned.stats, as_glyphs(OTHERS)
+def test_norm_batch_is_transductive(path):
+  few_shot = maml_jax.load(path, norm='batch')
+  assert is_transductive(few_shot.phase.norm)
+  adapted = few_shot.fit(SUPPORT, LABELS, num_steps=1)
+  logits = adapted.learner.predict(
+    adapted.params, adapted.stats, as_inputs(QUERIES)
   )
-  close(learned.predict_proba(OTHERS), jax.nn.softmax(logits))
-  alone = learned.predict_proba(OTHERS[:1])
-  assert np.abs(alone - learned.predict_proba(OTHERS)[:1]).max() > 1e-3
+  assert_close(adapted.predict_proba(QUERIES), jax.nn.softmax(logits))
+  alone = adapted.predict_proba(QUERIES[:1])
+  assert np.abs(alone - adapted.predict_proba(QUERIES)[:1]).max() > 1e-3
 
 
-def test_no_mode_is_transductive_by_default(few, tmp_path):
-  assert few.config.eval.norm == 'batch' and few.phase.norm == 'support'
+def test_load_is_inductive_by_default(few_shot, tmp_path):
+  assert (
+    few_shot.config.eval.norm == 'batch' and few_shot.phase.norm == 'support'
+  )
   norm = (('conv1', 'batch'), ('*', 'episodic'))
   path = image_folders.make_checkpoint(tmp_path / 'c', model__norm=norm)
   inductive = (('conv1', 'support'), ('*', 'episodic'))
@@ -155,125 +160,153 @@ def test_no_mode_is_transductive_by_default(few, tmp_path):
     (True, 4, 'zero'),
   ],
 )
-def test_head_suits_the_checkpoint(few, reset, ways, head):
-  config = few.config.copy_and_resolve_references()
+def test_default_head_depends_on_checkpoint_and_ways(
+  few_shot, reset, ways, head
+):
+  config = few_shot.config.copy_and_resolve_references()
   config.inner.reset_classifier = reset
-  program = classifier.make_adaptation_program(
-    few._replace(config=config), ways
+  program = adaptation.make_adaptation_program(
+    few_shot._replace(config=config), ways
   )
   assert program.head == head and program.phase.ways == ways
-  assert program.phase.num_steps == classifier.DEFAULT_NUM_STEPS
+  assert program.phase.num_steps == adaptation.DEFAULT_NUM_STEPS
 
 
 @pytest.mark.parametrize('ways', [2, 4])
-def test_prototype_head_is_the_nearest_class_mean(few, ways):
-  """The softmax of minus scaled squared distances, by loops."""
+def test_prototype_head_is_nearest_centroid_classifier(few_shot, ways):
+  """Compares with the softmax of negative scaled squared distances."""
   names = [f'{i % ways}' for i in range(6)]
-  learned = few.fit(PICTURES, names, head='prototype', num_steps=0)
-  encoder = setup.phase_model(few.config, few.phase, head=False)
-  params = {'encoder': few.params['encoder']}
+  adapted = few_shot.fit(SUPPORT, names, head='prototype', num_steps=0)
+  encoder = setup.phase_model(few_shot.config, few_shot.phase, head=False)
+  params = {'encoder': few_shot.params['encoder']}
   support, stats = encoder.apply(
-    params, few.stats, as_glyphs(PICTURES), train=True
+    params, few_shot.stats, as_inputs(SUPPORT), train=True
   )
-  query, _ = encoder.apply(params, stats, as_glyphs(OTHERS), train=False)
+  query, _ = encoder.apply(params, stats, as_inputs(QUERIES), train=False)
   support, query = np.float64(support), np.float64(query)
   means = [support[[n == f'{c}' for n in names]].mean(0) for c in range(ways)]
   pairs = [np.sum((a - b) ** 2) for a in means for b in means if a is not b]
-  scale = classifier.PROTOTYPE_SCALE / np.mean(pairs)
+  scale = heads.PROTOTYPE_SCALE / np.mean(pairs)
   distance = [[np.sum((x - mean) ** 2) for mean in means] for x in query]
   logits = -scale * np.array(distance)
-  close(learned.predict_proba(OTHERS), jax.nn.softmax(logits))
+  assert_close(adapted.predict_proba(QUERIES), jax.nn.softmax(logits))
 
 
-def test_zero_head_and_first_outputs(few):
-  zero = few.fit(PICTURES, NAMES, head='zero', num_steps=0)
-  close(zero.predict_proba(OTHERS), np.full((len(OTHERS), 3), 1 / 3))
-  two = few.fit(PICTURES[:4], NAMES[:3] + ['bar'], num_steps=0)
-  kernel = few.params['classifier']['kernel']
+def test_zero_head_is_uniform_and_checkpoint_head_takes_first_outputs(few_shot):
+  zero = few_shot.fit(SUPPORT, LABELS, head='zero', num_steps=0)
+  assert_close(zero.predict_proba(QUERIES), np.full((len(QUERIES), 3), 1 / 3))
+  two = few_shot.fit(SUPPORT[:4], LABELS[:3] + ['bar'], num_steps=0)
+  kernel = few_shot.params['classifier']['kernel']
   np.testing.assert_array_equal(
     two.params['classifier']['kernel'], kernel[:, :2]
   )
 
 
 @pytest.mark.parametrize('num_steps', [0, 2])
-def test_leave_one_out_equals_a_loop_that_leaves_one_out(few, num_steps):
+def test_leave_one_out_equals_explicit_loop(few_shot, num_steps):
   names = ['bar', 'bar', 'disc', 'frame', 'disc', 'frame']
-  program = classifier.make_adaptation_program(few, 3, num_steps)
+  program = adaptation.make_adaptation_program(few_shot, 3, num_steps)
   spec = data.spec('glyphs')
-  pixels = np.stack([image_lib.from_array(x, spec) for x in PICTURES])
+  pixels = np.stack([image_lib.from_array(x, spec) for x in SUPPORT])
   label = np.array([0, 0, 1, 2, 1, 2], np.int32)
   rows = [0, 3, 5]
-  done = classifier.leave_one_out(few, program, pixels, label, rows)
+  done = adaptation.leave_one_out(few_shot, program, pixels, label, rows)
   for row, probabilities in zip(rows, done, strict=True):
     others = [i for i in range(6) if i != row]
-    one = few.fit(
-      [PICTURES[i] for i in others],
+    one = few_shot.fit(
+      [SUPPORT[i] for i in others],
       [names[i] for i in others],
       num_steps=num_steps,
     )
-    close(one.predict_proba([PICTURES[row]])[0], probabilities)
+    assert_close(one.predict_proba([SUPPORT[row]])[0], probabilities)
 
 
 @pytest.mark.parametrize(
   'labels, kind',
-  [(NAMES, str), ([3, 3, 5, 9, 9, 9], int), (list('aabccc'), str)],
+  [(LABELS, str), ([3, 3, 5, 9, 9, 9], int), (list('aabccc'), str)],
 )
-def test_saves_what_it_reads_back(few, learned, tmp_path, labels, kind):
+def test_save_and_load_round_trip(few_shot, adapted, tmp_path, labels, kind):
   path = tmp_path / 'model.npz'
-  path.write_text('an older one')
-  saved = learned._replace(classes=np.unique(labels))
+  path.write_text('an older file')
+  saved = adapted._replace(classes=np.unique(labels))
   saved.save(path)
-  again = maml_jax.load_classifier(path)
-  assert again.predict(OTHERS).tolist() == saved.predict(OTHERS).tolist()
-  assert isinstance(again.predict(OTHERS)[0].item(), kind)
+  loaded = maml_jax.load_classifier(path)
+  assert loaded.predict(QUERIES).tolist() == saved.predict(QUERIES).tolist()
+  assert isinstance(loaded.predict(QUERIES)[0].item(), kind)
   np.testing.assert_array_equal(
-    again.predict_proba(OTHERS), saved.predict_proba(OTHERS)
+    loaded.predict_proba(QUERIES), saved.predict_proba(QUERIES)
   )
   assert [file.name for file in tmp_path.iterdir()] == ['model.npz']
 
 
-def test_saves_norms_of_layers_and_running_moments(tmp_path):
+def test_load_classifier_upgrades_older_configs(adapted, tmp_path):
+  """Older files have other names of config fields and augmentations."""
+  path = tmp_path / 'model.npz'
+  adapted.save(path)
+  with np.load(path) as npz:
+    arrays = dict(npz)
+  metadata = json.loads(str(arrays['facts']))
+  config = json.loads(metadata['config'])
+  train = config['train']
+  train['num_tasks'] = train.pop('meta_batch_size')
+  train['chunk'] = train.pop('tasks_per_chunk')
+  train['start'] = train.pop('init_from')
+  config['outer']['clip'] = config['outer'].pop('clip_value')
+  config['data']['augment_support'] = 'crop'
+  del config['eval']['grid']
+  metadata['config'] = json.dumps(config)
+  arrays['facts'] = np.array(json.dumps(metadata))
+  np.savez(path, **arrays)
+  loaded = maml_jax.load_classifier(path)
+  assert loaded.config.data.augment_support == 'random_crop'
+  assert loaded.config.train.to_dict() == adapted.config.train.to_dict()
+  np.testing.assert_array_equal(
+    loaded.predict_proba(QUERIES), adapted.predict_proba(QUERIES)
+  )
+
+
+def test_save_keeps_norms_of_layers_and_running_averages(tmp_path):
   norm = (('conv1', 'global'), ('*', 'cumulative'))
   path = image_folders.make_checkpoint(tmp_path / 'c', model__norm=norm)
-  learned = maml_jax.load(path).fit(PICTURES, NAMES, num_steps=1)
-  learned.save(tmp_path / 'model.npz')
-  again = maml_jax.load_classifier(tmp_path / 'model.npz')
-  assert again.phase == learned.phase
-  jax.tree.map(np.testing.assert_array_equal, again.stats, learned.stats)
+  adapted = maml_jax.load(path).fit(SUPPORT, LABELS, num_steps=1)
+  adapted.save(tmp_path / 'model.npz')
+  loaded = maml_jax.load_classifier(tmp_path / 'model.npz')
+  assert loaded.phase == adapted.phase
+  jax.tree.map(np.testing.assert_array_equal, loaded.stats, adapted.stats)
   np.testing.assert_array_equal(
-    again.predict_proba(OTHERS), learned.predict_proba(OTHERS)
+    loaded.predict_proba(QUERIES), adapted.predict_proba(QUERIES)
   )
 
 
 @pytest.mark.parametrize(
   'images, labels, kwargs, message',
   [
-    (PICTURES, NAMES[1:], {}, '6 images need as many labels'),
-    (PICTURES, ['bar'] * 6, {}, 'two classes or more are needed'),
-    (np.zeros(5), [0, 1], {}, r'images are \[N, H, W, C\]'),
-    (PICTURES[0], [0, 1], {}, 'images need as many labels'),
-    (PICTURES, NAMES, {'head': 'nero'}, 'did you mean zero?'),
+    (SUPPORT, LABELS[1:], {}, 'got 6 images and labels of shape'),
+    (SUPPORT, ['bar'] * 6, {}, 'expected two or more classes'),
+    (np.zeros(5), [0, 1], {}, r'expected images \[N, H, W, C\]'),
+    (SUPPORT[0], [0, 1], {}, 'expected one label per image'),
+    (SUPPORT, LABELS, {'head': 'nero'}, 'did you mean zero?'),
     (
-      PICTURES,
+      SUPPORT,
       list('abcdef'),
       {'head': 'checkpoint'},
-      'has 3 outputs, too few for 6 classes: take prototype or zero',
+      '3 outputs are too few for 6 classes; use prototype or zero',
     ),
   ],
 )
-def test_refuses_what_cannot_be_learned(few, images, labels, kwargs, message):
+def test_fit_rejects_invalid_input(few_shot, images, labels, kwargs, message):
   with pytest.raises(UserError, match=message):
-    few.fit(images, labels, **kwargs)
+    few_shot.fit(images, labels, **kwargs)
 
 
-def test_says_what_is_not_finite(few):
-  params = jax.tree.map(lambda x: np.full_like(x, np.inf), few.params)
+def test_fit_raises_if_adaptation_diverges(few_shot):
+  params = jax.tree.map(lambda x: np.full_like(x, np.inf), few_shot.params)
   with pytest.raises(NonFiniteError, match='after adaptation'):
-    few._replace(params=params).fit(PICTURES, NAMES, num_steps=1)
+    few_shot._replace(params=params).fit(SUPPORT, LABELS, num_steps=1)
 
 
-def test_regression_has_no_images(tmp_path):
-  few = maml_jax.load(
+def test_regression_checkpoint_adapts_but_does_not_fit_images(tmp_path):
+  few_shot = maml_jax.load(
     image_folders.make_checkpoint(
       tmp_path / 'c',
       data__name='sinusoid',
@@ -284,9 +317,9 @@ def test_regression_has_no_images(tmp_path):
     )
   )
   x = jnp.linspace(-5, 5, 10)[:, None]
-  params, stats, losses = few.learner.adapt(
-    few.params, few.stats, Batch(x, jnp.sin(x))
+  params, stats, losses = few_shot.learner.adapt(
+    few_shot.params, few_shot.stats, Batch(x, jnp.sin(x))
   )
-  assert few.learner.predict(params, stats, x).shape == (10, 1)
-  with pytest.raises(UserError, match='is a regression'):
-    few.fit(PICTURES, NAMES)
+  assert few_shot.learner.predict(params, stats, x).shape == (10, 1)
+  with pytest.raises(UserError, match='sinusoid: a regression has no images'):
+    few_shot.fit(SUPPORT, LABELS)

@@ -1,3 +1,5 @@
+"""Tests of configs: presets, files, overrides and checks."""
+
 import ast
 import pathlib
 import re
@@ -5,38 +7,42 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
 
-from configs import default
 from maml_jax import config as config_lib
-from maml_jax import data, models
+from maml_jax import config_checks, data, default_config, models
 from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.experiment import optimizers, setup
 from maml_jax.models import norm
 from maml_jax.utils.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-DEFAULT = REPOSITORY / 'configs' / 'default.py'
+CONFIGS = REPOSITORY / 'configs'
 PRESETS = sorted(
-  path for path in DEFAULT.parent.glob('[!_]*.py') if path != DEFAULT
+  path for path in CONFIGS.glob('[!_]*.py') if path.stem != 'default'
 )
 
 
 def load(*overrides):
-  return config_lib.load(
-    str(DEFAULT), [f'--config.{override}' for override in overrides]
-  )
+  """Returns the default config with overrides such as 'task.ways=3'."""
+  overrides = [f'--config.{override}' for override in overrides]
+  return config_lib.override(default_config.get_config(), overrides)
+
+
+def default_source():
+  return pathlib.Path(default_config.__file__).read_text()
 
 
 @pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
-def test_preset_is_short_valid_and_says_what_to_expect(path):
+def test_preset_is_short_valid_and_documented(path):
   source = path.read_text()
   assert len(source.splitlines()) <= 20
   text = ast.get_docstring(ast.parse(source))
   command, *_ = text.splitlines()
-  if path.stem != 'glyphs_5w1s':  # which is the default
+  if path.stem != 'glyphs_5w1s':  # the default
     assert command.startswith(f'python main.py --config=configs/{path.name}')
-  for word in ('Expected: ', 'Hardware: ', 'Time: '):
-    assert word in text
+  for part in ('Expected: ', 'Hardware: ', 'Time: '):
+    assert part in ' '.join(text.split())
   config = config_lib.load(str(path))
   assert config.is_locked
   if path.stem not in ('folder', 'sinusoid'):
@@ -44,16 +50,16 @@ def test_preset_is_short_valid_and_says_what_to_expect(path):
   assert path.stem.startswith(config.data.name.split('_')[0])
 
 
-def test_every_field_is_explained():
-  lines = DEFAULT.read_text().splitlines()
+def test_every_field_has_a_comment():
+  lines = default_source().splitlines()
   for i, line in enumerate(lines):
     if re.match(r'  [\w.]+ = ', line) and 'ConfigDict()' not in line:
       assert '  # ' in line or lines[i - 1].startswith('  # '), line
 
 
-def test_choices_are_those_of_the_registries_and_stand_in_the_default():
-  choices = config_lib.CHOICES
-  assert set(config_lib.NORMS) == set(norm.MODES)
+def test_choices_equal_registries_and_are_documented():
+  choices = config_checks.CHOICES
+  assert set(config_checks.NORMS) == set(norm.MODES)
   assert set(choices['data.name']) == {*data.SPECS, *data.REGRESSIONS}
   assert set(choices['eval.split']) == set(data.SPLITS)
   for field in (
@@ -69,17 +75,55 @@ def test_choices_are_those_of_the_registries_and_stand_in_the_default():
   assert set(choices['precision']) == set(setup.PRECISIONS)
   assert set(choices['outer.optimizer']) == set(optimizers.OPTIMIZERS)
   assert set(choices['outer.schedule']) == set(optimizers.SCHEDULES)
-  source = DEFAULT.read_text()
-  for words in (*choices.values(), config_lib.NORMS):
-    for word in words:
-      assert re.search(rf'# .*\b{word}\b', source), word
+  source = default_source()
+  for values in (*choices.values(), config_checks.NORMS):
+    for value in values:
+      assert re.search(rf'# .*\b{value}\b', source), value
 
 
 def test_checked_fields_exist():
-  fields = config_lib.flatten(default.get_config()).keys()
-  assert config_lib.CHOICES.keys() <= fields
-  assert config_lib.MINIMUM.keys() <= fields
-  assert set(config_lib.POSITIVE) <= fields
+  fields = config_lib.flatten(default_config.get_config()).keys()
+  assert config_checks.CHOICES.keys() <= fields
+  assert config_checks.MINIMUM.keys() <= fields
+  assert config_checks.MAXIMUM.keys() <= fields
+  assert set(config_checks.POSITIVE) <= fields
+  assert set(config_checks.NORM_FIELDS) <= fields
+
+
+INVALID_VALUES = {
+  bool: (1, 'true', None),
+  int: (True, 1.0, '1', None),
+  float: (True, '1.0', None),
+  str: (1, ('a',), None),
+  tuple: ('a', 1, None),
+}
+
+
+@pytest.mark.parametrize(
+  'field',
+  [
+    field
+    for field in config_lib.flatten(default_config.get_config())
+    if field not in config_checks.NORM_FIELDS
+  ],
+)
+def test_types_follow_from_defaults(field):
+  tree = default_config.get_config().to_dict()
+  *sections, name = field.split('.')
+  section = tree[sections[0]] if sections else tree
+  kind = type(section[name])
+  for value in INVALID_VALUES[kind]:
+    section[name] = value
+    message = f'config.{field}={value}: not {config_checks.TYPE_NAMES[kind]}'
+    with pytest.raises(UserError, match=re.escape(message)):
+      config_lib.validate(ConfigDict(tree))
+
+
+def test_missing_fields_are_named():
+  tree = default_config.get_config().to_dict()
+  del tree['seed'], tree['outer']['lr'], tree['eval']['norm']
+  with pytest.raises(UserError, match='lacks eval.norm, outer.lr, seed: start'):
+    config_lib.validate(ConfigDict(tree))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +153,7 @@ def test_checked_fields_exist():
     ('data.root=/a=b', '/a=b'),
   ],
 )
-def test_override(override, value):
+def test_override_sets_value_and_type(override, value):
   got = config_lib.flatten(load(override))[override.partition('=')[0]]
   assert (got, type(got)) == (value, type(value))
 
@@ -124,55 +168,64 @@ def test_override(override, value):
     ('inr.num_steps=3', 'did you mean inner.num_steps?'),
     ('ways=3', 'did you mean eval.ways or task.ways or val.ways?'),
     ('task.ways.more=3', 'did you mean task.ways?'),
-    ('zzz=3', 'there are: data, eval, inner'),
+    ('zzz=3', 'choose from: data, eval, inner'),
     ('task.ways=five', 'config.task.ways=five: not an integer'),
     ('task.ways=3.5', 'not an integer'),
-    ('task.ways', 'lacks a value'),
+    ('task.ways', 'needs a value: --config.task.ways=VALUE'),
     ('outer.lr=fast', 'not a number'),
     ('inner.remat=maybe', 'not true or false'),
     ('task=3', 'config.task is a section: queries, shots, ways'),
-    ('task.ways=1', 'at least 2'),
+    ('task.ways=1', 'must be at least 2'),
     ('seed=-1', 'at least 0'),
     ('outer.lr=nan', 'at least 0'),
     ('outer.lr=inf', 'at least 0'),
-    ('outer.clip_value=0', 'must be above 0'),
-    ('outer.clip_value=nan', 'must be above 0'),
+    ('outer.clip_value=0', 'must be positive'),
+    ('outer.clip_value=nan', 'must be positive'),
     ('outer.milestones=a', "'a' is not an integer"),
     ('inner.frozen=1', '1 is not a word'),
     ('data.name=miniimagenet', 'did you mean mini_imagenet?'),
-    ('data.name=', 'there are: glyphs, omniglot, mini_imagenet'),
+    ('data.name=', 'choose from: glyphs, omniglot, mini_imagenet'),
     ('model.encoder=convnet', 'did you mean convnet4?'),
     ('model.encoder=resnet-12', 'did you mean resnet12?'),
     ('model.norm=globl', 'did you mean global?'),
     ('eval.norm=(("*", "globl"),)', 'did you mean global?'),
-    ('model.norm=(1, 2)', 'neither a word nor (pattern, word) pairs'),
-    ('model.norm=3', 'neither a word nor (pattern, word) pairs'),
+    ('model.norm=(1, 2)', 'neither a mode nor (pattern, mode) pairs'),
+    ('model.norm=3', 'neither a mode nor (pattern, mode) pairs'),
     ('outer.optimizer=adm', 'did you mean adam?'),
     ('eval.split=tset', 'did you mean test?'),
     ('eval.ways=7', 'need config.inner.reset_classifier=true'),
     ('val.ways=7', 'need config.inner.reset_classifier=true'),
     ('task.ways=0', 'at least 1'),
-    ('data.name=sinusoid', 'convnet4: not for regression'),
-    ('data.placement=cpu', 'there are: auto, device, host'),
+    (
+      'data.name=sinusoid',
+      'config.model.encoder=convnet4: must be mlp, because '
+      'data.name=sinusoid is regression',
+    ),
+    ('train.num_tasks=8', '; it is now train.meta_batch_size'),
+    ('train.chunk=1', '; it is now train.tasks_per_chunk'),
+    ('train.start=runs/a', '; it is now train.init_from'),
+    ('outer.clip=1', '; it is now outer.clip_value'),
+    ('data.augment_query=crop', 'did you mean random_crop?'),
+    ('data.placement=cpu', 'choose from: auto, device, host'),
   ],
 )
-def test_slip_is_one_clear_line(override, message):
+def test_invalid_override_is_a_one_line_error(override, message):
   with pytest.raises(UserError, match=re.escape(message)) as caught:
     load(override)
   assert '\n' not in str(caught.value)
 
 
-def test_width_is_of_convnets():
+def test_width_of_resnets_is_fixed():
   assert load('model.encoder=wide_convnet4', 'model.width=48')
-  with pytest.raises(UserError, match='resnet12 has widths of its own'):
+  with pytest.raises(UserError, match='the widths of resnet12 are fixed'):
     load('model.encoder=resnet12', 'model.width=48')
 
 
-def test_other_ways_are_fine_with_a_zero_head():
+def test_other_ways_are_valid_with_reset_head():
   assert load('eval.ways=20', 'inner.reset_classifier').eval.ways == 20
 
 
-def test_evaluation_follows_training_unless_set():
+def test_val_and_eval_default_to_training_values():
   config = load('task.ways=7', 'model.norm=support', 'inner.num_steps=3')
   assert config.eval.ways == 7
   assert config.eval.norm == 'support'
@@ -182,9 +235,9 @@ def test_evaluation_follows_training_unless_set():
   assert config.model.norm == 'batch'
 
 
-def test_what_is_no_override_is_named():
+def test_unknown_argument_is_named():
   with pytest.raises(UserError, match='unknown argument --wrkdir=x'):
-    config_lib.load(str(DEFAULT), ['--wrkdir=x'])
+    config_lib.load('default', ['--wrkdir=x'])
 
 
 @pytest.mark.parametrize(
@@ -197,17 +250,19 @@ def test_what_is_no_override_is_named():
       'added since the config is locked.',
     ),
     ("config.task.ways = 'five'", 'line 4: '),
-    ('config.task.ways = 1', 'config.task.ways=1: at least 2'),
+    ('config.task.ways = 1', 'config.task.ways=1: must be at least 2'),
     ('config = 3', 'get_config() must return a ConfigDict'),
     ('config = (', 'was never closed'),
   ],
 )
-def test_slip_in_a_config_file_is_one_clear_line(tmp_path, source, message):
+def test_error_in_config_file_is_one_line_with_its_place(
+  tmp_path, source, message
+):
   path = tmp_path / 'mine.py'
   path.write_text(
-    'from configs import default\n'
+    'from maml_jax import default_config\n'
     'def get_config():\n'
-    '  config = default.get_config()\n'
+    '  config = default_config.get_config()\n'
     f'  {source}\n'
     '  return config\n'
   )
@@ -216,90 +271,71 @@ def test_slip_in_a_config_file_is_one_clear_line(tmp_path, source, message):
   assert '\n' not in str(caught.value)
 
 
-def test_config_from_nothing_is_told_where_to_begin(tmp_path):
+def test_error_in_incomplete_config_suggests_the_default(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(
     'from ml_collections import ConfigDict\n'
     'def get_config():\n'
     '  return ConfigDict({"seed": 0})\n'
   )
-  with pytest.raises(UserError, match='has no data.*begin with .*default.py'):
+  with pytest.raises(
+    UserError, match='lacks data.*start from maml_jax.default_config'
+  ):
     config_lib.load(str(path))
 
 
-def test_lists_are_tuples():
-  pairs = "[['conv4', 'support'], ['*', 'global']]"
-  config = load(f'model.norm={pairs}')
-  again = config_lib.from_json(config_lib.to_json(config))
-  assert config_lib.config_differences(config, again) == []
-
-
-def test_file_without_get_config(tmp_path):
+def test_file_without_get_config_is_rejected(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('x = 1')
   with pytest.raises(UserError, match='must return a ConfigDict'):
     config_lib.load(str(path))
 
 
-@pytest.mark.parametrize('path', ['configs/mini_5w1.py', 'mini_5w1s'])
-def test_missing_file_names_the_nearest(path, monkeypatch):
+def test_preset_is_found_by_name_from_any_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  by_name = config_lib.load('mini_5w1s')
+  by_path = config_lib.load(str(CONFIGS / 'mini_5w1s.py'))
+  assert config_lib.to_json(by_name) == config_lib.to_json(by_path)
+  preset = config_lib.load_preset('mini_5w1s')
+  assert preset.is_locked
+  assert config_lib.to_json(preset) == config_lib.to_json(by_path)
+
+
+def test_preset_names_are_those_of_config_files():
+  names = {path.stem for path in CONFIGS.glob('*.py')} - {'__init__'}
+  assert config_lib.preset_names() == sorted(names)
+  assert 'mini_5w1s' in names
+
+
+@pytest.mark.parametrize(
+  'path, suggestion',
+  [
+    ('configs/mini_5w1.py', 'configs/mini_5w1s.py'),
+    ('mini_5w1', 'mini_5w1s'),
+  ],
+)
+def test_missing_file_suggests_closest_name(path, suggestion, monkeypatch):
   monkeypatch.chdir(REPOSITORY)
-  with pytest.raises(UserError, match='did you mean configs/mini_5w1s.py?'):
+  with pytest.raises(UserError, match=f'{path}; did you mean {suggestion}?'):
     config_lib.load(path)
 
 
-def test_missing_file_far_from_any(tmp_path, monkeypatch):
+def test_missing_file_without_close_name_lists_presets(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(UserError, match='no config file mine.py$'):
+  message = 'no config file mine.py; choose from: cifar_fs_5w1s, '
+  with pytest.raises(UserError, match=message):
     config_lib.load('mine.py')
-
-
-@pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
-def test_json_brings_back_the_same_config(path):
-  overrides = [
-    "--config.eval.norm=(('conv4','support'),('*','global'))",
-    '--config.outer.clip_value=inf',
-  ]
-  config = config_lib.load(str(path), overrides)
-  again = config_lib.from_json(config_lib.to_json(config))
-  assert config_lib.flatten(again) == config_lib.flatten(config)
-  assert config_lib.to_json(again) == config_lib.to_json(config)
-  assert again.is_locked
-  config_lib.validate(again)
-
-
-def test_differences():
-  old, new = load(), load('outer.lr=0.1', 'eval.queries=1', 'data.root=/x')
-  assert config_lib.config_differences(old, old) == []
-  assert config_lib.config_differences(old, new) == [
-    'data.root:  -> /x',
-    'eval.queries: 15 -> 1',
-    'outer.lr: 0.001 -> 0.1',
-  ]
-  ignore = ('eval', 'data.root', 'outer.l')
-  assert config_lib.config_differences(old, new, ignore) == [
-    'outer.lr: 0.001 -> 0.1'
-  ]
-
-
-def test_differences_when_fields_come_and_go():
-  old = default.get_config()
-  with old.unlocked():
-    del old.seed
-  assert config_lib.config_differences(old, default.get_config()) == [
-    'seed: (none) -> 0'
-  ]
 
 
 @pytest.mark.parametrize(
   'task, message',
   [
     ({'ways': 65, 'shots': 1, 'queries': 1}, 'has 64 classes'),
-    ({'ways': 5, 'shots': 5, 'queries': 16}, 'has 20: at most 15 queries'),
-    ({'ways': 5, 'shots': 30, 'queries': 1}, 'has 20: at most 0 queries'),
+    ({'ways': 5, 'shots': 5, 'queries': 16}, 'has 20: use at most 15 queries'),
+    ({'ways': 5, 'shots': 30, 'queries': 1}, 'has 20: use at most 0 queries'),
   ],
 )
-def test_task_that_a_split_cannot_give(task, message):
+def test_split_that_is_too_small_for_a_task_is_rejected(task, message):
   size = [600] * 63 + [20]
   with pytest.raises(UserError, match=f'mini_imagenet train {message}'):
     config_lib.require_enough_images('mini_imagenet train', size, **task)
@@ -325,18 +361,18 @@ def run_main(*argv):
     ['--config'],
   ],
 )
-def test_main_complains_in_one_line(argv):
+def test_main_reports_errors_in_one_line(argv):
   done = run_main(*argv)
   assert done.returncode == 2
   assert done.stdout == ''
   assert re.fullmatch(r'error: .+\n', done.stderr)
 
 
-def test_help_shows_modes_fields_and_presets():
+def test_help_lists_modes_and_flags():
   done = run_main('--help')
   assert done.returncode == 0
-  for word in ('train', 'eval', 'demo', '--config.task.ways', '--workdir'):
-    assert word in done.stdout
+  for text in ('train', 'eval', 'demo', '--config.task.ways', '--workdir'):
+    assert text in done.stdout
 
 
 def test_main_is_short():

@@ -1,9 +1,11 @@
-"""Data sets: files as people have them in, memory-mapped arrays out."""
+"""Data sets are prepared from source files and loaded as memory maps."""
 
 import csv
 import dataclasses
+import hashlib
 import io
 import os
+import pathlib
 import pickle
 import shutil
 import signal
@@ -26,7 +28,7 @@ from maml_jax.data.datasets import (
 )
 from maml_jax.utils.errors import UserError
 
-IMAGES = 3  # of each class of the small mini-ImageNet
+IMAGES = 3  # per class of the small mini-ImageNet
 WNIDS = {
   split: list(classes)[:2]
   for split, classes in mini_imagenet_classes.CLASSES.items()
@@ -40,7 +42,7 @@ def png(image):
 
 
 def run(*args, **env):
-  """Runs Python in another process; its output is text."""
+  """Runs Python in another process and captures its output as text."""
   return subprocess.run(
     [sys.executable, *args],
     env=os.environ | {key: str(value) for key, value in env.items()},
@@ -49,12 +51,12 @@ def run(*args, **env):
   )
 
 
-# mini-ImageNet, two classes a split
+# mini-ImageNet with two classes per split
 
 
 @pytest.fixture
-def small(monkeypatch):
-  """mini_imagenet with the counts of the small one."""
+def small_spec(monkeypatch):
+  """Replaces the expected counts of mini_imagenet by those of `images`."""
   spec = dataclasses.replace(
     mini_imagenet.SPEC,
     num_classes=dict.fromkeys(data.SPLITS, 2),
@@ -65,7 +67,7 @@ def small(monkeypatch):
 
 @pytest.fixture(scope='session')
 def images():
-  """uint8 [split][class][i] images, by split, class and number."""
+  """Random images by split and class: uint8 [IMAGES, 84, 84, 3]."""
   rng = np.random.default_rng(0)
   return {
     split: {
@@ -76,8 +78,8 @@ def images():
   }
 
 
-def files(images, pattern, suffix='png'):
-  """Yields (path, encoded image), for a pattern of {split}, {wnid}, {name}."""
+def image_files(images, pattern, suffix='png'):
+  """Yields (path, encoded image); `pattern` uses {split}, {wnid}, {name}."""
   for split, classes in images.items():
     for wnid, stack in classes.items():
       for i, image in enumerate(stack):
@@ -107,38 +109,40 @@ def write_csv(folder, images):
           rows.writerow([f'{wnid}{i:08d}.jpg', wnid])
 
 
-def csv_beside_images(folder, images):
+def csv_and_flat_images(folder, images):
   write_csv(folder, images)
-  write_files(folder, files(images, 'images/{name}', 'jpg'))
+  write_files(folder, image_files(images, 'images/{name}', 'jpg'))
 
 
-def csv_beside_class_folders(folder, images):
+def csv_and_class_folders(folder, images):
   write_csv(folder, images)
-  write_files(folder, files(images, '{wnid}/{name}'))
-  write_files(folder, [('images/n0000000000000000.png', b'not in the tables')])
+  write_files(folder, image_files(images, '{wnid}/{name}'))
+  write_files(
+    folder, [('images/n0000000000000000.png', b'not in the CSV files')]
+  )
 
 
 def class_folders(folder, images):
-  write_files(folder, files(images, '{wnid}/{name}'))
+  write_files(folder, image_files(images, '{wnid}/{name}'))
 
 
 def class_folders_by_split(folder, images):
-  write_files(folder, files(images, '{split}/{wnid}/{name}', 'JPEG'))
+  write_files(folder, image_files(images, '{split}/{wnid}/{name}', 'JPEG'))
 
 
 def zipped_class_folders(folder, images):
   write_csv(folder, images)
-  entries = list(files(images, '{wnid}/{name}'))
+  entries = list(image_files(images, '{wnid}/{name}'))
   write_zip(folder / 'a.zip', [*entries[::2], ('__MACOSX/._a.png', b'junk')])
   write_zip(folder / 'b.zip', entries[1::2])
 
 
 def zipped_images(folder, images):
   write_csv(folder, images)
-  write_zip(folder / 'images.zip', files(images, 'images/{name}'))
+  write_zip(folder / 'images.zip', image_files(images, 'images/{name}'))
 
 
-def _pickled(folder, images, dump):
+def write_pickles(folder, images, dump):
   first = 0
   for split, classes in images.items():
     labels = [first + k for k in range(len(classes)) for _ in range(IMAGES)]
@@ -147,17 +151,17 @@ def _pickled(folder, images, dump):
       'labels': labels,
       'catname2label': {name: first + k for k, name in enumerate(classes)},
     }
-    path = folder / mini_imagenet.PICKLES[split]
+    path = folder / mini_imagenet.PICKLE_FILES[split]
     path.write_bytes(dump(content))
     first += len(classes)
 
 
 def pickles_protocol_2(folder, images):
-  _pickled(folder, images, lambda content: pickle.dumps(content, 2))
+  write_pickles(folder, images, lambda content: pickle.dumps(content, 2))
 
 
 def pickles_protocol_5(folder, images):
-  _pickled(folder, images, lambda content: pickle.dumps(content, 5))
+  write_pickles(folder, images, lambda content: pickle.dumps(content, 5))
 
 
 def pickles_shuffled(folder, images):
@@ -168,15 +172,15 @@ def pickles_shuffled(folder, images):
       content | {'data': content['data'][order], 'labels': list(labels)}
     )
 
-  _pickled(folder, images, dump)
+  write_pickles(folder, images, dump)
 
 
 def pickles_of_python_2(folder, images):
-  _pickled(folder, images, pickle_of_python_2)
+  write_pickles(folder, images, pickle_of_python_2)
 
 
 def pickle_of_python_2(content):
-  """The bytes that Python 2 writes: a str is text and bytes alike."""
+  """Returns a pickle as Python 2 writes it, with bytes stored as str."""
 
   def text(s):
     return b'U' + bytes([len(s)]) + s.encode()
@@ -207,8 +211,8 @@ def pickle_of_python_2(content):
 
 
 LAYOUTS = [
-  csv_beside_images,
-  csv_beside_class_folders,
+  csv_and_flat_images,
+  csv_and_class_folders,
   class_folders,
   class_folders_by_split,
   zipped_class_folders,
@@ -221,11 +225,13 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_every_layout_gives_the_same_dataset(tmp_path, small, images, layout):
-  given = tmp_path / 'given'
-  given.mkdir()
-  layout(given, images)
-  data.prepare('mini_imagenet', given, tmp_path)
+def test_every_layout_gives_the_same_dataset(
+  tmp_path, small_spec, images, layout
+):
+  source = tmp_path / 'source'
+  source.mkdir()
+  layout(source, images)
+  data.prepare('mini_imagenet', source, tmp_path)
   for split, classes in images.items():
     dataset = data.load_dataset('mini_imagenet', split, tmp_path)
     expected = np.concatenate(list(classes.values()))
@@ -243,16 +249,16 @@ def test_every_layout_gives_the_same_dataset(tmp_path, small, images, layout):
     ]
 
 
-def test_classes_are_of_any_size_and_padding_is_a_valid_position(tmp_path):
+def test_class_sizes_may_differ_and_padding_repeats_an_image(tmp_path):
   spec = records.DatasetSpec('toy', (2, 2, 1), '', lambda _: {})
   sizes = {'a': 3, 'b': 1, 'c': 2}
-  listed = [
+  class_records = [
     records.Record(label, str(i), lambda n=n: png(np.full((2, 2), n, np.uint8)))
     for n, (label, size) in enumerate(sizes.items())
     for i in range(size)
   ]
   splits = {
-    split: [r._replace(label=f'{split} {r.label}') for r in listed]
+    split: [r._replace(label=f'{split} {r.label}') for r in class_records]
     for split in data.SPLITS
   }
   records.verify_counts(spec, splits)
@@ -267,15 +273,15 @@ def test_classes_are_of_any_size_and_padding_is_a_valid_position(tmp_path):
   )
 
 
-def test_images_of_other_sizes_are_resized_with_averaging():
-  checkers = np.uint8(np.indices((168, 168)).sum(0) % 2 * 255)
-  pixels = store.decode_image(png(checkers), mini_imagenet.SPEC)
+def test_downscaling_is_antialiased():
+  checkerboard = np.uint8(np.indices((168, 168)).sum(0) % 2 * 255)
+  pixels = store.decode_image(png(checkerboard), mini_imagenet.SPEC)
   assert pixels.shape == (84, 84, 3)
   assert np.all(np.abs(pixels.astype(int) - 127) <= 5)
 
 
 @pytest.mark.parametrize(
-  ('layout', 'harm', 'complaint'),
+  ('layout', 'removed', 'message'),
   [
     (
       class_folders,
@@ -283,38 +289,44 @@ def test_images_of_other_sizes_are_resized_with_averaging():
       'has 2 images, expected 3',
     ),
     (
-      csv_beside_images,
+      csv_and_flat_images,
       f'images/{WNIDS["test"][0]}00000002.jpg',
       'test.csv lists',
     ),
   ],
 )
-def test_a_missing_image_is_named(
-  tmp_path, small, images, layout, harm, complaint
+def test_missing_image_is_reported_with_its_class(
+  tmp_path, small_spec, images, layout, removed, message
 ):
   layout(tmp_path, images)
-  (tmp_path / harm).unlink()
-  with pytest.raises(UserError, match=complaint) as caught:
+  (tmp_path / removed).unlink()
+  with pytest.raises(UserError, match=message) as caught:
     data.prepare('mini_imagenet', tmp_path, tmp_path / 'prepared')
-  assert harm.split('/')[-1][:9] in str(caught.value)
+  assert removed.split('/')[-1][:9] in str(caught.value)
   assert not (tmp_path / 'prepared').exists()
 
 
-def test_a_missing_class_is_counted(tmp_path, small, images):
+def test_missing_class_raises_error_with_counts(tmp_path, small_spec, images):
   class_folders(tmp_path, images | {'val': {}})
   with pytest.raises(UserError, match="'val' has 0 classes, expected 2"):
     data.prepare('mini_imagenet', tmp_path, tmp_path / 'prepared')
 
 
-def test_a_class_in_two_splits_is_refused():
+def test_class_in_two_splits_raises_error():
   spec = records.DatasetSpec('toy', (2, 2, 1), '', lambda _: {})
   record = records.Record('a', '0', bytes)
   with pytest.raises(UserError, match="class 'a' is in several splits"):
     records.verify_counts(spec, dict.fromkeys(data.SPLITS, [record]))
 
 
-@pytest.mark.parametrize('content', [b'', b'GIF89a', png(np.ones((9, 9)) > 0)])
-def test_a_broken_image_is_named(tmp_path, small, images, content):
+@pytest.mark.parametrize(
+  'content',
+  [b'', b'GIF89a', png(np.ones((9, 9)) > 0)],
+  ids=['empty', 'truncated GIF', 'truncated PNG'],
+)
+def test_broken_image_is_reported_with_its_name(
+  tmp_path, small_spec, images, content
+):
   class_folders(tmp_path, images)
   stem = f'{WNIDS["train"][1]}00000002'
   (tmp_path / WNIDS['train'][1] / f'{stem}.png').write_bytes(content[:40])
@@ -324,13 +336,13 @@ def test_a_broken_image_is_named(tmp_path, small, images, content):
 
 
 @pytest.mark.parametrize('name', ['../a.png', '/a.png', 'C:\\a.png', 'b/../a'])
-def test_zip_entries_that_point_outside_are_refused(tmp_path, name):
+def test_zip_entry_with_path_outside_of_archive_raises_error(tmp_path, name):
   write_zip(tmp_path / 'bad.zip', [(name, b'')])
-  with pytest.raises(UserError, match='points outside'):
+  with pytest.raises(UserError, match='outside of the archive'):
     records.scan_images(tmp_path)
 
 
-def test_a_broken_zip_is_named(tmp_path):
+def test_broken_zip_raises_error_with_path(tmp_path):
   (tmp_path / 'bad.zip').write_bytes(b'PK nothing')
   with pytest.raises(UserError, match='cannot read the archive .*bad.zip'):
     records.scan_images(tmp_path)
@@ -340,7 +352,7 @@ def test_a_broken_zip_is_named(tmp_path):
 
 
 class Call:
-  """Pickles as a call."""
+  """Is pickled as a call of a function."""
 
   def __init__(self, function, *args):
     self.call = function, args
@@ -359,17 +371,20 @@ class Call:
     lambda path: Call(np.save, str(path), np.zeros(1)),
     lambda path: Call(getattr, np.ndarray, 'tofile'),
   ],
+  ids=['os.system', 'eval', 'open', 'numpy.save', 'getattr'],
 )
-def test_pickles_that_call_are_refused_unexecuted(tmp_path, protocol, call):
+def test_pickle_with_calls_raises_error_without_running_them(
+  tmp_path, protocol, call
+):
   touched = tmp_path / 'touched'
   evil = tmp_path / 'evil.pickle'
   evil.write_bytes(pickle.dumps({'data': call(touched)}, protocol))
-  with pytest.raises(UserError, match='refused: .*evil.pickle asks for'):
+  with pytest.raises(UserError, match='unsafe pickle .*evil.pickle: '):
     safe_pickle.load(evil)
   assert not list(tmp_path.glob('touched*'))
 
 
-def test_pickles_of_arrays_are_read(tmp_path):
+def test_pickles_of_arrays_are_loaded(tmp_path):
   path = tmp_path / 'good.pickle'
   content = {
     'array': np.arange(6, dtype=np.uint8).reshape(2, 3),
@@ -382,15 +397,21 @@ def test_pickles_of_arrays_are_read(tmp_path):
     np.testing.assert_equal(read, content)
 
 
-@pytest.mark.parametrize('content', [b'', b'nonsense', pickle.dumps([1])[:-2]])
-def test_broken_pickles_are_named(tmp_path, content):
+@pytest.mark.parametrize(
+  'content',
+  [b'', b'nonsense', pickle.dumps([1])[:-2]],
+  ids=['empty', 'text', 'truncated'],
+)
+def test_broken_pickle_raises_error_with_path(tmp_path, content):
   path = tmp_path / 'broken.pickle'
   path.write_bytes(content)
   with pytest.raises(UserError, match='cannot read the pickle .*broken'):
     safe_pickle.load(path)
 
 
-def test_pickles_of_other_arrays_are_refused(tmp_path, small, images):
+def test_pickles_with_wrong_image_shape_raise_error(
+  tmp_path, small_spec, images
+):
   small_images = {
     split: {wnid: stack[:, :32, :32] for wnid, stack in classes.items()}
     for split, classes in images.items()
@@ -400,10 +421,10 @@ def test_pickles_of_other_arrays_are_refused(tmp_path, small, images):
     data.prepare('mini_imagenet', tmp_path, tmp_path)
 
 
-# Missing, damaged, interrupted
+# Missing and damaged files, interrupted preparation
 
 
-def test_missing_data_are_told_how_to_get(tmp_path):
+def test_error_for_unprepared_dataset_explains_preparation(tmp_path):
   with pytest.raises(UserError) as caught:
     data.load_dataset('mini_imagenet', 'train', tmp_path)
   message = str(caught.value)
@@ -414,23 +435,27 @@ def test_missing_data_are_told_how_to_get(tmp_path):
     assert layout in message
 
 
-@pytest.mark.parametrize('given', [None, 'nowhere', '.'])
+@pytest.mark.parametrize('source', [None, 'nowhere', '.'])
 @pytest.mark.parametrize('name', ['mini_imagenet', 'omniglot'])
-def test_preparing_from_nothing_says_what_is_expected(tmp_path, name, given):
-  given = given and tmp_path / given
-  with pytest.raises(UserError, match='where DIR holds one of') as caught:
-    data.prepare(name, given, tmp_path)
-  assert str(given or 'no directory given') in str(caught.value)
+def test_error_for_missing_source_lists_accepted_layouts(
+  tmp_path, name, source
+):
+  source = source and tmp_path / source
+  with pytest.raises(UserError, match='where DIR contains one of') as caught:
+    data.prepare(name, source, tmp_path)
+  assert str(source or 'no source directory given') in str(caught.value)
 
 
-def test_slips_are_guessed():
+def test_unknown_dataset_and_split_suggest_closest_name():
   with pytest.raises(UserError, match='did you mean mini_imagenet'):
     data.load_dataset('miniimagenet', 'train')
   with pytest.raises(UserError, match='did you mean val'):
     data.load_dataset('glyphs', 'vall')
 
 
-def test_data_dir_comes_from_the_environment(monkeypatch, tmp_path):
+def test_data_dir_defaults_to_environment_variable_then_cache(
+  monkeypatch, tmp_path
+):
   monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path))
   assert data.prepared_dir('glyphs').is_relative_to(tmp_path)
   monkeypatch.delenv('MAML_JAX_DATA')
@@ -440,38 +465,38 @@ def test_data_dir_comes_from_the_environment(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def prepared(tmp_path, small, images):
-  """A prepared small mini-ImageNet: its data_dir and its root."""
-  given = tmp_path / 'given'
-  class_folders(given, images)
-  return tmp_path, data.prepare('mini_imagenet', given, tmp_path)
+def prepared(tmp_path, small_spec, images):
+  """A prepared small mini-ImageNet: its data_dir and its directory."""
+  source = tmp_path / 'source'
+  class_folders(source, images)
+  return tmp_path, data.prepare('mini_imagenet', source, tmp_path)
 
 
 def truncate(path):
   os.truncate(path, path.stat().st_size - 9)
 
 
-def flip(path):
+def flip_bit(path):
   content = bytearray(path.read_bytes())
   content[-9] ^= 4
   path.write_bytes(content)
 
 
-@pytest.mark.parametrize('harm', [os.remove, truncate, flip])
+@pytest.mark.parametrize('damage', [os.remove, truncate, flip_bit])
 @pytest.mark.parametrize('file', ['image.npy', 'classes.json'])
-def test_damaged_arrays_are_made_anew(prepared, images, harm, file):
+def test_damaged_arrays_are_rebuilt(prepared, images, damage, file):
   data_dir, root = prepared
-  harm(root / 'arrays' / 'val' / file)
-  with pytest.warns(UserWarning, match='arrays/val is damaged: it is made'):
+  damage(root / 'arrays' / 'val' / file)
+  with pytest.warns(UserWarning, match='arrays/val is damaged: rebuilding'):
     dataset = data.load_dataset('mini_imagenet', 'val', data_dir)
   expected = np.concatenate(list(images['val'].values()))
   np.testing.assert_array_equal(dataset.images, expected)
 
 
-@pytest.mark.parametrize('harm', [os.remove, truncate, flip])
-def test_damaged_digests_are_made_anew(prepared, images, harm):
+@pytest.mark.parametrize('damage', [os.remove, truncate, flip_bit])
+def test_arrays_are_loaded_despite_damaged_digests(prepared, images, damage):
   data_dir, root = prepared
-  harm(root / 'arrays' / 'val' / store.DIGESTS_FILE)
+  damage(root / 'arrays' / 'val' / store.DIGESTS_FILE)
   expected = np.concatenate(list(images['val'].values()))
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -479,20 +504,25 @@ def test_damaged_digests_are_made_anew(prepared, images, harm):
   np.testing.assert_array_equal(dataset.images, expected)
 
 
-def test_arrays_are_read_once_after_a_copy(prepared, tmp_path, monkeypatch):
+def test_digest_is_verified_once_after_a_copy(prepared, monkeypatch):
   data_dir, root = prepared
   image = root / 'arrays' / 'val' / 'image.npy'
   os.utime(image, (1, 1))
-  read = []
-  digest = store._digest
-  monkeypatch.setattr(store, '_digest', lambda p: read.append(p) or digest(p))
+  hashed = []
+  file_digest = hashlib.file_digest
+
+  def spy(file, algorithm):
+    hashed.append(pathlib.Path(file.name))
+    return file_digest(file, algorithm)
+
+  monkeypatch.setattr(hashlib, 'file_digest', spy)
   for _ in range(2):
     data.load_dataset('mini_imagenet', 'val', data_dir)
-  assert read == [image]
+  assert hashed == [image]
 
 
 @pytest.mark.parametrize('pattern', ['*val.array_record*', 'dataset_info.json'])
-def test_damaged_files_are_reported(prepared, pattern):
+def test_damaged_tfds_files_raise_error(prepared, pattern):
   data_dir, root = prepared
   shutil.rmtree(root / 'arrays' / 'val')
   (file,) = root.glob(pattern)
@@ -502,7 +532,7 @@ def test_damaged_files_are_reported(prepared, pattern):
   assert 'prepare mini_imagenet' in str(caught.value)
 
 
-def test_a_failed_preparation_leaves_the_earlier_one(prepared, monkeypatch):
+def test_interrupted_preparation_keeps_existing_dataset(prepared, monkeypatch):
   data_dir, root = prepared
   before = sorted(data_dir.rglob('*'))
 
@@ -511,16 +541,16 @@ def test_a_failed_preparation_leaves_the_earlier_one(prepared, monkeypatch):
 
   monkeypatch.setattr(store, 'decode_image', fail)
   with pytest.raises(KeyboardInterrupt):
-    data.prepare('mini_imagenet', data_dir / 'given', data_dir)
+    data.prepare('mini_imagenet', data_dir / 'source', data_dir)
   assert sorted(data_dir.rglob('*')) == before
   data.load_dataset('mini_imagenet', 'train', data_dir)
 
 
-def test_a_place_that_cannot_be_written_is_reported(tmp_path, small, images):
-  class_folders(tmp_path / 'given', images)
+def test_unwritable_data_dir_raises_error(tmp_path, small_spec, images):
+  class_folders(tmp_path / 'source', images)
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='mini_imagenet: cannot write'):
-    data.prepare('mini_imagenet', tmp_path / 'given', tmp_path / 'file')
+    data.prepare('mini_imagenet', tmp_path / 'source', tmp_path / 'file')
 
 
 # Omniglot
@@ -530,7 +560,7 @@ ALPHABETS = {'Aleph': 2, 'Beth': 1, 'Gimel': 2}
 
 
 def drawings(top, alphabets=ALPHABETS):
-  """Yields (path, encoded image): white paper, a stroke on its left edge."""
+  """Yields (path, encoded image) of a black bar at the left edge, on white."""
   image = np.full((105, 105), 255, np.uint8)
   image[:, :15] = 0
   encoded = png(image)
@@ -548,12 +578,12 @@ def zipped_drawings(folder):
   write_zip(folder / 'images_background_small2.zip', again)
 
 
-def unpacked_drawings(folder):
+def extracted_drawings(folder):
   write_files(folder, drawings('images_background'))
 
 
-@pytest.mark.parametrize('layout', [zipped_drawings, unpacked_drawings])
-def test_omniglot_is_turned_into_new_classes(tmp_path, layout):
+@pytest.mark.parametrize('layout', [zipped_drawings, extracted_drawings])
+def test_omniglot_rotations_are_new_classes(tmp_path, layout):
   layout(tmp_path)
   data.prepare('omniglot', tmp_path, tmp_path)
   train = data.load_dataset('omniglot', 'train', tmp_path)
@@ -562,8 +592,8 @@ def test_omniglot_is_turned_into_new_classes(tmp_path, layout):
   first = train.images[train.index[0, 0]]
   assert np.all(first[:, :3] == 255) and np.all(first[:, 5:] == 0)
   for k in range(4):
-    turned = train.images[train.index[2 * k, 0]]
-    np.testing.assert_array_equal(turned, np.rot90(first, k))
+    rotated = train.images[train.index[2 * k, 0]]
+    np.testing.assert_array_equal(rotated, np.rot90(first, k))
   names = data.class_names('omniglot', 'train', tmp_path)
   assert names[:3] == [
     'Aleph/character01',
@@ -575,23 +605,23 @@ def test_omniglot_is_turned_into_new_classes(tmp_path, layout):
     assert {name.split('/')[0] for name in names} == {alphabet}
 
 
-def test_all_of_omniglot_is_split_by_character():
+def test_full_omniglot_is_split_by_character():
   names = [f'{a:02d}/{c:02d}' for a in range(50) for c in range(33)]
-  split = omniglot._split(names[: omniglot.NUM_CHARACTERS])
-  sizes = [list(split.values()).count(name) for name in data.SPLITS]
+  split_of = omniglot.assign_splits(names[: omniglot.NUM_CHARACTERS])
+  sizes = [list(split_of.values()).count(split) for split in data.SPLITS]
   assert sizes == [1100, 100, 423]
 
 
-def test_two_alphabets_are_too_few(tmp_path):
+def test_omniglot_with_two_alphabets_raises_error(tmp_path):
   write_files(tmp_path, drawings('images', {'Aleph': 1, 'Beth': 1}))
-  with pytest.raises(UserError, match='2 alphabets cannot make three splits'):
+  with pytest.raises(UserError, match='at least 3 alphabets .* found 2: '):
     data.prepare('omniglot', tmp_path, tmp_path)
 
 
-# The command line, and other processes
+# Command line and other processes
 
 
-def test_command_line(tmp_path):
+def test_command_line_prepares_and_lists_datasets(tmp_path):
   zipped_drawings(tmp_path)
   command = ('-m', 'maml_jax.data')
   env = {'MAML_JAX_DATA': tmp_path / 'prepared'}
@@ -606,24 +636,29 @@ def test_command_line(tmp_path):
   assert 'did you mean omniglot' in done.stderr
   done = run(*command, 'prepare', 'glyphs', '--from', tmp_path, **env)
   assert (done.returncode, done.stdout) == (2, '')
-  complaint = f'glyphs is made from no files: leave out --from {tmp_path}\n'
-  assert done.stderr == complaint
-  assert 'Traceback' not in done.stderr
-  loads = (
+  message = 'glyphs is generated and takes no source files: omit --from'
+  assert done.stderr == f'{message} {tmp_path}\n'
+
+
+def test_loading_imports_neither_tfds_nor_pillow(tmp_path):
+  zipped_drawings(tmp_path)
+  data.prepare('omniglot', tmp_path, tmp_path / 'prepared')
+  script = (
     'import sys; from maml_jax import data;'
     'print(len(data.load_dataset("omniglot", "test").size));'
     'print({"PIL", "tensorflow", "tensorflow_datasets"} & {*sys.modules})'
   )
-  assert run('-c', loads, **env).stdout == '4\nset()\n'
+  env = {'MAML_JAX_DATA': tmp_path / 'prepared'}
+  assert run('-c', script, **env).stdout == '4\nset()\n'
 
 
-def test_a_kill_leaves_nothing_that_looks_finished(tmp_path):
+def test_killed_preparation_leaves_no_dataset_and_is_cleaned_up(tmp_path):
   zipped_drawings(tmp_path)
   prepared = tmp_path / 'prepared'
   killed = (
     'import os, signal, sys; from maml_jax import data;'
     'from maml_jax.data import store;'
-    'store.decode = lambda *_: os.kill(os.getpid(), signal.SIGKILL);'
+    'store.decode_image = lambda *_: os.kill(os.getpid(), signal.SIGKILL);'
     'data.prepare("omniglot", sys.argv[1], sys.argv[2])'
   )
   assert run('-c', killed, tmp_path, prepared).returncode == -signal.SIGKILL
@@ -635,27 +670,26 @@ def test_a_kill_leaves_nothing_that_looks_finished(tmp_path):
   assert len(data.load_dataset('omniglot', 'train', prepared).size) == 8
 
 
-def test_what_is_being_prepared_is_left_alone(tmp_path):
+def test_temporary_directories_in_use_are_kept(tmp_path):
   target, other = tmp_path / '1.0.0', tmp_path / '1.0.1'
   stale, foreign = tmp_path / '.1.0.0-stale', tmp_path / '.1.0.1-x'
   for folder in (stale / 'new', foreign):
     folder.mkdir(parents=True)
-  with store._staged(target) as one:
+  with store.atomic_directory(target) as one:
     (one / 'file').write_text('one')
     assert not stale.exists() and foreign.exists()
-    with store._staged(target) as two:
+    with store.atomic_directory(target) as two:
       (two / 'file').write_text('two')
       assert one.is_dir()
     assert (target / 'file').read_text() == 'two'
   assert (target / 'file').read_text() == 'one'
-  with store._staged(other):
+  with store.atomic_directory(other):
     assert not foreign.exists()
   assert sorted(tmp_path.iterdir()) == [target, other]
 
 
-# How an image is to be turned, by the number in its EXIF data, as seen from
-# what it should look like.
-TURNS = {
+# Maps stored pixels to the upright image, by EXIF orientation.
+TO_UPRIGHT = {
   1: lambda x: x,
   2: lambda x: x[:, ::-1],
   3: lambda x: x[::-1, ::-1],
@@ -667,20 +701,21 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize('number', TURNS)
-@pytest.mark.parametrize('suffix, off', [('png', 0), ('jpeg', 40)])
-def test_images_are_turned_as_their_exif_data_say(number, suffix, off):
+@pytest.mark.parametrize('orientation', TO_UPRIGHT)
+@pytest.mark.parametrize('suffix, atol', [('png', 0), ('jpeg', 40)])
+def test_exif_orientation_is_applied(orientation, suffix, atol):
   blocks = np.random.default_rng(0).integers(0, 2, (6, 6, 1)) * 200
   image = blocks.repeat(14, 0).repeat(14, 1).repeat(3, 2).astype(np.uint8)
   exif = Image.Exif()
-  exif[0x0112] = number
+  exif[0x0112] = orientation
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, suffix, exif=exif, quality=95)
   pixels = store.decode_image(buffer.getvalue(), mini_imagenet.SPEC)
-  assert np.abs(pixels - TURNS[number](image).astype(int)).max() <= off
+  expected = TO_UPRIGHT[orientation](image)
+  np.testing.assert_allclose(pixels.astype(int), expected, atol=atol, rtol=0)
 
 
-def test_broken_exif_data_are_passed_over():
+def test_broken_exif_data_is_ignored():
   image = np.full((84, 84, 3), 7, np.uint8)
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, 'png', exif=b'Exif\0\0MM\0*\0\0\xff')
@@ -692,15 +727,15 @@ def test_broken_exif_data_are_passed_over():
 
 
 def test_real_mini_imagenet_is_complete(shared):
-  facts = data.spec('mini_imagenet')
-  splits = facts.source(shared / 'data' / 'mini_imagenet')
-  records.verify_counts(facts, splits)
+  spec = data.spec('mini_imagenet')
+  splits = spec.find_records(shared / 'data' / 'mini_imagenet')
+  records.verify_counts(spec, splits)
   for record in splits['test'][::600]:
-    pixels = store.decode_image(record.read(), facts)
+    pixels = store.decode_image(record.read(), spec)
     assert 20 < pixels.mean() < 235
 
 
-def test_real_omniglot(shared, tmp_path):
+def test_real_omniglot_is_split_by_alphabet(shared, tmp_path):
   data.prepare('omniglot', shared / 'data' / 'omniglot', tmp_path)
   names = {
     split: data.class_names('omniglot', split, tmp_path)
@@ -711,4 +746,4 @@ def test_real_omniglot(shared, tmp_path):
   assert sum(map(len, alphabets)) == len(set.union(*alphabets)) == 8
   assert all(len(names[split]) >= 4 * 20 for split in names)
   test = data.load_dataset('omniglot', 'test', tmp_path)
-  assert 0.05 < (test.images > 127).mean() < 0.2  # thin light strokes on dark
+  assert 0.05 < (test.images > 127).mean() < 0.2  # thin light strokes on black

@@ -1,4 +1,4 @@
-"""Further data sets: small files in the layouts that people have."""
+"""Data sets other than mini-ImageNet and Omniglot, in their usual layouts."""
 
 import dataclasses
 import functools
@@ -16,21 +16,21 @@ from maml_jax.data.__main__ import main as data_command
 from maml_jax.data.datasets import cifar, cifar_fs, fc100
 from maml_jax.utils.errors import UserError
 
-MADE_FROM_FILES = sorted(
+PREPARED_FROM_FILES = sorted(
   name for name, spec in data.SPECS.items() if not spec.generated
 )
 TWO_EACH = dict.fromkeys(data.SPLITS, 2)
 
 
 @pytest.fixture
-def fewer(monkeypatch):
-  """Sets the numbers of classes that a data set should have."""
+def expect_classes(monkeypatch):
+  """A function that sets the expected number of classes of a data set."""
 
-  def change(name, **num_classes):
+  def set_expected(name, **num_classes):
     spec = dataclasses.replace(data.SPECS[name], num_classes=num_classes)
     monkeypatch.setitem(data.SPECS, name, spec)
 
-  return change
+  return set_expected
 
 
 def encoded(image, suffix='png'):
@@ -48,40 +48,40 @@ def dump(path, content, protocol=2):
   path.write_bytes(pickle.dumps(content, protocol))
 
 
-@pytest.mark.parametrize('name', MADE_FROM_FILES)
-def test_missing_data_are_told_how_to_get(tmp_path, name):
+@pytest.mark.parametrize('name', PREPARED_FROM_FILES)
+def test_error_for_unprepared_dataset_explains_preparation(tmp_path, name):
   with pytest.raises(UserError) as caught:
     data.load_dataset(name, 'train', tmp_path)
   message = str(caught.value)
   assert f'maml_jax.data prepare {name} --from DIR' in message
   for line in data.spec(name).layout.splitlines():
     assert line in message
-  for given in (None, tmp_path / 'nowhere', tmp_path):
+  for source in (None, tmp_path / 'nowhere', tmp_path):
     with pytest.raises(UserError) as caught:
-      data.prepare(name, given, tmp_path / 'prepared')
-    assert 'where DIR holds one of' in str(caught.value)
+      data.prepare(name, source, tmp_path / 'prepared')
+    assert 'where DIR contains one of' in str(caught.value)
   assert not (tmp_path / 'prepared').exists()
 
 
-@pytest.mark.parametrize('name', MADE_FROM_FILES)
-def test_statistics_are_those_of_the_channels(name):
+@pytest.mark.parametrize('name', PREPARED_FROM_FILES)
+def test_mean_and_std_have_one_value_per_channel(name):
   spec = data.spec(name)
   for values in (spec.mean, spec.std):
     assert values is None or len(values) == spec.image_shape[-1]
     assert values is None or all(0 < value < 1 for value in values)
 
 
-def test_a_split_without_images_is_refused():
+def test_split_without_images_raises_error():
   spec = records.DatasetSpec('toy', (2, 2, 1), '', lambda _: {})
   record = records.Record('a', '0', bytes)
   with pytest.raises(UserError, match="split 'val' has no images"):
     records.verify_counts(spec, {'train': [record], 'val': [], 'test': []})
 
 
-# Preparing what is larger than memory
+# Data sets larger than memory
 
 
-def test_images_are_prepared_one_by_one_into_several_files(
+def test_images_are_prepared_one_at_a_time_into_several_files(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(store, 'IMAGES_PER_FILE', 30)
@@ -89,7 +89,7 @@ def test_images_are_prepared_one_by_one_into_several_files(
   images = [np.full((4, 4, 3), i, np.uint8) for i in range(100)]
 
   def read(i):
-    return encoded(images[i]) + bytes(500_000)  # which PNG readers ignore
+    return encoded(images[i]) + bytes(500_000)  # PNG readers ignore the end
 
   splits = {
     split: [
@@ -99,38 +99,38 @@ def test_images_are_prepared_one_by_one_into_several_files(
     for split, size in (('train', 100), ('val', 1), ('test', 1))
   }
   store.write_dataset(
-    tmp_path / 'warm', spec, splits | {'train': splits['val']}
+    tmp_path / 'warm-up', spec, splits | {'train': splits['val']}
   )
   tracemalloc.start()
   store.write_dataset(tmp_path / 'toy', spec, splits)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
-  assert peak < 10e6  # of 50e6
+  assert peak < 10e6  # the encoded images have 50e6 bytes
   assert len(list((tmp_path / 'toy').glob('*train.array_record*'))) == 4
   dataset = store.read_arrays(tmp_path / 'toy', spec, 'train')
   np.testing.assert_array_equal(dataset.images, images)
   np.testing.assert_array_equal(dataset.size, [50, 50])
 
 
-# Rows of .npz files, bytes in pickles
+# Rows of .npz files and byte strings in pickles
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
-def test_rows_of_npz_are_read_in_any_order(tmp_path, save):
+def test_npz_rows_are_read_in_any_order(tmp_path, save):
   array = noise(5, 4, 3)
   save(tmp_path / 'a.npz', first=np.ones(3), second=array)
-  rows = npz.Rows(tmp_path / 'a.npz', 'second')
-  assert (len(rows), rows.shape, rows.dtype) == (5, (5, 4, 3), np.uint8)
+  reader = npz.RowReader(tmp_path / 'a.npz', 'second')
+  assert (len(reader), reader.shape, reader.dtype) == (5, (5, 4, 3), np.uint8)
   for i in (0, 1, 4, 2, 2, 0):
-    np.testing.assert_array_equal(rows[i], array[i])
+    np.testing.assert_array_equal(reader[i], array[i])
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
-def test_rows_of_npz_take_no_memory_for_the_others(tmp_path, save):
+def test_npz_rows_are_read_without_loading_the_array(tmp_path, save):
   save(tmp_path / 'a.npz', images=np.zeros((4000, 84, 84), np.uint8))  # 28 MB
   tracemalloc.start()
-  rows = npz.Rows(tmp_path / 'a.npz', 'images')
-  assert sum(int(rows[i].max()) for i in range(0, 4000, 40)) == 0
+  reader = npz.RowReader(tmp_path / 'a.npz', 'images')
+  assert sum(int(reader[i].max()) for i in range(0, 4000, 40)) == 0
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert peak < 2e6
@@ -143,16 +143,16 @@ def test_rows_of_npz_take_no_memory_for_the_others(tmp_path, save):
     np.asfortranarray(np.eye(3)),
   ],
 )
-def test_npz_of_anything_else_are_refused(tmp_path, array):
+def test_npz_arrays_of_objects_or_fortran_order_raise_error(tmp_path, array):
   np.savez(tmp_path / 'a.npz', images=array)
-  with pytest.raises(UserError, match=r"'images' of .*a.npz: .*plain array"):
-    npz.Rows(tmp_path / 'a.npz', 'images')
+  with pytest.raises(UserError, match=r"'images' of .*a.npz: .*in C order"):
+    npz.RowReader(tmp_path / 'a.npz', 'images')
   with pytest.raises(UserError, match=r"cannot read 'other' of .*a.npz"):
-    npz.Rows(tmp_path / 'a.npz', 'other')
+    npz.RowReader(tmp_path / 'a.npz', 'other')
 
 
 def pickle_of_python_2(blobs):
-  """A list of strings as Python 2 writes it: bytes of a known length."""
+  """Returns a pickled list of str as Python 2 writes it, with its raw bytes."""
   parts = (
     b'U' + bytes([len(blob)]) + blob
     if len(blob) < 256
@@ -164,7 +164,7 @@ def pickle_of_python_2(blobs):
 
 @pytest.mark.parametrize('protocol', [*range(2, 6), 'Python 2'])
 @pytest.mark.parametrize('as_arrays', [True, False])
-def test_blobs_are_found_in_pickles(tmp_path, protocol, as_arrays):
+def test_byte_strings_are_found_in_pickles(tmp_path, protocol, as_arrays):
   sizes = (7, 200, 300, 70_000)
   blobs = [b'\x89PNG' + noise(n, seed=n).tobytes() for n in sizes]
   path = tmp_path / 'a.pkl'
@@ -173,11 +173,11 @@ def test_blobs_are_found_in_pickles(tmp_path, protocol, as_arrays):
   else:
     arrays = [np.frombuffer(blob, np.uint8)[:, None] for blob in blobs]
     dump(path, [b'other', *(arrays if as_arrays else blobs)], protocol)
-  found = safe_pickle.find_byte_ranges(path, b'\x89PNG')
-  assert [blob.read() for blob in found] == blobs
+  ranges = safe_pickle.find_byte_ranges(path, b'\x89PNG')
+  assert [byte_range.read() for byte_range in ranges] == blobs
 
 
-def test_blobs_of_broken_pickles_are_refused(tmp_path):
+def test_byte_strings_in_broken_pickle_raise_error(tmp_path):
   path = tmp_path / 'a.pkl'
   path.write_bytes(pickle.dumps([b'\x89PNG' * 99])[:-20])
   with pytest.raises(UserError, match='cannot read the pickle .*a.pkl'):
@@ -191,7 +191,7 @@ TIERED_LABELS = [0, 0, 1, 1, 1]
 
 
 def tiered_images():
-  """RGB [5, 84, 84, 3] by split, two classes each."""
+  """Returns random RGB images [5, 84, 84, 3] by split, of two classes."""
   return {
     split: noise(5, 84, 84, 3, seed=k) for k, split in enumerate(data.SPLITS)
   }
@@ -248,8 +248,10 @@ def png_strings(folder, images):
     png_strings,
   ],
 )
-def test_tiered_imagenet(tmp_path, fewer, layout):
-  fewer('tiered_imagenet', **TWO_EACH)
+def test_tiered_imagenet_layouts_give_the_same_dataset(
+  tmp_path, expect_classes, layout
+):
+  expect_classes('tiered_imagenet', **TWO_EACH)
   images = tiered_images()
   layout(tmp_path, images)
   data.prepare('tiered_imagenet', tmp_path, tmp_path)
@@ -263,29 +265,39 @@ def test_tiered_imagenet(tmp_path, fewer, layout):
       assert names[1] == f'crane, {split} class 1'
 
 
-def test_tiered_imagenet_counts_its_classes(tmp_path):
+def test_tiered_imagenet_with_missing_classes_raises_error(tmp_path):
   npz_and_labels(tmp_path, tiered_images())
   with pytest.raises(UserError, match="'train' has 2 classes, expected 351"):
     data.prepare('tiered_imagenet', tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
-  ('file', 'content', 'complaint'),
+  ('file', 'content', 'message'),
   [
-    ('val_labels.pkl', {'labels': [0, 1]}, 'holds 5 images, but .* 2 labels'),
-    ('val_labels.pkl', {'labels': ['a'] * 5}, 'integers as labels'),
-    ('val_labels.pkl', [1, 2, 3, 4, 5], 'integers as labels'),
-    ('val_labels.pkl', {'labels': print}, 'refused: .*val_labels.pkl asks for'),
-    ('val_images.npz', noise(5, 32, 32, 3), r'expected uint8\[N, 84, 84, 3\]'),
+    (
+      'val_labels.pkl',
+      {'labels': [0, 1]},
+      'contains 5 images, but .* 2 labels',
+    ),
+    ('val_labels.pkl', {'labels': ['a'] * 5}, 'a dict with integers'),
+    ('val_labels.pkl', [1, 2, 3, 4, 5], 'a dict with integers'),
+    ('val_labels.pkl', {'labels': print}, 'unsafe pickle .*val_labels.pkl: '),
+    (
+      'val_images.npz',
+      noise(5, 32, 32, 3),
+      r'expected images uint8\[N, 84, 84, 3\]',
+    ),
   ],
 )
-def test_tiered_imagenet_in_disorder(tmp_path, file, content, complaint):
+def test_tiered_imagenet_with_invalid_files_raises_error(
+  tmp_path, file, content, message
+):
   npz_and_labels(tmp_path, tiered_images())
   if file.endswith('.npz'):
     np.savez(tmp_path / file, images=content)
   else:
     dump(tmp_path / file, content)
-  with pytest.raises(UserError, match=complaint):
+  with pytest.raises(UserError, match=message):
     data.prepare('tiered_imagenet', tmp_path, tmp_path)
 
 
@@ -296,17 +308,17 @@ CIFAR = [('cifar_fs', 'CIFAR_FS_'), ('fc100', 'FC100_')]
 
 
 def build_tfds(data_dir, tfds_name, labels, splits):
-  """Writes {split: [(image, label), ...]} as TFDS does.
+  """Writes a data set with TFDS.
 
   Args:
-    data_dir: where.
-    tfds_name: the data set.
-    labels: names of the classes, or their number if they have none.
-    splits: the images.
+    data_dir: the root directory.
+    tfds_name: the name of the data set.
+    labels: class names, or the number of classes if they have no names.
+    splits: {split: [(image, label), ...]}.
   """
   import tensorflow_datasets as tfds
 
-  kinds = {'num_classes' if isinstance(labels, int) else 'names': labels}
+  label_args = {'num_classes' if isinstance(labels, int) else 'names': labels}
 
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     name = tfds_name
@@ -319,7 +331,7 @@ def build_tfds(data_dir, tfds_name, labels, splits):
         features=tfds.features.FeaturesDict(
           {
             'image': tfds.features.Image(shape=(None, None, 3)),
-            'label': tfds.features.ClassLabel(**kinds),
+            'label': tfds.features.ClassLabel(**label_args),
             'segmentation_mask': tfds.features.Image(shape=(None, None, 1)),
           }
         ),
@@ -345,7 +357,9 @@ def build_tfds(data_dir, tfds_name, labels, splits):
 
 @pytest.mark.parametrize('prefixed', [True, False])
 @pytest.mark.parametrize(('name', 'prefix'), CIFAR)
-def test_cifar_pickles(tmp_path, monkeypatch, name, prefix, prefixed):
+def test_cifar_pickles_are_prepared(
+  tmp_path, monkeypatch, name, prefix, prefixed
+):
   spec = dataclasses.replace(
     data.SPECS[name], num_classes=TWO_EACH, images_per_class=2
   )
@@ -364,7 +378,7 @@ def test_cifar_pickles(tmp_path, monkeypatch, name, prefix, prefixed):
     assert names == [f'{split} class 3', f'{split} class 7']
 
 
-@pytest.mark.parametrize('place', ['.', 'cifar100', 'cifar100/3.0.2'])
+@pytest.mark.parametrize('folder', ['.', 'cifar100', 'cifar100/3.0.2'])
 @pytest.mark.parametrize(
   ('name', 'val', 'test'),
   [
@@ -372,7 +386,9 @@ def test_cifar_pickles(tmp_path, monkeypatch, name, prefix, prefixed):
     ('fc100', 'wolf', 'baby'),
   ],
 )
-def test_cifar_of_tfds(tmp_path, monkeypatch, name, val, test, place):
+def test_cifar_tfds_files_are_prepared(
+  tmp_path, monkeypatch, name, val, test, folder
+):
   spec = dataclasses.replace(
     data.SPECS[name],
     num_classes=dict.fromkeys(data.SPLITS, 1),
@@ -384,7 +400,7 @@ def test_cifar_of_tfds(tmp_path, monkeypatch, name, val, test, place):
   pairs = [(image, labels[i % 3]) for i, image in enumerate(images)]
   splits = {'train': pairs[:6], 'test': pairs[6:]}
   build_tfds(tmp_path, 'cifar100', labels, splits)
-  data.prepare(name, tmp_path / place, tmp_path)
+  data.prepare(name, tmp_path / folder, tmp_path)
   for split, label in (('train', 'apple'), ('val', val), ('test', test)):
     dataset = data.load_dataset(name, split, tmp_path)
     assert data.class_names(name, split, tmp_path) == [label]
@@ -394,21 +410,23 @@ def test_cifar_of_tfds(tmp_path, monkeypatch, name, val, test, place):
     }
 
 
-def test_tfds_files_without_random_access_are_refused(tmp_path):
+def test_tfds_files_without_random_access_raise_error(tmp_path):
   folder = tmp_path / 'cifar100' / '3.0.2'
   build_tfds(
     tmp_path, 'cifar100', ['apple'], {'train': [(noise(2, 2, 3), 'apple')]}
   )
   info = folder / 'dataset_info.json'
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-  with pytest.raises(UserError, match='tfrecord files, which have no random'):
+  with pytest.raises(
+    UserError, match='tfrecord files, which do not support random'
+  ):
     data.prepare('fc100', tmp_path, tmp_path)
   (folder / 'features.json').write_text('{')
   with pytest.raises(UserError, match='fc100: cannot read .*cifar100/3.0.2'):
     data.prepare('fc100', tmp_path, tmp_path)
 
 
-def test_cifar_classes_are_split_as_published():
+def test_cifar_splits_have_published_class_counts():
   assert len(cifar.CLASSES) == len(set(cifar.CLASSES)) == 100
   for module in (cifar_fs, fc100):
     assert sorted(module.SPLIT_OF) == cifar.CLASSES
@@ -418,7 +436,7 @@ def test_cifar_classes_are_split_as_published():
     assert len({fc100.SPLIT_OF[name] for name in classes.split()}) == 1
 
 
-def test_cifar_counts_its_images(tmp_path):
+def test_cifar_with_missing_images_raises_error(tmp_path):
   for split in data.SPLITS:
     content = {'data': noise(64, 32, 32, 3), 'labels': list(range(64))}
     dump(tmp_path / f'CIFAR_FS_{split}.pickle', content)
@@ -426,11 +444,11 @@ def test_cifar_counts_its_images(tmp_path):
     data.prepare('cifar_fs', tmp_path, tmp_path)
 
 
-# A folder of one's own
+# User-provided folders
 
 
 def write_images(folder, paths):
-  """Writes a flat grey image for each path; its level is its turn."""
+  """Writes a uniform gray image for each path; its level is its index."""
   for i, path in enumerate(paths):
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     image = np.full((90 + i, 60, 3), i, np.uint8)
@@ -438,10 +456,10 @@ def write_images(folder, paths):
     (folder / path).write_bytes(encoded(image, suffix))
 
 
-def test_folder_with_splits(tmp_path):
-  given = tmp_path / 'given'
+def test_folder_with_splits_is_prepared(tmp_path):
+  source = tmp_path / 'source'
   write_images(
-    given,
+    source,
     [
       'train/cat/b.jpg',
       'train/cat/a.png',
@@ -453,7 +471,7 @@ def test_folder_with_splits(tmp_path):
       'train/stray.png',
     ],
   )
-  data.prepare('folder', given, tmp_path)
+  data.prepare('folder', source, tmp_path)
   levels = {}
   for split in data.SPLITS:
     dataset = data.load_dataset('folder', split, tmp_path)
@@ -471,11 +489,11 @@ def test_folder_with_splits(tmp_path):
   }
 
 
-def test_folder_without_splits_is_dealt_out(tmp_path):
-  given = tmp_path / 'given'
+def test_folder_without_splits_is_split_by_class(tmp_path):
+  source = tmp_path / 'source'
   labels = ['train', *(f'class {i}' for i in range(24))]
-  write_images(given, [f'{label}/{i}.png' for label in labels for i in 'ab'])
-  data.prepare('folder', given, tmp_path)
+  write_images(source, [f'{label}/{i}.png' for label in labels for i in 'ab'])
+  data.prepare('folder', source, tmp_path)
   names = {
     split: data.class_names('folder', split, tmp_path) for split in data.SPLITS
   }
@@ -487,59 +505,59 @@ def test_folder_without_splits_is_dealt_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('paths', 'complaint'),
+  ('paths', 'message'),
   [
-    (['cat/1.png', 'cow/1.png'], '2 classes cannot make three splits'),
-    (['train/a/1.png', 'valid/b/1.png'], 'beside train, val, test: valid'),
+    (['cat/1.png', 'cow/1.png'], 'at least 3 classes .* found 2: '),
+    (['train/a/1.png', 'valid/b/1.png'], 'other than train, val, test: valid'),
     (['train/a/1.png', 'val/b/1.png'], "split 'test' has no images"),
     (['train/a/1.png', 'val/b/1.png', 'test/a/1.png'], 'in several splits'),
-    (['1.png', '2.png'], 'found none of its images'),
+    (['1.png', '2.png'], 'no images of this data set'),
   ],
 )
-def test_folder_in_disorder(tmp_path, paths, complaint):
-  write_images(tmp_path / 'given', paths)
-  with pytest.raises(UserError, match=complaint):
-    data.prepare('folder', tmp_path / 'given', tmp_path)
+def test_folder_with_invalid_layout_raises_error(tmp_path, paths, message):
+  write_images(tmp_path / 'source', paths)
+  with pytest.raises(UserError, match=message):
+    data.prepare('folder', tmp_path / 'source', tmp_path)
 
 
 PATHS = ['train/cat/1.png', 'val/ant/1.png', 'test/cow/1.png']
 
 
-def listing(folder):
+def list_tree(folder):
   return sorted(folder.rglob('*'))
 
 
-def test_folder_is_prepared_on_first_use_and_left_as_it_is(
+def test_folder_is_prepared_on_first_use_and_not_modified(
   tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'kept'))
-  given, same_name = tmp_path / 'mine', tmp_path / 'other' / 'mine'
-  write_images(given, PATHS)
+  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'prepared'))
+  source, same_name = tmp_path / 'mine', tmp_path / 'other' / 'mine'
+  write_images(source, PATHS)
   write_images(same_name, [path.replace('cat', 'dog') for path in PATHS])
-  before = listing(given)
-  assert len(data.load_dataset('folder', 'test', given).size) == 1
-  said = capsys.readouterr().out
-  assert said.startswith(f'folder: preparing the images of {given}, once, in ')
-  assert said.count('\n') == 1
-  assert data.class_names('folder', 'train', str(given)) == ['cat']
+  before = list_tree(source)
+  assert len(data.load_dataset('folder', 'test', source).size) == 1
+  out = capsys.readouterr().out
+  assert out.startswith(f'folder: first use of {source}: preparing its images')
+  assert out.count('\n') == 1
+  assert data.class_names('folder', 'train', str(source)) == ['cat']
   assert capsys.readouterr().out == ''
-  assert listing(given) == before
+  assert list_tree(source) == before
   assert data.class_names('folder', 'train', same_name) == ['dog']
   one, two = data.prepared_dirs('folder')
   assert one.name.startswith('mine-') and two.name.startswith('mine-')
   assert data.class_names('folder', 'train', one) in (['cat'], ['dog'])
 
 
-def test_folder_that_is_prepared_beforehand_is_found(
+def test_folder_prepared_by_command_line_is_loaded(
   tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'kept'))
+  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'prepared'))
   write_images(tmp_path / 'mine', PATHS)
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr('sys.argv', ['x', 'prepare', 'folder', '--from', 'mine'])
   assert data_command() == 0
-  said = capsys.readouterr().out
-  assert said.startswith('folder: train 1, val 1, test 1 classes, in ')
+  out = capsys.readouterr().out
+  assert out.startswith('folder: train 1, val 1, test 1 classes, in ')
   assert len(data.load_dataset('folder', 'train', tmp_path / 'mine').size) == 1
   assert capsys.readouterr().out == ''
   monkeypatch.setattr('sys.argv', ['x', 'list'])
@@ -550,23 +568,23 @@ def test_folder_that_is_prepared_beforehand_is_found(
   assert data.class_names('folder', 'train', 'mine') == ['cat', 'dog']
 
 
-def test_folder_that_is_not_there_or_empty(tmp_path, monkeypatch):
-  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'kept'))
+def test_missing_or_empty_folder_raises_error(tmp_path, monkeypatch):
+  monkeypatch.setenv('MAML_JAX_DATA', str(tmp_path / 'prepared'))
   with pytest.raises(UserError, match='no such directory: .*nowhere'):
     data.load_dataset('folder', 'train', tmp_path / 'nowhere')
-  with pytest.raises(UserError, match='found none of its images'):
+  with pytest.raises(UserError, match='no images of this data set found'):
     data.load_dataset('folder', 'train', tmp_path)
-  with pytest.raises(UserError, match='or name DIR by --config.data.root=DIR'):
+  with pytest.raises(UserError, match='or set --config.data.root=DIR'):
     data.load_dataset('folder', 'train')
 
 
-# CUB-200 and iNaturalist: folders and tables
+# CUB-200 and iNaturalist: folders and CSV files
 
 
-def write_tables(folder, tables, heading=True):
+def write_csv_files(folder, rows_by_split, header=True):
   folder.mkdir(parents=True, exist_ok=True)
-  for split, rows in tables.items():
-    lines = ['filename,label'] if heading else []
+  for split, rows in rows_by_split.items():
+    lines = ['filename,label'] if header else []
     lines += [','.join(row) for row in rows]
     (folder / f'{split}.csv').write_text('\n'.join([*lines, '', '']))
 
@@ -586,7 +604,7 @@ BIRD_FILES = [
 
 
 def check_classes(name, data_dir, expected):
-  """Compares {split: {class: levels of its images}} with the prepared data."""
+  """Checks the prepared data against {split: {class: levels of its images}}."""
   for split, classes in expected.items():
     dataset = data.load_dataset(name, split, data_dir)
     names = data.class_names(name, split, data_dir)
@@ -597,15 +615,17 @@ def check_classes(name, data_dir, expected):
     assert dict(zip(names, levels, strict=True)) == classes
 
 
-@pytest.mark.parametrize('place', ['fs-splits', '.'])
+@pytest.mark.parametrize('folder', ['fs-splits', '.'])
 @pytest.mark.parametrize('top', ['images', 'CUB_200_2011/images'])
-@pytest.mark.parametrize('heading', [True, False])
-def test_cub_with_tables(tmp_path, fewer, place, top, heading):
-  fewer('cub', train=1, val=2, test=1)
-  given = tmp_path / 'given'
-  write_images(given / top, BIRD_FILES)
-  write_tables(given / place, BIRDS, heading)
-  data.prepare('cub', given, tmp_path)
+@pytest.mark.parametrize('header', [True, False])
+def test_cub_with_csv_files_is_prepared(
+  tmp_path, expect_classes, folder, top, header
+):
+  expect_classes('cub', train=1, val=2, test=1)
+  source = tmp_path / 'source'
+  write_images(source / top, BIRD_FILES)
+  write_csv_files(source / folder, BIRDS, header)
+  data.prepare('cub', source, tmp_path)
   check_classes(
     'cub',
     tmp_path,
@@ -617,12 +637,14 @@ def test_cub_with_tables(tmp_path, fewer, place, top, heading):
   )
 
 
-def test_cub_without_tables_is_split_by_number(tmp_path, fewer):
-  fewer('cub', train=2, val=1, test=1)
-  given = tmp_path / 'given'
-  write_images(given / 'CUB_200_2011' / 'images', BIRD_FILES)
-  write_images(given / 'segmentations', BIRD_FILES)
-  data.prepare('cub', given, tmp_path)
+def test_cub_without_csv_files_is_split_by_class_number(
+  tmp_path, expect_classes
+):
+  expect_classes('cub', train=2, val=1, test=1)
+  source = tmp_path / 'source'
+  write_images(source / 'CUB_200_2011' / 'images', BIRD_FILES)
+  write_images(source / 'segmentations', BIRD_FILES)
+  data.prepare('cub', source, tmp_path)
   check_classes(
     'cub',
     tmp_path,
@@ -634,8 +656,8 @@ def test_cub_without_tables_is_split_by_number(tmp_path, fewer):
   )
 
 
-def test_cub_of_tfds(tmp_path, fewer):
-  fewer('cub', train=2, val=1, test=1)
+def test_cub_tfds_files_are_prepared(tmp_path, expect_classes):
+  expect_classes('cub', train=2, val=1, test=1)
   images = [np.full((50 + i, 40, 3), i, np.uint8) for i in range(4)]
   pairs = list(zip(images, (3, 2, 1, 0), strict=True))
   build_tfds(
@@ -653,33 +675,36 @@ def test_cub_of_tfds(tmp_path, fewer):
   )
 
 
-def test_cub_counts_its_classes(tmp_path):
+def test_cub_with_missing_classes_raises_error(tmp_path):
   write_images(tmp_path / 'images', BIRD_FILES)
   with pytest.raises(UserError, match="'train' has 2 classes, expected 100"):
     data.prepare('cub', tmp_path, tmp_path / 'prepared')
 
 
 @pytest.mark.parametrize(
-  ('rows', 'complaint'),
+  ('rows', 'message'),
   [
-    ([('001.Auk/c.jpg', '0')], 'train.csv lists 001.Auk/c.jpg, which is none'),
-    ([('a.jpg', '0')], 'train.csv lists a.jpg, which is several'),
-    ([('001.Auk/a.jpg',)], 'train.csv lacks filename or label'),
+    (
+      [('001.Auk/c.jpg', '0')],
+      'train.csv lists 001.Auk/c.jpg, which matches none',
+    ),
+    ([('a.jpg', '0')], 'train.csv lists a.jpg, which matches 4 '),
+    ([('001.Auk/a.jpg',)], 'train.csv: row without filename or label'),
     ([('001.Auk/a.jpg', '0'), ('004.Owl/a.jpg', '1')], 'in several splits'),
   ],
 )
-def test_tables_in_disorder(tmp_path, fewer, rows, complaint):
-  fewer('cub', train=2, val=2, test=1)
+def test_invalid_csv_files_raise_error(tmp_path, expect_classes, rows, message):
+  expect_classes('cub', train=2, val=2, test=1)
   write_images(tmp_path / 'images', BIRD_FILES)
-  write_tables(tmp_path / 'fs-splits', BIRDS | {'train': rows})
-  with pytest.raises(UserError, match=complaint):
+  write_csv_files(tmp_path / 'fs-splits', BIRDS | {'train': rows})
+  with pytest.raises(UserError, match=message):
     data.prepare('cub', tmp_path, tmp_path / 'prepared')
 
 
-def test_cub_needs_all_tables_or_none(tmp_path):
+def test_cub_with_some_csv_files_missing_raises_error(tmp_path):
   write_images(tmp_path / 'images', BIRD_FILES)
-  write_tables(tmp_path, {'train': BIRDS['train'], 'test': BIRDS['test']})
-  with pytest.raises(UserError, match=r'lacks val beside train, test \(.csv\)'):
+  write_csv_files(tmp_path, {'train': BIRDS['train'], 'test': BIRDS['test']})
+  with pytest.raises(UserError, match='train.csv, test.csv but not val.csv'):
     data.prepare('cub', tmp_path, tmp_path / 'prepared')
 
 
@@ -691,17 +716,17 @@ INAT_FILES = [path for rows in INAT_ROWS.values() for path, _ in rows]
 
 
 @pytest.mark.parametrize(
-  ('top', 'place'),
+  ('top', 'folder'),
   [
     ('images/Aves', 'fs-splits'),
     ('train_val_images/Aves', '.'),
   ],
 )
-def test_inat2017(tmp_path, top, place):
-  given = tmp_path / 'given'
-  write_images(given / top, INAT_FILES)
-  write_tables(given / place, INAT_ROWS, heading=False)
-  data.prepare('inat2017', given, tmp_path)
+def test_inat2017_is_prepared(tmp_path, top, folder):
+  source = tmp_path / 'source'
+  write_images(source / top, INAT_FILES)
+  write_csv_files(source / folder, INAT_ROWS, header=False)
+  data.prepare('inat2017', source, tmp_path)
   check_classes(
     'inat2017',
     tmp_path,
@@ -714,12 +739,12 @@ def test_inat2017(tmp_path, top, place):
   )
 
 
-def test_inat2017_holds_classes_out_to_validate(tmp_path):
-  given = tmp_path / 'given'
-  write_images(given / 'images', INAT_FILES)
-  tables = {split: INAT_ROWS[split] for split in ('train', 'test')}
-  write_tables(given / 'fs-splits', tables, heading=False)
-  data.prepare('inat2017', given, tmp_path)
+def test_inat2017_without_val_csv_holds_out_training_classes(tmp_path):
+  source = tmp_path / 'source'
+  write_images(source / 'images', INAT_FILES)
+  rows_by_split = {split: INAT_ROWS[split] for split in ('train', 'test')}
+  write_csv_files(source / 'fs-splits', rows_by_split, header=False)
+  data.prepare('inat2017', source, tmp_path)
   names = {
     split: data.class_names('inat2017', split, tmp_path)
     for split in data.SPLITS
@@ -737,8 +762,10 @@ def test_inat2017_holds_classes_out_to_validate(tmp_path):
     ('flat', ('{} Auk', '{} Emu'), ['{} Auk', '{} Emu']),
   ],
 )
-def test_classes_of_tables_need_no_folders(tmp_path, folder, labels, names):
-  given = tmp_path / 'given'
+def test_csv_classes_are_named_without_class_folders(
+  tmp_path, folder, labels, names
+):
+  source = tmp_path / 'source'
   rows = {
     split: [
       (f'{split}{i}.jpg', label.format(split)) for i, label in enumerate(labels)
@@ -746,9 +773,9 @@ def test_classes_of_tables_need_no_folders(tmp_path, folder, labels, names):
     for split in data.SPLITS
   }
   files = [path for split in rows.values() for path, _ in split]
-  write_images(given / 'images' / folder, files)
-  write_tables(given, rows)
-  data.prepare('inat2017', given, tmp_path)
+  write_images(source / 'images' / folder, files)
+  write_csv_files(source, rows)
+  data.prepare('inat2017', source, tmp_path)
   for split in data.SPLITS:
     found = data.class_names('inat2017', split, tmp_path)
     assert found == [name.format(split) for name in names]

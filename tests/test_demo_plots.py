@@ -1,3 +1,5 @@
+"""Tests of the figures of --mode=demo."""
+
 import json
 import math
 
@@ -18,7 +20,7 @@ from maml_jax.utils.errors import UserError
 
 @pytest.fixture
 def figures(monkeypatch):
-  """The figures that are saved, to ask what is on them."""
+  """Collects the figures that are saved."""
   saved = []
   savefig = Figure.savefig
 
@@ -43,23 +45,23 @@ def val(step, accuracy):
   return {**train(step, accuracy), 'split': 'val', 'interval': 0.01}
 
 
-def test_curves_show_every_record_and_mark_the_best(tmp_path, figures):
+def test_curves_show_all_records_and_mark_the_best(tmp_path, figures):
   records = [train(1), train(2, 0.8), val(2, 0.7), val(4, 0.6)]
   write_metrics(tmp_path, records)
   path = report.plot_curves(tmp_path)
   assert path == tmp_path / 'curves.png'
-  with Image.open(path) as picture:
-    assert picture.size == (1650, 660)
+  with Image.open(path) as image:
+    assert image.size == (1650, 660)
   accuracy, loss = figures[0].axes
-  faint, *_ = accuracy.lines
-  np.testing.assert_allclose(faint.get_xydata(), [(1, 0.5), (2, 0.8)])
+  records_line, *_ = accuracy.lines
+  np.testing.assert_allclose(records_line.get_xydata(), [(1, 0.5), (2, 0.8)])
   (bars,) = accuracy.containers
   np.testing.assert_allclose(bars[0].get_xydata(), [(2, 0.7), (4, 0.6)])
   assert accuracy.get_title('right') == '★ best 70.0% ± 1.0'
   assert loss.get_title('left') == 'Query loss'
 
 
-def test_smoothed_curve_is_centred(tmp_path, figures):
+def test_moving_average_is_centered(tmp_path, figures):
   write_metrics(tmp_path, [train(i, i / 100) for i in range(1, 101)])
   report.plot_curves(tmp_path)
   _, smooth = figures[0].axes[0].lines
@@ -68,14 +70,16 @@ def test_smoothed_curve_is_centred(tmp_path, figures):
 
 
 @pytest.mark.parametrize(
-  'record', [train(1), val(1, 0.5), val(1, 0.5) | {'interval': math.inf}]
+  'record',
+  [train(1), val(1, 0.5), val(1, 0.5) | {'interval': math.inf}],
+  ids=['train', 'val', 'infinite interval'],
 )
 def test_curves_of_a_single_record(tmp_path, record):
   write_metrics(tmp_path, [record])
   assert report.plot_curves(tmp_path).is_file()
 
 
-def test_no_metrics_yet(tmp_path):
+def test_run_without_metrics_is_a_user_error(tmp_path):
   with pytest.raises(UserError, match=f'no metrics in {tmp_path}'):
     report.plot_curves(tmp_path)
 
@@ -92,26 +96,27 @@ def make_episode(ways, shots, queries, channels, scale=1.0):
 
 
 @pytest.mark.parametrize('channels, scale', [(1, 1.0), (3, 1.0), (3, -4.0)])
-def test_episode_shows_each_prediction_and_whether_it_is_right(
+def test_episode_shows_each_prediction_and_whether_it_is_correct(
   tmp_path, figures, channels, scale
 ):
   episode = make_episode(3, 2, 4, channels, scale)
-  answers = episode.query.targets.copy()
-  answers[0] = (answers[0] + 1) % 3
-  logits = np.log([0.1, 0.1, 0.8])[(2 - answers[:, None] + np.arange(3)) % 3]
+  predicted = episode.query.targets.copy()
+  predicted[0] = (predicted[0] + 1) % 3
+  offset = np.arange(3) - predicted[:, None]
+  logits = np.log([0.1, 0.1, 0.8])[(2 + offset) % 3]
   path = report.plot_episode(
     tmp_path / 'episode.png', episode, logits, ['alpha', 'beta', 'gamma']
   )
-  with Image.open(path) as picture:
-    assert picture.format == 'PNG'
+  with Image.open(path) as image:
+    assert image.format == 'PNG'
   (axes,) = figures[0].axes
   texts = [text.get_text() for text in axes.texts]
-  wrong = f'✗ {"ABC"[answers[0]]} 80%'
+  wrong = f'✗ {"ABC"[predicted[0]]} 80%'
   assert [text for text in texts if text[0] == '✗'] == [wrong]
   for letter in 'ABC':
-    right = (answers[1:] == ord(letter) - ord('A')).sum()
-    assert texts.count(f'✓ {letter} 80%') == right
-  assert '11 of 12 query images right' in texts
+    num_correct = (predicted[1:] == ord(letter) - ord('A')).sum()
+    assert texts.count(f'✓ {letter} 80%') == num_correct
+  assert '11 of 12 query images correct' in texts
   assert {'alpha', 'beta', 'gamma'} <= set(texts)
   styles = [patch.get_linestyle() for patch in axes.patches]
   assert (styles.count('-'), len(styles)) == (11, 12)
@@ -120,7 +125,7 @@ def test_episode_shows_each_prediction_and_whether_it_is_right(
   assert np.min(shown) >= 0 and np.max(shown) <= 1
 
 
-def test_rows_hold_their_class(tmp_path, figures):
+def test_each_row_shows_the_images_of_its_class(tmp_path, figures):
   label = np.array([2, 0, 1])
   image = np.broadcast_to(label[:, None, None, None] / 2, (3, 4, 4, 1))
   episode = Episode(Batch(image, label), Batch(image, label))
@@ -130,18 +135,18 @@ def test_rows_hold_their_class(tmp_path, figures):
     np.testing.assert_allclose(shown.get_array(), row / 2)
 
 
-def test_many_images_are_cut_to_a_readable_number(tmp_path, figures):
+def test_number_of_images_per_class_is_limited(tmp_path, figures):
   episode = make_episode(2, 12, 15, 1)
   logits = np.eye(2)[episode.query.targets]
   report.plot_episode(tmp_path / 'e.png', episode, logits)
   axes = figures[0].axes[0]
   assert len(axes.images) == 2 * (10 + 10)
   texts = [text.get_text() for text in axes.texts]
-  assert '30 of 30 query images right' in texts
+  assert '30 of 30 query images correct' in texts
   assert any('the first 10 of each class' in text for text in texts)
 
 
-def test_report_shows_the_first_task_of_the_evaluation(
+def test_demo_draws_the_first_task_of_the_evaluation(
   tmp_path, monkeypatch, capsys, figures
 ):
   small_run.use(monkeypatch, tmp_path / 'cache')
@@ -152,17 +157,17 @@ def test_report_shows_the_first_task_of_the_evaluation(
   evaluate.evaluate(config, tmp_path)
   report.draw_demo(config, tmp_path)
 
-  (tasks,) = (tmp_path / 'eval').glob('*.npz')
-  right = round(np.load(tasks)['accuracy'][0] * 3 * 2)
+  (npz,) = (tmp_path / 'eval').glob('*.npz')
+  num_correct = round(np.load(npz)['accuracy'][0] * 3 * 2)
   texts = [text.get_text() for text in figures[-1].axes[0].texts]
-  assert f'{right} of 6 query images right' in texts
+  assert f'{num_correct} of 6 query images correct' in texts
   dataset = small_run.dataset('test')
   phase = setup.eval_phase(config)
   (positions,), _ = eval_task_indices(dataset, phase, 1)
   for first in positions[:, 0]:
     rows = zip(dataset.index, dataset.size, strict=True)
-    (owner,) = (c for c, (row, n) in enumerate(rows) if first in row[:n])
-    assert names[owner] in texts
+    (true_class,) = (c for c, (row, n) in enumerate(rows) if first in row[:n])
+    assert names[true_class] in texts
   out = capsys.readouterr().out
   for name in ('checkpoints/best', 'curves.png', 'episode.png'):
     assert str(tmp_path / name) in out

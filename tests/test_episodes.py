@@ -1,4 +1,4 @@
-"""Drawn tasks: distinct classes and images, uniform, and never twice."""
+"""Tasks have distinct classes and images, drawn uniformly, and are distinct."""
 
 import itertools
 
@@ -22,7 +22,7 @@ SHAPE = {'ways': 3, 'shots': 1, 'queries': 3}
 
 
 def dataset(sizes=SIZES):
-  """Every image is its own number; class c holds numbers c * 32 + 0, 1, ..."""
+  """Makes images filled with their number: c * 32 + 0, 1, ... for class c."""
   index = np.zeros((len(sizes), max(sizes)), np.int32)
   images, start = [], 0
   for c, size in enumerate(sizes):
@@ -38,7 +38,7 @@ def dataset(sizes=SIZES):
   )
 
 
-def numbers(batch):
+def image_numbers(batch):
   return np.asarray(batch.inputs[..., 0, 0, 0]).round().astype(int)
 
 
@@ -51,18 +51,18 @@ def sample(key, transform=None):
   )
 
 
-def test_classes_and_images_are_distinct_and_labels_true():
+def test_classes_and_images_are_distinct_and_labels_match():
   keys = jax.random.split(jax.random.key(0), 200)
   episodes = jax.jit(jax.vmap(sample))(keys)
   for support, query, y_support, y_query in zip(
-    numbers(episodes.support),
-    numbers(episodes.query),
+    image_numbers(episodes.support),
+    image_numbers(episodes.query),
     episodes.support.targets,
     episodes.query.targets,
     strict=True,
   ):
-    both = np.concatenate([support, query])
-    assert len(set(both)) == len(both) == 12
+    images = np.concatenate([support, query])
+    assert len(set(images)) == len(images) == 12
     classes = support // 32
     assert len(set(classes)) == 3
     np.testing.assert_array_equal(y_support, [0, 1, 2])
@@ -70,7 +70,7 @@ def test_classes_and_images_are_distinct_and_labels_true():
 
 
 def test_classes_and_images_are_uniform():
-  """Chi-square against equal shares, at a level of one in a million."""
+  """Chi-square test against uniform counts, at significance level 1e-6."""
   from scipy.stats import chi2
 
   data, draws = dataset(), 6000
@@ -89,27 +89,27 @@ def test_classes_and_images_are_uniform():
   assert statistic < chi2.ppf(1 - 1e-6, len(counts) - 1)
 
 
-def test_the_stream_is_a_function_of_seed_and_step():
+def test_task_keys_are_a_function_of_seed_and_step():
   key = jax.random.key(3)
   drawn = [
-    numbers(jax.vmap(sample)(task_keys(key, step, 4)).query)
+    image_numbers(jax.vmap(sample)(task_keys(key, step, 4)).query)
     for step in (5, 6, 5)
   ]
   np.testing.assert_array_equal(drawn[0], drawn[2])
   assert (drawn[0] != drawn[1]).any()
-  one_by_one = [numbers(sample(k).query) for k in task_keys(key, 5, 4)]
+  one_by_one = [image_numbers(sample(k).query) for k in task_keys(key, 5, 4)]
   np.testing.assert_array_equal(drawn[0], one_by_one)
 
 
-def test_no_two_tasks_of_an_evaluation_are_alike():
-  """A data set so small that chance alone would repeat tasks."""
+def test_distinct_tasks_have_no_duplicates():
+  """In so small a data set, random tasks repeat."""
   data, shape = dataset([3, 3, 3]), {'ways': 2, 'shots': 1, 'queries': 1}
   # 3 pairs of classes, 3 * 2 ordered pairs of images in each of the two.
   possible = 3 * 6 * 6
   key = jax.random.key(0)
   tasks = draw_distinct_tasks(key, data, possible - 8, **shape)
-  names = {frozenset(map(tuple, t)) for t in tasks.tolist()}
-  assert tasks.shape == (possible - 8, 2, 2) and len(names) == len(tasks)
+  distinct = {frozenset(map(tuple, t)) for t in tasks.tolist()}
+  assert tasks.shape == (possible - 8, 2, 2) and len(distinct) == len(tasks)
   np.testing.assert_array_equal(
     draw_distinct_tasks(key, data, 20, **shape),
     draw_distinct_tasks(key, data, 50, **shape)[:20],
@@ -118,8 +118,8 @@ def test_no_two_tasks_of_an_evaluation_are_alike():
     draw_distinct_tasks(key, data, possible + 1, **shape)
 
 
-def test_order_does_not_make_a_task_another():
-  """Support sets are sets: 2 shots in either order are the same task."""
+def test_distinct_tasks_ignore_the_order_of_images():
+  """The same support set in another order is the same task."""
   data, shape = dataset([3, 3]), {'ways': 2, 'shots': 2, 'queries': 1}
   tasks = draw_distinct_tasks(jax.random.key(0), data, 3 * 3, **shape)
   queries = {tuple(sorted(t[:, 2])) for t in tasks}
@@ -129,7 +129,7 @@ def test_order_does_not_make_a_task_another():
 
 
 @pytest.mark.parametrize('normalize', [False, True])
-def test_images_are_scaled_and_normalised(normalize):
+def test_images_are_scaled_and_normalized(normalize):
   mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
   transform = make_transform(mean, std) if normalize else make_transform()
   key = jax.random.key(0)
@@ -142,8 +142,7 @@ def test_images_are_scaled_and_normalised(normalize):
   np.testing.assert_array_equal(raw.query.targets, scaled.query.targets)
 
 
-def test_drawing_is_cheap_of_memory():
-  """The images of the data set are read in place, not copied."""
+def test_sampling_does_not_copy_the_dataset():
   data = dataset([400] * 10)
   run = jax.jit(
     lambda key, data: sample_episode(
@@ -154,7 +153,7 @@ def test_drawing_is_cheap_of_memory():
   assert lowered.compile().memory_analysis().temp_size_in_bytes < 1e5
 
 
-def test_every_split_of_classes_can_come_first():
+def test_every_ordered_pair_of_classes_is_drawn():
   data = dataset()
   keys = jax.random.split(jax.random.key(2), 300)
   drawn = jax.vmap(

@@ -1,4 +1,4 @@
-"""From folders of images to answers, on the command line."""
+"""--mode=adapt and --mode=predict, and the terminal output of all modes."""
 
 import csv
 import io
@@ -10,119 +10,120 @@ import sys
 import warnings
 
 import image_folders
+import jax_settings
 import numpy as np
 import pytest
-import scipy.stats
 from PIL import Image
 
 import maml_jax
 from maml_jax import cli, data
-from maml_jax.evaluation import statistics
-from maml_jax.fewshot import commands, contact_sheet
-from maml_jax.utils import compilation_cache, console, progress
+from maml_jax.fewshot import contact_sheet
+from maml_jax.fewshot import image_folders as folders_lib
+from maml_jax.utils import console, progress
 from maml_jax.utils.errors import UserError
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
 
 
-class Place:
-  """A checkpoint, folders, and what `adapt` has made of them."""
+class Workspace:
+  """A checkpoint, support and query folders, and the output of `adapt`.
+
+  Classes have 3, 4 and 3 support images. There are unreadable files, a file
+  beside the class folders, and a query image that is also a support image.
+  """
 
   def __init__(self, path):
     self.path = path
-    self.checkpoint = image_folders.make_checkpoint(path / 'checkpoint')
-    self.support = image_folders.folder(path / 'support', 3)
-    image_folders.picture('disc', 9).save(
-      self.support / 'disc' / 'more.png'
-    )  # unequal
-    (self.support / 'bar' / 'notes.txt').write_text('no image')
-    (self.support / 'README').write_text('beside the classes')
-    self.query = image_folders.folder(path / 'query', 7, start=50)
-    (self.query / 'bar' / 'cut.jpg').write_bytes(b'\xff\xd8\xff\xe0')
-    seen = self.support / 'frame' / '0.png'
-    shutil.copy(seen, self.query / 'frame' / 'seen.png')
-    image_folders.picture('bar', 77).save(self.query / 'no class\n.png')
     self.output = path / 'out'
+    self.checkpoint = image_folders.make_checkpoint(path / 'checkpoint')
+    self.support = image_folders.write_class_folders(path / 'support', 3)
+    image = image_folders.draw_picture('disc', 9)
+    image.save(self.support / 'disc' / 'more.png')
+    (self.support / 'bar' / 'notes.txt').write_text('not an image')
+    (self.support / 'README').write_text('not in a class folder')
+    self.query = image_folders.write_class_folders(path / 'query', 7, start=50)
+    (self.query / 'bar' / 'truncated.jpg').write_bytes(b'\xff\xd8\xff\xe0')
+    support_image = self.support / 'frame' / '0.png'
+    shutil.copy(support_image, self.query / 'frame' / 'in_support.png')
+    image = image_folders.draw_picture('bar', 77)
+    image.save(self.query / 'line\nbreak.png')
 
 
-def run(capsys, *words):
-  status = cli.main([str(word) for word in words])
+def run(capsys, *arguments):
+  """Executes a command line; returns its status, stdout and stderr."""
+  status = cli.main([str(argument) for argument in arguments])
   out, err = capsys.readouterr()
   return status, out, err
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  return Place(tmp_path_factory.mktemp('own'))
+def workspace(tmp_path_factory):
+  return Workspace(tmp_path_factory.mktemp('fewshot'))
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-  monkeypatch.setattr(
-    compilation_cache, 'enable_compilation_cache', lambda **_: None
-  )
+@pytest.fixture(scope='module', autouse=True)
+def disable_compilation_cache():
+  with jax_settings.compilation_cache_disabled():
+    yield
 
 
 @pytest.fixture(scope='module')
-def adapted(place):
-  """What `adapt` says: status, stdout, stderr."""
+def adapted(workspace):
+  """The result of --mode=adapt: status, stdout, stderr."""
   out, err = io.StringIO(), io.StringIO()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      compilation_cache, 'enable_compilation_cache', lambda **_: None
-    )
     patch.setattr(sys, 'stdout', out)
     patch.setattr(sys, 'stderr', err)
     status = cli.main(
       [
         '--mode=adapt',
-        f'--checkpoint={place.checkpoint}',
-        f'--support={place.support}',
-        f'--output={place.output}',
+        f'--checkpoint={workspace.checkpoint}',
+        f'--support={workspace.support}',
+        f'--output={workspace.output}',
         '--head=prototype',
         '--num_steps=1',
         '--query',
-        str(place.query),
-        str(place.query / 'bar' / '50.webp'),
-      ],
-      str(PRESET),
+        str(workspace.query),
+        str(workspace.query / 'bar' / '50.webp'),
+      ]
     )
   return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope='module')
-def said(place, adapted):
-  return json.loads((place.output / 'predictions.json').read_text())
+def saved(workspace, adapted):
+  """The content of predictions.json."""
+  return json.loads((workspace.output / 'predictions.json').read_text())
 
 
-def test_adapts_answers_and_names_its_files(place, adapted, said):
+def test_adapt_prints_accuracies_and_names_its_files(workspace, adapted, saved):
   status, out, _ = adapted
   assert status == 0
   lines = out.splitlines()
   assert lines[0] == (
-    '3 classes, 3 to 4 images each: 1 inner steps from a head of class means '
-    '(prototypes), batch norm support'
+    '3 classes with 3 to 4 images each; 1 inner steps, initial head: '
+    'prototype, batch norm: support'
   )
-  share = r'(\S+) % \((\d+) of (\d+); 95 % interval \d+ to \d+ %\)'
-  judged = re.fullmatch(f'leave-one-out accuracy on .*: {share}', lines[1])
-  accuracy = re.fullmatch(f'accuracy, by .*: {share}', lines[-2])
-  assert judged[3] == '10' and accuracy[3] == '21'
-  assert float(accuracy[1]) > 80  # by eye, these shapes are easy to tell
+  values = r'(\S+) % \((\d+) of (\d+); 95 % confidence interval \d+ to \d+ %\)'
+  left_out = re.fullmatch(f'leave-one-out accuracy on .*: {values}', lines[1])
+  accuracy = re.fullmatch(f'accuracy on .*: {values}', lines[-2])
+  assert left_out[3] == '10' and accuracy[3] == '21'
+  assert float(accuracy[1]) > 80  # the shapes are easy to distinguish
   assert lines[-1] == (
-    f'in {place.output}: predictions.csv, predictions.json, '
+    f'saved in {workspace.output}: predictions.csv, predictions.json, '
     'contact_sheet.png, model.npz'
   )
-  assert said['accuracy']['right'] == int(accuracy[2])
-  assert said['leave_one_out']['images'] == 10
-  assert said['classes'] == {'bar': 3, 'disc': 4, 'frame': 3}
+  assert saved['accuracy']['right'] == int(accuracy[2])
+  assert saved['leave_one_out']['images'] == 10
+  assert saved['classes'] == {'bar': 3, 'disc': 4, 'frame': 3}
 
 
-def test_files_say_the_same_as_the_table(place, adapted, said):
+def test_files_and_table_agree(workspace, adapted, saved):
   _, out, _ = adapted
-  with open(place.output / 'predictions.csv', newline='') as file:
+  with open(workspace.output / 'predictions.csv', newline='') as file:
     rows = list(csv.DictReader(file))
-  assert len(rows) == len(said['predictions']) == 23
-  for row, known in zip(rows, said['predictions'], strict=True):
+  assert len(rows) == len(saved['predictions']) == 23
+  for row, known in zip(rows, saved['predictions'], strict=True):
     assert list(row) == ['file', 'class', 'probability']
     best = max(known['probabilities'], key=known['probabilities'].get)
     assert row['class'] == known['class'] == best
@@ -134,148 +135,148 @@ def test_files_say_the_same_as_the_table(place, adapted, said):
     assert re.search(rf'{re.escape(row["file"])} +{best} +{percent}', out)
 
 
-def test_what_cannot_be_used_is_named_and_nothing_else(place, adapted, said):
-  """Skipped, named twice, learned from: each in a line of its own."""
+def test_adapt_warns_about_skipped_and_duplicate_files(
+  workspace, adapted, saved
+):
   _, _, err = adapted
-  place_of = {
-    f'{place.support}/bar/notes.txt': 'not an image',
-    f'{place.query}/bar/cut.jpg': 'not an image',
+  reasons = {
+    f'{workspace.support}/bar/notes.txt': 'not an image',
+    f'{workspace.query}/bar/truncated.jpg': 'not an image',
   }
-  assert said['skipped'] == place_of
-  expected = {f'warning: left out {k}: {v}' for k, v in place_of.items()} | {
-    f'warning: left out {place.support}/README: it lies in no class folder',
-    f'warning: {place.query}/bar/50.webp is named twice, and answered once',
-    f'warning: {place.query}/frame/seen.png is in the support set, too: its '
-    'answer says nothing',
+  assert saved['skipped'] == reasons
+  in_support = f'{workspace.query}/frame/in_support.png'
+  expected = {
+    f'warning: skipped {file}: {reason}' for file, reason in reasons.items()
+  } | {
+    f'warning: skipped {workspace.support}/README: not in a class folder',
+    f'warning: {workspace.query}/bar/50.webp is given twice; it is classified '
+    'once',
+    f'warning: {in_support} is also in the support set: it does not count '
+    'towards the accuracy',
   }
   assert set(err.splitlines()) == expected
-  seen = [p for p in said['predictions'] if p['in_support']]
-  assert [p['file'] for p in seen] == [f'{place.query}/frame/seen.png']
+  files = [p['file'] for p in saved['predictions'] if p['in_support']]
+  assert files == [in_support]
 
 
-def test_folders_tell_the_truth_where_they_are_classes(place, said):
-  for known in said['predictions']:
+def test_folder_names_are_true_classes(workspace, saved):
+  for known in saved['predictions']:
     folder = pathlib.Path(known['file']).parent
-    truth = None if folder == place.query else folder.name
+    truth = None if folder == workspace.query else folder.name
     assert known['truth'] == truth
 
 
-def test_predict_says_the_same_of_each_image_alone(place, said, capsys):
-  known = [p for p in said['predictions'] if p['truth'] == 'disc'][:3]
+def test_predict_reproduces_predictions_of_adapt(workspace, saved, capsys):
+  known = [p for p in saved['predictions'] if p['truth'] == 'disc'][:3]
   files = [p['file'] for p in known]
   status, out, err = run(
-    capsys, '--mode=predict', f'--model={place.output}', *files
+    capsys, '--mode=predict', f'--model={workspace.output}', *files
   )
   assert (status, err) == (0, '')
   for line, p in zip(out.splitlines(), known, strict=True):
     file, name, percent, _ = line.split()
     assert (file, name) == (p['file'], p['class'])
     assert float(percent) == pytest.approx(100 * p['probability'], abs=0.051)
-  output = place.path / 'alone'
+  output = workspace.path / 'alone'
   status, out, _ = run(
     capsys,
     '--mode=predict',
     '--model',
-    place.output / 'model.npz',
+    workspace.output / 'model.npz',
     files[1],
     '--output',
     output,
   )
   assert status == 0
   assert out.endswith(
-    f'in {output}: predictions.csv, predictions.json, contact_sheet.png\n'
+    f'saved in {output}: predictions.csv, predictions.json, contact_sheet.png\n'
   )
-  (alone,) = json.loads((output / 'predictions.json').read_text())[
-    'predictions'
-  ]
-  assert alone['probabilities'] == known[1]['probabilities']  # bit by bit
+  content = json.loads((output / 'predictions.json').read_text())
+  (alone,) = content['predictions']
+  assert alone['probabilities'] == known[1]['probabilities']  # bit-exact
 
 
-def test_predict_names_what_it_skips_and_shows_odd_names(place, capsys):
-  odd = place.query / 'no class\n.png'
-  words = ['--mode=predict', f'--model={place.output}', odd]
-  status, out, err = run(capsys, *words, place.support / 'README')
+def test_predict_warns_about_skipped_files_and_escapes_names(workspace, capsys):
+  file = workspace.query / 'line\nbreak.png'
+  arguments = ['--mode=predict', f'--model={workspace.output}', file]
+  skipped = workspace.support / 'README'
+  status, out, err = run(capsys, *arguments, skipped)
   assert status == 0
-  assert 'no class\\n.png' in out and len(out.splitlines()) == 1
-  assert err == f'warning: left out {place.support}/README: not an image\n'
-  status, quiet, err = run(capsys, *words, place.support / 'README', '--quiet')
+  assert 'line\\nbreak.png' in out and len(out.splitlines()) == 1
+  assert err == f'warning: skipped {skipped}: not an image\n'
+  status, quiet, err = run(capsys, *arguments, skipped, '--quiet')
   assert (status, quiet, err) == (0, out, '')
 
 
-def test_the_library_reads_the_model(place, said):
-  learned = maml_jax.load_classifier(place.output / 'model.npz')
-  p = said['predictions'][0]
+def test_load_classifier_loads_model_of_adapt(workspace, saved):
+  classifier = maml_jax.load_classifier(workspace.output / 'model.npz')
+  p = saved['predictions'][0]
   image = np.asarray(Image.open(p['file']).convert('L'))
-  row = learned.predict_proba([image])[0]
+  row = classifier.predict_proba([image])[0]
   assert row.max() == pytest.approx(p['probability'], abs=0.02)
-  assert learned.predict([image]) == [p['class']]
+  assert classifier.predict([image]) == [p['class']]
 
 
-def test_one_image_of_a_class_and_no_query(place, capsys):
-  support = image_folders.folder(place.path / 'singles', 1)
-  output = place.path / 'singles-out'
+def test_adapt_with_one_image_per_class_and_no_query(workspace, capsys):
+  support = image_folders.write_class_folders(workspace.path / 'singles', 1)
+  output = workspace.path / 'singles-out'
   status, out, err = run(
     capsys,
     '--mode=adapt',
-    f'--checkpoint={place.checkpoint}',
+    f'--checkpoint={workspace.checkpoint}',
     '--quiet',
     f'--support={support}',
     f'--output={output}',
     '--num_steps=1',
-    '--config',
-    PRESET.parent / 'glyphs_5w1s.py',
-    *[f'--config.{k}' for k in ('task.ways=4',)],
+    '--config=glyphs_5w1s',
+    '--task.ways=4',
   )
-  assert status == 2 and 'of another config' in err and out == ''
+  assert status == 2 and 'with a different config' in err and out == ''
   status, out, err = run(
     capsys,
     '--mode=adapt',
-    f'--checkpoint={place.checkpoint}',
+    f'--checkpoint={workspace.checkpoint}',
     f'--support={support}',
     f'--output={output}',
     '--num_steps=1',
   )
   assert (status, err) == (0, '')
-  assert 'not known, for there is one image only of bar, disc, frame' in out
-  assert "from the checkpoint's own head" in out
-  assert out.endswith(f'in {output}: contact_sheet.png, model.npz\n')
+  assert 'classes with a single image: bar, disc, frame' in out
+  assert 'initial head: checkpoint' in out
+  assert out.endswith(f'saved in {output}: contact_sheet.png, model.npz\n')
   assert sorted(p.name for p in output.iterdir()) == [
     'contact_sheet.png',
     'model.npz',
   ]
 
 
-def test_warns_where_classes_cannot_be_told_apart(place, capsys):
-  """Two classes of the same images, in quiet and aloud."""
-  support = place.path / 'same'
+def test_adapt_warns_about_identical_classes(workspace, capsys):
+  support = workspace.path / 'same'
   for name in ('a', 'b'):
-    shutil.copytree(place.support / 'bar', support / name)
+    shutil.copytree(workspace.support / 'bar', support / name)
     (support / name / 'notes.txt').unlink()
-  words = [
+  arguments = [
     '--mode=adapt',
-    f'--checkpoint={place.checkpoint}',
+    f'--checkpoint={workspace.checkpoint}',
     f'--support={support}',
-    f'--output={place.path}/same-out',
+    f'--output={workspace.path}/same-out',
     '--num_steps=0',
   ]
-  status, _, err = run(capsys, *words)
+  status, _, err = run(capsys, *arguments)
   assert status == 0
-  assert 'no better than a guess may' in err
+  assert 'not significantly above chance (50 %)' in err
   for i, suffix in enumerate(('png', 'jpg', 'webp')):
     one, other = (f'{support}/{name}/{i}.{suffix}' for name in 'ab')
-    assert f'{one} and {other} are the same image, in two classes' in err
+    assert f'{one} and {other} are the same image in different classes' in err
 
 
-def test_many_images_of_a_class_are_thinned_out(place, monkeypatch, capsys):
-  monkeypatch.setattr(commands, 'MAX_SUPPORT_IMAGES', 6)
-  pictures, label = commands._read_support(
-    {
-      name: commands._classes(place.support)[name] for name in ('disc', 'frame')
-    },
-    data.spec('glyphs'),
-    {},
-  )
-  assert [p.path.name for p in pictures] == [
+def test_support_images_are_limited(workspace, monkeypatch, capsys):
+  monkeypatch.setattr(folders_lib, 'MAX_SUPPORT_IMAGES', 6)
+  class_files = folders_lib.find_support(workspace.support)
+  del class_files['bar']
+  reader = folders_lib.ImageReader(data.spec('glyphs'))
+  support = folders_lib.read_support(class_files, reader)
+  assert [picture.path.name for picture in support.pictures] == [
     '0.png',
     '1.jpg',
     'more.png',
@@ -283,22 +284,11 @@ def test_many_images_of_a_class_are_thinned_out(place, monkeypatch, capsys):
     '1.jpg',
     '2.webp',
   ]
-  assert label.tolist() == [0, 0, 0, 1, 1, 1]
-  assert 'of the 4 files of disc, 3 are learned from' in capsys.readouterr().err
+  assert support.labels.tolist() == [0, 0, 0, 1, 1, 1]
+  assert 'using 3 of the 4 files of disc' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('n', [1, 7, 200])
-def test_wilson_is_scipys(n):
-  for right in {0, 1, n // 3, n}:
-    expected = scipy.stats.binomtest(right, n).proportion_ci(method='wilson')
-    np.testing.assert_allclose(
-      statistics.wilson_interval(right, n),
-      [expected.low, expected.high],
-      atol=1e-9,
-    )
-
-
-def test_contact_sheet_shows_each_image_in_its_place():
+def test_contact_sheet_shows_each_image_at_its_position():
   rng = np.random.default_rng(0)
   colors = rng.integers(0, 256, (40, 3), np.uint8)
   tiles = [
@@ -316,28 +306,31 @@ def test_contact_sheet_shows_each_image_in_its_place():
     contact_sheet.Row('many', tiles[:30]),
   ]
   query = contact_sheet.Row('query', tiles)
-  sheet = np.asarray(contact_sheet.draw('title', 'remark', rows, query))
+  sheet = np.asarray(
+    contact_sheet.draw_contact_sheet('title', 'subtitle', rows, query)
+  )
   shown = [*colors[:3], *colors[: contact_sheet.MAX_SUPPORT_TILES], *colors]
   flat = sheet.reshape(-1, 3)
-  for color in colors:  # a tile is 112 x 112 but for the frame upon its edge
+  for color in colors:  # tiles are 112 x 112; their frames are outside
     count = (flat == color).all(-1).sum()
     times = sum((color == other).all() for other in shown)
     assert count == times * 112 * 112
   left = contact_sheet.MARGIN
+  top = left + contact_sheet.HEADER_HEIGHT + contact_sheet.HEADING_HEIGHT
   for i in range(3):  # in order, below the first heading
-    x = left + i * (contact_sheet.TILE + contact_sheet.GAP) + 56
-    column = sheet[: left + 52 + 30 + 112, x]
+    x = left + i * (contact_sheet.TILE_SIZE + contact_sheet.GAP) + 56
+    column = sheet[: top + 112, x]
     assert (column[-56] == colors[i]).all()
-  frame = sheet[left + 52 + 30 + 56, left - 1]
+  frame = sheet[top + 56, left - 1]
   assert frame.tolist() == [0x00, 0x72, 0xB2]
 
 
-def test_contact_sheet_of_the_command(place, adapted):
-  sheet = np.asarray(Image.open(place.output / 'contact_sheet.png'))
-  title = sheet[: contact_sheet.MARGIN + 52]
+def test_adapt_draws_contact_sheet(workspace, adapted):
+  sheet = np.asarray(Image.open(workspace.output / 'contact_sheet.png'))
+  title = sheet[: contact_sheet.MARGIN + contact_sheet.HEADER_HEIGHT]
   assert sheet.shape[2] == 3 and (title < 128).any()
   blue = (sheet == [0x00, 0x72, 0xB2]).all(-1)
-  assert blue.sum() > 21 * 4 * 80  # frames of images that were told rightly
+  assert blue.sum() > 21 * 4 * 80  # frames of correct predictions
 
 
 class Terminal(io.StringIO):
@@ -356,7 +349,7 @@ class Terminal(io.StringIO):
     (io.StringIO, True, {'TERM': 'xterm'}, False),
   ],
 )
-def test_colours_are_for_terminals(
+def test_colors_are_used_on_terminals_only(
   monkeypatch, stream, color, environment, colored
 ):
   monkeypatch.delenv('NO_COLOR', raising=False)
@@ -364,8 +357,8 @@ def test_colours_are_for_terminals(
     monkeypatch.setenv(name, value)
   monkeypatch.setattr(sys, 'stdout', stream())
   monkeypatch.setattr(sys, 'stderr', stream())
-  words = ['--mode=nope'] if color else ['--mode=nope', '--no_color']
-  assert cli.main(words) == 2
+  arguments = ['--mode=nope'] if color else ['--mode=nope', '--no_color']
+  assert cli.main(arguments) == 2
   assert ('\x1b[31merror:\x1b[0m' in sys.stderr.getvalue()) == colored
   assert 'error:' in sys.stderr.getvalue()
   with console.console_settings(color=color):
@@ -375,10 +368,10 @@ def test_colours_are_for_terminals(
   )
 
 
-def test_quiet_is_results_and_errors_alone(capsys, monkeypatch):
+def test_quiet_prints_results_and_errors_only(capsys, monkeypatch):
   def mode(flags, config):
-    print('on the way')
-    console.print_warning('a trifle')
+    print('progress')
+    console.print_warning('a warning')
     console.print_result('the result')
     with progress.progress_bar(3, 'it', 'working') as bar:
       assert bar.disable
@@ -393,20 +386,20 @@ def test_quiet_is_results_and_errors_alone(capsys, monkeypatch):
   assert not console.is_quiet()
 
 
-def test_warnings_of_python_are_lines_too(capsys, monkeypatch):
+def test_python_warnings_are_printed_as_one_line(capsys, monkeypatch):
   def mode(flags, config):
     warnings.simplefilter('always')
-    warnings.warn('passed over', stacklevel=1)
+    warnings.warn('a message', stacklevel=1)
 
   monkeypatch.setattr(cli, 'mode_function', lambda name: mode)
   assert cli.main([]) == 0
-  assert capsys.readouterr().err == 'warning: passed over\n'
+  assert capsys.readouterr().err == 'warning: a message\n'
 
 
-def test_help_names_modes_flags_and_exit_codes(capsys):
-  with pytest.raises(SystemExit) as ended:
+def test_help_lists_modes_flags_and_exit_codes(capsys):
+  with pytest.raises(SystemExit) as exit_info:
     cli.main(['--help'])
-  assert ended.value.code == 0
+  assert exit_info.value.code == 0
   out = capsys.readouterr().out
   for name, mode in cli.MODES.items():
     assert f'  {name:8} {mode.about}' in out
@@ -425,7 +418,7 @@ def test_help_names_modes_flags_and_exit_codes(capsys):
     assert word in out
 
 
-def test_a_reader_that_has_seen_enough(monkeypatch, tmp_path):
+def test_closed_pipe_exits_with_141(monkeypatch, tmp_path):
   def mode(flags, config):
     raise BrokenPipeError
 

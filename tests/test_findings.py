@@ -1,5 +1,6 @@
-"""The arithmetic of the findings study; what it trains is tested elsewhere."""
+"""Tests of the findings study, with stand-ins for its trainings."""
 
+import argparse
 import json
 
 import numpy as np
@@ -9,41 +10,42 @@ from maml_jax import config as config_lib
 from maml_jax import train
 from maml_jax.evaluation import evaluate, sweep
 from maml_jax.evaluation.statistics import mean_interval
+from maml_jax.experiment import setup
 from maml_jax.report import markup, page
 from studies import findings
 
 
-def args(**changed):
-  values = {'scale': 'omniglot', 'num_tasks': None, 'many_tasks': None}
-  return type('args', (), values | changed)
+def make_args(scale):
+  return argparse.Namespace(scale=scale, num_tasks=None, many_tasks=None)
 
 
 @pytest.mark.parametrize('scale', findings.SCALES)
-def test_runs_differ_in_what_is_asked_alone(scale):
-  base = findings.read_config(args(scale=scale), [], 'second_order', 0)
+def test_runs_differ_only_in_their_own_fields(scale):
+  args = make_args(scale)
+  base = findings.read_config(args, [], 'second_order', 0)
   for name, fields in findings.RUNS.items():
-    config = findings.read_config(args(scale=scale), [], name, 0)
-    differ = {
+    config = findings.read_config(args, [], name, 0)
+    different = {
       line.partition(':')[0]
       for line in config_lib.config_differences(base, config)
     }
-    assert differ - {'eval.norm'} == fields.keys()
+    assert different - {'eval.norm'} == fields.keys()
 
 
-def make(seeds=1, many=6000):
-  """Accuracies with known differences in points, and noise that is shared."""
-  made = []
+def make_measurements(seeds=1, many=6000):
+  """Accuracies with known differences, and shared variation over tasks."""
+  measured = []
   for seed in range(seeds):
     rng = np.random.default_rng(seed)
-    hard, own = rng.normal(0.6, 0.1, 600), lambda r=rng: r.normal(0, 0.01, 600)
-    lower = {
+    shared = rng.normal(0.6, 0.1, 600)
+    run_loss = {
       'second_order': 0,
       'first_order': 0.001,
       'second_order_inductive': 0.04,
       'first_order_inductive': 0.3,
       'frozen_encoder': -0.02,
     }
-    cells = {
+    cell_loss = {
       ('batch', 1): 0,
       ('batch', 5): 0.015,
       ('batch', 15): 0.025,
@@ -51,44 +53,30 @@ def make(seeds=1, many=6000):
       ('cumulative', 15): 0.025,
       ('support', 15): 0.065,
     }
-    made.append(
-      findings.Measured(
-        {name: hard - x + own() for name, x in lower.items()},
-        {cell: hard - x + own() for cell, x in cells.items()},
-        rng.normal(0.6, 0.1, many),
-        1.0,
-      )
+    runs, cells = (
+      {key: shared - x + rng.normal(0, 0.01, 600) for key, x in losses.items()}
+      for losses in (run_loss, cell_loss)
     )
-  return made
+    many_tasks = rng.normal(0.6, 0.1, many)
+    measured.append(findings.Measurements(runs, cells, many_tasks, 1.0))
+  return measured
 
 
 @pytest.mark.parametrize('seeds', [1, 3])
-def test_verdicts_follow_the_differences(seeds):
-  found = findings.findings(make(seeds))
-  verdicts = [f.verdict.partition(':')[0] for f in found]
-  assert [f.claim[:3] for f in found] == [
-    '(1)',
-    '(1)',
-    '(2)',
-    '(3)',
-    '(3)',
-    '(3)',
-    '(3)',
-    '(4)',
-    '(4)',
-    '(5)',
-  ]
+def test_verdicts_match_the_differences(seeds):
+  found = findings.findings(make_measurements(seeds))
+  verdicts = [(f.claim[:3], f.verdict.partition(':')[0]) for f in found]
   assert verdicts == [
-    'holds',
-    'holds',
-    'does not hold',
-    'holds',
-    'not decided',
-    'holds',
-    'holds',
-    'holds',
-    'holds',
-    'does not hold',
+    ('(1)', 'holds'),
+    ('(1)', 'holds'),
+    ('(2)', 'does not hold'),
+    ('(3)', 'holds'),
+    ('(3)', 'inconclusive'),
+    ('(3)', 'holds'),
+    ('(3)', 'holds'),
+    ('(4)', 'holds'),
+    ('(4)', 'holds'),
+    ('(5)', 'does not hold'),
   ]
   np.testing.assert_allclose(found[1].numbers['difference'], -0.025, atol=2e-3)
   assert '-2.' in found[1].measured
@@ -97,44 +85,57 @@ def test_verdicts_follow_the_differences(seeds):
     assert 'quer' in f.measured
 
 
-def test_differences_are_over_tasks_or_over_seeds():
-  one, three = make(1), make(3)
-  pairs = [(m.cells['batch', 1], m.cells['batch', 5]) for m in three]
-  numbers = findings.compare(pairs[:1])
-  expected = mean_interval(one[0].cells['batch', 5] - one[0].cells['batch', 1])
+def test_difference_of_one_seed_is_paired_over_tasks():
+  (m,) = make_measurements()
+  pair = m.cells['batch', 1], m.cells['batch', 5]
+  numbers = findings.compare([pair])
+  expected = mean_interval(pair[1] - pair[0])
   assert (numbers['difference'], numbers['interval']) == expected
+
+
+def test_difference_of_several_seeds_is_over_seeds():
+  measured = make_measurements(seeds=3)
+  pairs = [(m.cells['batch', 1], m.cells['batch', 5]) for m in measured]
   numbers = findings.compare(pairs)
-  expected = mean_interval([b.mean() - a.mean() for a, b in pairs])
   np.testing.assert_allclose(
-    (numbers['difference'], numbers['interval']), expected
+    (numbers['difference'], numbers['interval']),
+    mean_interval([b.mean() - a.mean() for a, b in pairs]),
   )
   assert numbers['seeds'] == 3
 
 
-def test_first_tasks_that_are_better_than_luck_allows():
-  (m,) = make()
+def test_higher_accuracy_of_first_tasks_beyond_random_variation():
+  (m,) = make_measurements()
   m.many[:600] += 0.04
   found = findings.findings([m])[2]
-  assert found.verdict == 'holds: more than luck allows'
-  luck = 1.96 * m.many.std(ddof=1) * (1 / 600 - 1 / 6000) ** 0.5
-  assert found.numbers['luck'] == pytest.approx(luck, rel=1e-3)
-  assert f'= ± {100 * luck:.2f} points' in found.measured
+  assert found.verdict == 'holds: the difference exceeds random variation'
+  margin = 1.96 * m.many.std(ddof=1) * (1 / 600 - 1 / 6000) ** 0.5
+  assert found.numbers['margin'] == pytest.approx(margin, rel=1e-3)
+  assert f'= ± {100 * margin:.2f} points' in found.measured
 
 
 @pytest.mark.parametrize(
   'difference, interval, verdict',
   [
     (-0.015, 0.001, 'holds: the interval is below 0'),
-    (-0.005, 0.001, 'holds: the interval is below 0; it is less than 1.5'),
-    (-0.025, 0.001, 'holds: the interval is below 0; it is more than 1.5'),
+    (
+      -0.005,
+      0.001,
+      'holds: the interval is below 0; the difference is less than 1.5',
+    ),
+    (
+      -0.025,
+      0.001,
+      'holds: the interval is below 0; the difference is more than 1.5',
+    ),
     (0.005, 0.001, 'does not hold: it is higher'),
-    (-0.015, 0.02, 'not decided'),
+    (-0.015, 0.02, 'inconclusive'),
   ],
 )
-def test_lower_by_so_many_points(difference, interval, verdict):
+def test_judge_lower(difference, interval, verdict):
   numbers = {'difference': difference, 'interval': interval}
-  assert findings.falls(numbers, 1.5).startswith(verdict)
-  assert ';' not in findings.falls(numbers)
+  assert findings.judge_lower(numbers, 1.5).startswith(verdict)
+  assert ';' not in findings.judge_lower(numbers)
 
 
 @pytest.mark.parametrize(
@@ -144,29 +145,39 @@ def test_lower_by_so_many_points(difference, interval, verdict):
     (-0.004, 0.004, 'holds'),
     (-0.02, 0.01, 'does not hold: it is lower'),
     (0.02, 0.01, 'does not hold: it is higher'),
-    (0.005, 0.02, 'not decided'),
+    (0.005, 0.02, 'inconclusive'),
   ],
 )
-def test_alike_means_within_a_point(difference, interval, verdict):
+def test_judge_equal_allows_one_point(difference, interval, verdict):
   numbers = {'difference': difference, 'interval': interval}
-  assert findings.matches(numbers).startswith(verdict)
+  assert findings.judge_equal(numbers).startswith(verdict)
 
 
-def test_trains_all_measures_all_and_writes(monkeypatch, tmp_path, capsys):
-  trained, pages, rng = [], [], np.random.default_rng(0)
+def save_accuracies(workdir, name, accuracy):
+  path = workdir / 'eval' / f'{name}.npz'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  np.savez(path, accuracy=accuracy)
 
-  def keep(config, workdir, result, accuracy):
-    path = workdir / 'eval' / f'{result["name"]}.npz'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, accuracy=accuracy)
-    return result
 
-  def evaluated(config, workdir, again):
+@pytest.fixture
+def calls(monkeypatch):
+  """Replaces training, evaluation and report; returns the calls of each."""
+  calls = {'configure': [], 'train': [], 'report': []}
+  rng = np.random.default_rng(0)
+
+  def fake_train(config, workdir):
+    assert len(calls['configure']) > len(calls['train'])
+    calls['train'].append(workdir.name)
+    return 0
+
+  def fake_evaluate(config, workdir, again):
     num_tasks = config.eval.num_tasks
     accuracy = rng.uniform(size=num_tasks).astype(np.float32)
-    return keep(config, workdir, {'name': f'tasks{num_tasks}'}, accuracy)
+    name = f'tasks{num_tasks}'
+    save_accuracies(workdir, name, accuracy)
+    return {'name': name}
 
-  def gridded(config, workdir, again):
+  def fake_grid(config, workdir, again):
     cells = [
       {'norm': norm, 'queries': q, 'num_steps': k}
       for norm in ('batch', *findings.INDUCTIVE)
@@ -174,36 +185,32 @@ def test_trains_all_measures_all_and_writes(monkeypatch, tmp_path, capsys):
       for k in config.eval.grid_steps
     ]
     accuracy = rng.uniform(size=(len(cells), config.eval.num_tasks))
-    return keep(config, workdir, {'name': 'grid', 'cells': cells}, accuracy)
+    save_accuracies(workdir, 'grid', accuracy)
+    return {'name': 'grid', 'cells': cells}
 
-  monkeypatch.setattr(
-    train, 'train', lambda config, workdir: trained.append(workdir.name) or 0
-  )
-  monkeypatch.setattr(evaluate, 'evaluate', evaluated)
-  monkeypatch.setattr(
-    page, 'write_report', lambda *args, **words: pages.append((*args, words))
-  )
-  monkeypatch.setattr(sweep, 'evaluate_grid', gridded)
-  findings.main(
-    [
-      f'--workdir={tmp_path}',
-      '--num_tasks=20',
-      '--many_tasks=700',
-      '--seeds',
-      '3',
-      '4',
-      '--train.num_epochs=1',
-    ]
-  )
+  def fake_report(path, workdirs, **options):
+    calls['report'].append((path, workdirs, options))
+
+  monkeypatch.setattr(setup, 'configure_jax', calls['configure'].append)
+  monkeypatch.setattr(train, 'train', fake_train)
+  monkeypatch.setattr(evaluate, 'evaluate', fake_evaluate)
+  monkeypatch.setattr(sweep, 'evaluate_grid', fake_grid)
+  monkeypatch.setattr(page, 'write_report', fake_report)
+  return calls
+
+
+def test_study_trains_evaluates_and_writes_results(calls, tmp_path, capsys):
+  flags = '--num_tasks=20 --many_tasks=700 --seeds 3 4 --train.num_epochs=1'
+  findings.main([f'--workdir={tmp_path}', *flags.split()])
   names = [f'{name}-seed{seed}' for seed in (3, 4) for name in findings.RUNS]
-  assert trained == names
-  facts = json.loads((tmp_path / 'findings.json').read_text())
-  assert (facts['num_tasks'], facts['many_tasks']) == (20, 700)
-  assert len(facts['findings']) == 10
-  ((path, workdirs, words),) = pages
+  assert calls['train'] == names
+  summary = json.loads((tmp_path / 'findings.json').read_text())
+  assert (summary['num_tasks'], summary['many_tasks']) == (20, 700)
+  assert len(summary['findings']) == 10
+  ((path, workdirs, options),) = calls['report']
   assert path == tmp_path / 'findings.html'
-  assert sorted(path.name for path in workdirs) == sorted(trained)
-  for row in facts['findings']:
-    first = row['claim'].partition('`')[0]
-    assert markup.escape(first) in words['extra_html']
+  assert sorted(path.name for path in workdirs) == sorted(names)
+  for row in summary['findings']:
+    claim = row['claim'].partition('`')[0]
+    assert markup.escape(claim) in options['extra_html']
   assert (tmp_path / 'findings.md').read_text() in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The embedded data set: fair classes, unseen scripts, the same every time."""
+"""The generated data set: distinct classes, disjoint scripts, deterministic."""
 
 import dataclasses
 import io
@@ -14,12 +14,12 @@ from maml_jax.data.datasets import glyphs
 
 @pytest.fixture(scope='module')
 def splits():
-  return data.spec('glyphs').source(None)
+  return data.spec('glyphs').find_records(None)
 
 
 @pytest.fixture(scope='module')
 def chars(splits):
-  """The characters of each split, in the order of its classes."""
+  """The characters of each split, in class order."""
   return {
     split: list(dict.fromkeys(record.label[0] for record in records))
     for split, records in splits.items()
@@ -27,7 +27,7 @@ def chars(splits):
 
 
 def scripts(chars):
-  """First words of the names of letters: their scripts, in effect."""
+  """Returns the first words of the Unicode names of letters: their scripts."""
   return {
     unicodedata.name(char).split()[0]
     for char in chars
@@ -35,8 +35,8 @@ def scripts(chars):
   }
 
 
-def plain(char, face):
-  return np.asarray(glyphs._draw(char, face), np.float32)
+def unwarped(char, font):
+  return np.asarray(glyphs.draw_character(char, font), np.float32)
 
 
 def test_splits_share_no_script(chars):
@@ -48,7 +48,7 @@ def test_splits_share_no_script(chars):
     assert unicodedata.name(char).split()[0] not in held_out
 
 
-def test_there_are_enough_classes(chars):
+def test_every_split_has_enough_classes(chars):
   assert len(chars['train']) >= 400
   assert len(chars['val']) >= 40
   assert len(chars['test']) >= 100
@@ -57,28 +57,29 @@ def test_there_are_enough_classes(chars):
 @pytest.mark.parametrize(
   'lookalikes', ['AΑА', 'oOоОοΟ', 'cCсС', 'xXхХ', 'BВв', 'uս', 'nո']
 )
-def test_lookalikes_are_one_class_at_most(chars, lookalikes):
-  every = sum(chars.values(), [])
-  assert sum(every.count(char) for char in lookalikes) <= 1
+def test_lookalikes_form_at_most_one_class(chars, lookalikes):
+  all_chars = sum(chars.values(), [])
+  assert sum(all_chars.count(char) for char in lookalikes) <= 1
 
 
-def test_no_letter_is_another_with_a_mark(chars):
+def test_no_character_is_composed_of_another_and_a_mark(chars):
   for char in sum(chars.values(), []):
     assert not unicodedata.decomposition(char)
     assert ' WITH ' not in unicodedata.name(char)
 
 
-def test_no_two_classes_look_alike_in_any_face(chars):
-  every = sum(chars.values(), [])
-  for face in glyphs._faces():
-    owned = [char for char in every if ord(char) in glyphs._cmap(face)]
-    shape = np.stack([plain(char, face).ravel() for char in owned])
-    shape /= np.linalg.norm(shape, axis=1, keepdims=True)
-    similarity = shape @ shape.T - np.eye(len(owned))
+def test_no_two_classes_look_alike_in_any_font(chars):
+  all_chars = sum(chars.values(), [])
+  for font in glyphs.find_fonts():
+    codepoints = glyphs.font_codepoints(font)
+    in_font = [char for char in all_chars if ord(char) in codepoints]
+    shapes = np.stack([unwarped(char, font).ravel() for char in in_font])
+    shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
+    similarity = shapes @ shapes.T - np.eye(len(in_font))
     assert similarity.max() < 0.98
 
 
-def test_images_are_light_ink_on_dark_that_stays_inside(splits):
+def test_images_are_light_ink_with_a_black_border(splits):
   for records in splits.values():
     for record in records[:: glyphs.IMAGES_PER_CLASS * 10 + 1]:
       image = np.asarray(Image.open(io.BytesIO(record.read())))
@@ -88,8 +89,8 @@ def test_images_are_light_ink_on_dark_that_stays_inside(splits):
       assert edge.max() == 0
 
 
-def test_images_are_the_same_every_time(splits):
-  again = data.spec('glyphs').source(None)
+def test_images_are_deterministic(splits):
+  again = data.spec('glyphs').find_records(None)
   for split, records in splits.items():
     assert [r[:2] for r in records] == [r[:2] for r in again[split]]
     for record, other in zip(records[::997], again[split][::997], strict=True):
@@ -101,9 +102,9 @@ def test_images_of_a_class_differ(splits):
   assert len(images) == glyphs.IMAGES_PER_CLASS
 
 
-def test_they_are_made_on_first_use(tmp_path, monkeypatch, splits):
+def test_glyphs_are_generated_on_first_use(tmp_path, monkeypatch, splits):
   few = {split: records[:100] for split, records in splits.items()}
-  spec = dataclasses.replace(glyphs.SPEC, source=lambda _: few)
+  spec = dataclasses.replace(glyphs.SPEC, find_records=lambda _: few)
   monkeypatch.setitem(data.SPECS, 'glyphs', spec)
   test = data.load_dataset('glyphs', 'test', tmp_path)
   assert test.images.shape == (100, 28, 28, 1)

@@ -1,7 +1,7 @@
-"""Cases recorded from PyTorch-MAML in float64, compared under jit.
+"""Compares maml_jax with results recorded from PyTorch-MAML, in float64.
 
-Reads every *.json of the folder named by MAML_JAX_GOLDEN, by default
-tests/golden. How inputs follow from a case is written there in README.md.
+Reads all *.json files in the directory $MAML_JAX_GOLDEN, by default
+tests/golden. The README.md there documents how inputs are generated.
 """
 
 import json
@@ -27,8 +27,8 @@ from maml_jax.learner import (
 from maml_jax.models import make_model
 from maml_jax.pytorch_maml.weights import (
   ENCODERS,
-  our_layout,
-  our_path,
+  jax_layout,
+  jax_path,
   torch_layout,
   unflatten,
 )
@@ -49,7 +49,8 @@ def random_state(text, seed=0):
   return np.random.RandomState((zlib.crc32(text.encode()) ^ seed) & 0xFFFFFFFF)
 
 
-def value(name, shape, seed, temperature):
+def make_tensor(name, shape, seed, temperature):
+  """Returns the initial value of a parameter of PyTorch-MAML."""
   r = random_state(name, seed)
   if name.endswith('temp'):
     return np.float64(temperature)
@@ -60,7 +61,7 @@ def value(name, shape, seed, temperature):
   return 0.1 * r.randn(*shape)
 
 
-def get(tree, path):
+def get_leaf(tree, path):
   for key in path:
     tree = tree[key]
   return tree
@@ -69,21 +70,23 @@ def get(tree, path):
 # The inputs of a case
 
 
-def episodes(case, step):
+def make_episodes(case, step):
+  """Returns the episodes of an outer step, with a leading axis T."""
   e = case['episodes']
   r = np.random.RandomState(e['seed'] + step)
 
   def batch(per_class):
     n, side = e['n_way'] * per_class, e['image_size']
-    image = r.rand(e['n_episode'], n, 3, side, side).transpose(0, 1, 3, 4, 2)
-    label = np.repeat(np.arange(e['n_way']), per_class)
-    return Batch(jnp.array(image), jnp.tile(jnp.array(label), (len(image), 1)))
+    images = r.rand(e['n_episode'], n, 3, side, side).transpose(0, 1, 3, 4, 2)
+    targets = jnp.repeat(jnp.arange(e['n_way']), per_class)
+    return Batch(jnp.array(images), jnp.tile(targets, (len(images), 1)))
 
   support = batch(e['n_shot'])
   return Episode(support, batch(e['n_query']))
 
 
 def norm_modes(bn_args):
+  """Returns the `norm` of `make_model` for PyTorch-MAML's `bn_args`."""
   if not bn_args.get('track_running_stats', True):
     return 'batch'
   mode = 'tasknorm' if bn_args.get('alpha') else 'episodic'
@@ -94,15 +97,15 @@ def norm_modes(bn_args):
 
 
 def frozen_patterns(substrings, names):
-  """The exact paths of the parameters that the substrings catch there."""
+  """Returns the paths of the parameters whose name contains a substring."""
   return tuple(
-    '/'.join(our_path(name))
+    '/'.join(jax_path(name))
     for name in names
     if any(s in name for s in substrings)
   )
 
 
-def build(case, names):
+def make_model_and_learner(case, names):
   model_args, inner = case['model'], case['inner']
   bn_args = model_args['bn_args']
   side = case['episodes']['image_size']
@@ -135,54 +138,62 @@ def build(case, names):
 # Comparisons
 
 
-def check(ours, expected, norm=0.0):
-  ours, expected = np.asarray(ours), np.asarray(expected)
+def assert_close(actual, expected, norm=0.0):
+  """Compares numbers as described in golden/README.md."""
+  actual, expected = np.asarray(actual), np.asarray(expected)
   scale = np.maximum(np.maximum(1, np.abs(expected)), norm)
   np.testing.assert_array_less(
-    np.abs(ours - expected), 1e-6 * scale + np.finfo(np.float64).tiny
+    np.abs(actual - expected), 1e-6 * scale + np.finfo(np.float64).tiny
   )
 
 
-def check_tensor(key, x, expected):
+def assert_tensor_close(key, x, expected):
+  """Compares a tensor with its recorded norm, projection and first entries."""
   norm = expected['norm']
   x = np.asarray(x).reshape(-1)
   direction = random_state('direction:' + key).randn(x.size)
-  check(np.linalg.norm(x), norm, norm)
-  check(x @ direction, expected['dot'], norm)
-  check(x[:8], expected['head'], norm)
+  assert_close(np.linalg.norm(x), norm, norm)
+  assert_close(x @ direction, expected['dot'], norm)
+  assert_close(x[:8], expected['head'], norm)
 
 
-def test_there_are_cases():
-  assert CASES, f'no *.json in {FOLDER}'
+def test_golden_directory_has_cases():
+  assert CASES, f'no *.json files in {FOLDER}'
 
 
 @pytest.mark.parametrize('path', CASES, ids=[p.stem for p in CASES])
-def test_golden(path):
+def test_results_equal_those_of_pytorch_maml(path):
   record = json.loads(path.read_text())
   case, expect = record['case'], record['expect']
   shapes = expect['parameter_shapes']
-  model, learner = build(case, shapes)
-  like, stats = jax.tree.map(
+  model, learner = make_model_and_learner(case, shapes)
+  initial_params, stats = jax.tree.map(
     lambda x: jnp.asarray(x, jnp.float64), model.init(jax.random.key(0))
   )
   width = next(
-    x.shape[-1] for x in jax.tree.leaves(like['encoder'])[::-1] if x.ndim == 4
+    x.shape[-1]
+    for x in jax.tree.leaves(initial_params['encoder'])[::-1]
+    if x.ndim == 4
   )
   features = shapes['classifier.linear.weight'][1]
   channels = width if features % width == 0 else features
   temperature = case['model']['classifier_args'].get('temp', 1.0)
   params = unflatten(
     {
-      our_path(name): jnp.array(
-        our_layout(
-          np.asarray(value(name, shape, case['model']['seed'], temperature)),
+      jax_path(name): jnp.array(
+        jax_layout(
+          np.asarray(
+            make_tensor(name, shape, case['model']['seed'], temperature)
+          ),
           channels,
         )
       )
       for name, shape in shapes.items()
     }
   )
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, like)
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+    jnp.shape, initial_params
+  )
 
   @jax.jit
   def outer(params, stats, episodes):
@@ -203,26 +214,28 @@ def test_golden(path):
     after = jax.tree.map(lambda x: x.mean(0), after)
     return logits, (loss, losses.mean()), grads, after
 
-  logits, loss, grads, stats_after = outer(params, stats, episodes(case, 0))
-  check(logits, expect['logits'])
-  check(loss, [expect['loss']] * 2)
+  logits, loss, grads, stats_after = outer(
+    params, stats, make_episodes(case, 0)
+  )
+  assert_close(logits, expect['logits'])
+  assert_close(loss, [expect['loss']] * 2)
   for name, expected in expect.get('grads', {}).items():
-    grad = np.asarray(get(grads, our_path(name)))
+    grad = np.asarray(get_leaf(grads, jax_path(name)))
     if expected is None:
       assert not grad.any(), name
     else:
-      check_tensor(name, torch_layout(grad, channels), expected)
+      assert_tensor_close(name, torch_layout(grad, channels), expected)
   if case.get('outer'):
-    stats_after = check_outer(
+    stats_after = run_outer_loop(
       case, expect, learner, outer, params, stats, channels
     )
   for name, expected in expect.get('running_stats_after', {}).items():
-    got = get(stats_after['global'], our_path(name))
-    check_tensor('stats:' + name, got, expected)
+    actual = get_leaf(stats_after['global'], jax_path(name))
+    assert_tensor_close('stats:' + name, actual, expected)
 
 
-def check_outer(case, expect, learner, outer, params, stats, channels):
-  """Runs the outer steps; returns the statistics after them."""
+def run_outer_loop(case, expect, learner, outer, params, stats, channels):
+  """Compares losses and params of an outer loop; returns the final stats."""
   settings = case['outer']
   tx = make_optimizer(
     settings['optimizer'],
@@ -234,13 +247,13 @@ def check_outer(case, expect, learner, outer, params, stats, channels):
   opt_state, losses = tx.init(params), []
   for step in range(settings['n_step']):
     params = learner.reset_head(params)
-    _, (loss, _), grads, after = outer(params, stats, episodes(case, step))
+    _, (loss, _), grads, after = outer(params, stats, make_episodes(case, step))
     stats = {k: after[k] if k == 'global' else v for k, v in stats.items()}
     updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     losses.append(loss)
-  check(losses, expect['outer_losses'])
+  assert_close(losses, expect['outer_losses'])
   for name, expected in expect['params_after'].items():
-    x = torch_layout(np.asarray(get(params, our_path(name))), channels)
-    check_tensor('after:' + name, x, expected)
+    x = torch_layout(np.asarray(get_leaf(params, jax_path(name))), channels)
+    assert_tensor_close('after:' + name, x, expected)
   return stats

@@ -1,4 +1,4 @@
-"""Images from anywhere: brought to one form, or refused with the reason."""
+"""Images from arbitrary sources are converted or rejected with a reason."""
 
 import io
 import os
@@ -24,36 +24,36 @@ def save(path, image, **kwargs) -> pathlib.Path:
   return path
 
 
-def test_images_of_the_data_sets_are_not_changed():
-  image = data.load_dataset('glyphs', 'test').images[::25]
-  for pixels in image:
+def test_from_array_keeps_images_of_the_dataset_unchanged():
+  stack = data.load_dataset('glyphs', 'test').images[::25]
+  for pixels in stack:
     np.testing.assert_array_equal(
       images.from_array(pixels, data.spec('glyphs')), pixels
     )
 
 
-@pytest.mark.parametrize('paper', [255, 200, 120])
-def test_ink_becomes_light_on_black(paper):
-  drawn = np.full((40, 40), paper, np.uint8)
+@pytest.mark.parametrize('background', [255, 200, 120])
+def test_ink_is_converted_to_light_on_black(background):
+  drawn = np.full((40, 40), background, np.uint8)
   drawn[10:30, 18:22] = 20
   pixels = images.from_array(drawn, INK)
   light = images.from_array(255 - drawn, INK)
   np.testing.assert_array_equal(pixels, light)
   assert np.median(pixels[0]) == 0 and pixels[14, 14, 0] > 200
   color = images.from_array(drawn, COLOR)
-  assert color[42, 42].tolist() == [20, 20, 20]  # photographs stay as they are
+  assert color[42, 42].tolist() == [20, 20, 20]  # photographs are not inverted
 
 
 @pytest.mark.parametrize('shape', [(84, 84), (84, 84, 1), (84, 84, 3)])
-def test_arrays_of_any_kind_of_number(shape):
+def test_from_array_accepts_uint8_float_and_bool(shape):
   pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   expected = images.from_array(pixels, COLOR)
   assert expected.shape == (84, 84, 3)
   np.testing.assert_array_equal(
     expected, np.broadcast_to(pixels.reshape(84, 84, -1), (84, 84, 3))
   )
-  for kind in (np.float32, np.float64):
-    image = (pixels / 255).astype(kind)
+  for dtype in (np.float32, np.float64):
+    image = (pixels / 255).astype(dtype)
     np.testing.assert_array_equal(images.from_array(image, COLOR), expected)
   mask = pixels > 127
   np.testing.assert_array_equal(
@@ -65,35 +65,35 @@ def test_arrays_of_any_kind_of_number(shape):
 @pytest.mark.parametrize(
   'image, message',
   [
-    (np.zeros((4, 4, 2), np.uint8), r'C = 1, 3 or 4, not \(4, 4, 2\)'),
-    (np.zeros(4, np.uint8), r'not \(4,\)'),
+    (np.zeros((4, 4, 2), np.uint8), r'C = 1, 3 or 4, got shape \(4, 4, 2\)'),
+    (np.zeros(4, np.uint8), r'got shape \(4,\)'),
     (np.zeros((0, 4), np.uint8), 'has no pixels'),
-    (np.full((4, 4), 2.0), r'floats 0..1, not float64 2..2'),
-    (np.full((4, 4), -0.1), 'floats 0..1'),
-    (np.full((4, 4), np.nan), 'floats 0..1'),
-    (np.full((4, 4), 200, np.int64), 'floats 0..1, not int64'),
+    (np.full((4, 4), 2.0), 'floats in 0..1, got float64 in 2..2'),
+    (np.full((4, 4), -0.1), 'floats in 0..1'),
+    (np.full((4, 4), np.nan), 'floats in 0..1'),
+    (np.full((4, 4), 200, np.int64), 'floats in 0..1, got int64'),
   ],
 )
-def test_what_is_no_image(image, message):
+def test_from_array_with_invalid_array_raises_error(image, message):
   with pytest.raises(UserError, match=message):
     images.from_array(image, COLOR)
 
 
 @pytest.mark.parametrize('suffix', image_folders.SUFFIXES)
-def test_formats_and_colours(tmp_path, suffix):
-  picture = image_folders.picture('frame', 1)
+def test_all_formats_and_color_modes_are_read(tmp_path, suffix):
+  picture = image_folders.draw_picture('frame', 1)
   expected = images.to_array(picture, COLOR).astype(float)
   for mode in ('RGB', 'L', 'P', 'CMYK'):
     try:
       path = save(tmp_path / f'{mode}.{suffix}', picture.convert(mode))
     except (OSError, ValueError):
-      continue  # such a format has no such mode
+      continue  # the format does not support this mode
     read = images.read_image(path, COLOR)
     assert np.abs(read.pixels - expected).mean() < 8
     assert read.path == path and read.thumbnail.shape == (48, 60, 3)
 
 
-def test_what_is_transparent_is_white_paper(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
   picture = Image.new('RGBA', (84, 84), (0, 0, 0, 0))
   picture.paste((0, 0, 0, 255), (20, 20, 40, 40))
   for image in (picture, picture.convert('LA')):
@@ -103,20 +103,19 @@ def test_what_is_transparent_is_white_paper(tmp_path):
     assert read.thumbnail[0, 0].tolist() == [255] * 3
 
 
-def test_16_bits_are_scaled_not_cut(tmp_path):
-  grey = np.full((84, 84), 300 << 6, np.uint16)
-  path = save(tmp_path / 'a.png', Image.fromarray(grey))
+def test_16_bit_pixels_are_scaled_not_clipped(tmp_path):
+  gray = np.full((84, 84), 300 << 6, np.uint16)
+  path = save(tmp_path / 'a.png', Image.fromarray(gray))
   assert (images.read_image(path, COLOR).pixels == (300 << 6) >> 8).all()
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_exif_turns_an_image_as_a_camera_was_held(tmp_path, orientation):
-  """The stored image is brought upright by the standard's own table."""
+def test_exif_orientation_follows_the_tiff_specification(tmp_path, orientation):
   stored = np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)
   exif = Image.Exif()
   exif[0x0112] = orientation
   path = save(tmp_path / 'a.png', Image.fromarray(stored), exif=exif)
-  # TIFF 6.0, page 36: where row 0 and column 0 of what is stored are to lie.
+  # TIFF 6.0, page 36: the edges where row 0 and column 0 are displayed.
   rows, columns = {
     1: ('top', 'left'),
     2: ('top', 'right'),
@@ -138,16 +137,22 @@ def test_exif_turns_an_image_as_a_camera_was_held(tmp_path, orientation):
   np.testing.assert_array_equal(images.read_image(path, COLOR).pixels, upright)
 
 
-def hostile_exif() -> bytes:
-  """A directory of entries that point to each other and beyond the end."""
+def malicious_exif() -> bytes:
+  """Returns EXIF entries that point to each other and beyond the end."""
   entry = struct.pack('<HHII', 0x8769, 4, 0xFFFFFFFF, 8)
   return b'Exif\0\0II*\0\x08\0\0\0' + struct.pack('<H', 60000) + 40 * entry
 
 
-@pytest.mark.parametrize('exif', [hostile_exif(), b'Exif\0\0garbage', b'x'])
-def test_broken_exif_is_passed_over(tmp_path, exif):
-  path = save(tmp_path / 'a.jpg', image_folders.picture('bar', 0), exif=exif)
-  plain = save(tmp_path / 'b.jpg', image_folders.picture('bar', 0))
+@pytest.mark.parametrize(
+  'exif',
+  [malicious_exif(), b'Exif\0\0garbage', b'x'],
+  ids=['malicious', 'garbage', 'too short'],
+)
+def test_broken_exif_is_ignored_without_warning(tmp_path, exif):
+  path = save(
+    tmp_path / 'a.jpg', image_folders.draw_picture('bar', 0), exif=exif
+  )
+  plain = save(tmp_path / 'b.jpg', image_folders.draw_picture('bar', 0))
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     pixels = images.read_image(path, COLOR).pixels
@@ -155,8 +160,8 @@ def test_broken_exif_is_passed_over(tmp_path, exif):
   assert not caught
 
 
-def bomb(width: int, height: int) -> bytes:
-  """A PNG that says it is of this size, and has no pixels."""
+def png_without_pixels(width: int, height: int) -> bytes:
+  """Returns a PNG whose header declares a size, but with no pixel data."""
 
   def chunk(name, content):
     check = struct.pack('>I', zlib.crc32(name + content))
@@ -167,11 +172,11 @@ def bomb(width: int, height: int) -> bytes:
   return b'\x89PNG\r\n\x1a\n' + body + chunk(b'IEND', b'')
 
 
-def png_with(text_bytes: int) -> bytes:
-  """A PNG with a compressed text that is larger than any text."""
+def png_with_text(num_bytes: int) -> bytes:
+  """Returns a PNG with a compressed text chunk of this uncompressed size."""
   buffer = io.BytesIO()
-  image_folders.picture('bar', 0).save(buffer, 'png')
-  content = b'a\0\0' + zlib.compress(bytes(text_bytes), 9)
+  image_folders.draw_picture('bar', 0).save(buffer, 'png')
+  content = b'a\0\0' + zlib.compress(bytes(num_bytes), 9)
   chunk = b'zTXt' + content
   chunk = struct.pack('>I', len(content)) + chunk
   chunk += struct.pack('>I', zlib.crc32(chunk[4:]))
@@ -180,19 +185,22 @@ def png_with(text_bytes: int) -> bytes:
 
 
 UNREADABLE = {
-  'empty': (b'', 'empty'),
-  'text': (b'this is no image', 'not an image'),
+  'empty': (b'', 'empty file'),
+  'text': (b'some text', 'not an image'),
   'program': (b'\x7fELF' + bytes(100), 'not an image'),
-  'bomb': (bomb(60000, 60000), 'too many'),
-  'lesser bomb': (bomb(13000, 12000), '13000 x 12000 pixels are too many'),
-  'no pixels': (bomb(100, 100), 'broken: '),
-  'text bomb': (png_with(300_000_000), 'broken: Decompressed data too large'),
+  'huge': (png_without_pixels(60000, 60000), 'too many pixels'),
+  'large': (png_without_pixels(13000, 12000), 'too many pixels: 13000 x 12000'),
+  'no pixels': (png_without_pixels(100, 100), 'broken: '),
+  'huge text': (
+    png_with_text(300_000_000),
+    'broken: Decompressed data too large',
+  ),
   'svg': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image'),
 }
 
 
 @pytest.mark.parametrize('name', UNREADABLE)
-def test_what_cannot_be_read_says_why(tmp_path, name):
+def test_unreadable_file_raises_error_with_reason(tmp_path, name):
   content, reason = UNREADABLE[name]
   path = tmp_path / 'a.jpg'
   path.write_bytes(content)
@@ -200,9 +208,9 @@ def test_what_cannot_be_read_says_why(tmp_path, name):
     images.read_image(path, COLOR)
 
 
-def test_cut_files_and_files_that_are_gone(tmp_path):
+def test_truncated_or_missing_file_raises_error_with_reason(tmp_path):
   whole = save(
-    tmp_path / 'a.jpg', image_folders.picture('disc', 0)
+    tmp_path / 'a.jpg', image_folders.draw_picture('disc', 0)
   ).read_bytes()
   (tmp_path / 'a.jpg').write_bytes(whole[: len(whole) // 2])
   with pytest.raises(
@@ -213,10 +221,12 @@ def test_cut_files_and_files_that_are_gone(tmp_path):
     images.read_image(tmp_path / 'b.jpg', COLOR)
 
 
-def test_pixels_of_no_range_and_files_of_no_end(tmp_path, monkeypatch):
-  grey = Image.fromarray(np.full((9, 9), 1e6, np.float32))
-  path = save(tmp_path / 'a.tif', grey)
-  with pytest.raises(images.UnreadableImageError, match='no range is known'):
+def test_float_pixels_and_oversized_files_raise_error(tmp_path, monkeypatch):
+  gray = Image.fromarray(np.full((9, 9), 1e6, np.float32))
+  path = save(tmp_path / 'a.tif', gray)
+  with pytest.raises(
+    images.UnreadableImageError, match='no defined value range'
+  ):
     images.read_image(path, COLOR)
   monkeypatch.setattr(images, 'MAX_BYTES', 1 << 20)
   with open(path, 'ab') as file:
@@ -225,7 +235,7 @@ def test_pixels_of_no_range_and_files_of_no_end(tmp_path, monkeypatch):
     images.read_image(path, COLOR)
 
 
-def test_finds_files_at_any_depth_and_no_others(tmp_path):
+def test_class_folders_list_regular_visible_files_at_any_depth(tmp_path):
   for name in (
     'cat/b.jpg',
     'cat/more/a.jpg',
@@ -233,17 +243,17 @@ def test_finds_files_at_any_depth_and_no_others(tmp_path):
     'dog/a.png',
     '.git/x/y',
     '__MACOSX/a',
-    'beside.txt',
+    'other.txt',
   ):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
   os.mkfifo(tmp_path / 'dog' / 'pipe.jpg')
-  (tmp_path / 'cat' / 'round').symlink_to(tmp_path)
-  (tmp_path / 'dog' / 'nowhere.jpg').symlink_to(tmp_path / 'gone')
-  classes, beside = images.class_folders(tmp_path)
+  (tmp_path / 'cat' / 'cycle').symlink_to(tmp_path)
+  (tmp_path / 'dog' / 'dangling.jpg').symlink_to(tmp_path / 'missing')
+  classes, other_files = images.list_class_folders(tmp_path)
   assert list(classes) == ['cat', 'dog']
   cat = [str(path.relative_to(tmp_path)) for path in classes['cat']]
   assert cat == ['cat/b.jpg', 'cat/more/a.jpg']
   assert classes['dog'] == [tmp_path / 'dog' / 'a.png']
-  assert beside == [tmp_path / 'beside.txt']
+  assert other_files == [tmp_path / 'other.txt']

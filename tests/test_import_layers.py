@@ -1,4 +1,4 @@
-"""The shape of the package: who may import whom."""
+"""The layers of the package: which module may import which."""
 
 import ast
 import pathlib
@@ -11,82 +11,140 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / 'maml_jax'
 FILES = [REPOSITORY / 'main.py', *sorted(PACKAGE.rglob('*.py'))]
 
-# From the top down; a layer imports from those below it alone.
+# From top to bottom. A module imports from its own package and from lower
+# layers only. The longest matching prefix decides.
 LAYERS = [
-  {'main'},
-  {'cli'},
-  {'adapt'},
-  {'__init__', 'compat', 'contact', 'report', 'train'},
-  {'classifier', 'grid'},
-  {'evaluate'},
-  {'checkpoint', 'results', 'tasks'},
-  {'experiment', 'metrics'},
-  {'optim', 'workdir'},
-  {'learner'},
-  {'baselines', 'inner', 'intervals', 'parallel'},
-  {'models'},
-  {'ops'},
-  {'data'},
-  {'config', 'disk', 'hosts'},
-  {'console', 'errors', 'hugepages', 'types'},
+  {'program', ''},
+  {'fewshot', 'pytorch_maml', 'report', 'train'},
+  {'evaluation'},
+  {'experiment'},
+  {'learner', 'models', 'data', 'config'},
+  {'config_checks', 'inner_loop', 'ops', 'sharding'},
+  {'default_config', 'types', 'utils'},
 ]
+# Modules that count as one package.
+PROGRAM = ('__main__', 'cli', 'main')
 RANK = {name: -i for i, layer in enumerate(LAYERS) for name in layer}
 
-# Third parties that one layer alone may import.
+# Third-party packages that only some parts of the package may import.
 OWNERS = {
-  'PIL': {'contact', 'data'},
-  'array_record': {'data'},
-  'flax': {'models'},
-  'matplotlib': {'report'},
-  'orbax': {'checkpoint'},
-  'tensorboardX': {'metrics'},
-  'tensorflow_datasets': {'data'},
-  'torch': {'compat'},
-  'yaml': {'compat'},
+  'PIL': ('data', 'fewshot', 'report'),
+  'array_record': ('data',),
+  'flax': ('models',),
+  'matplotlib': ('report',),
+  'orbax': ('experiment.checkpoint',),
+  'tensorboardX': ('experiment.tensorboard',),
+  'tensorflow_datasets': ('data',),
+  'torch': ('pytorch_maml',),
+  'tqdm': ('utils.progress', 'experiment.run_display'),
+  'yaml': ('pytorch_maml',),
 }
 ids = {'ids': lambda path: str(path.relative_to(REPOSITORY))}
 
 
-def layer_of(path):
+def module_name(path):
+  """Returns the dotted name of a file within maml_jax, such as 'data.store'."""
   if path == REPOSITORY / 'main.py':
     return 'main'
-  return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+  parts = path.relative_to(PACKAGE).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
 
-def imports(path):
-  """Yields the dotted names that a file imports, wherever in the file."""
+def layer(name):
+  """Returns the rank and the package of a module."""
+  top = name.split('.')[0]
+  top = 'program' if top in PROGRAM else top
+  return RANK[top], top
+
+
+def imported_names(path):
+  """Yields the dotted names that a file imports, anywhere in the file."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f'{path}: imports are absolute here'
+      assert node.level == 0, f'{path}: imports must be absolute'
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
 @pytest.mark.parametrize('path', FILES, **ids)
-def test_imports_point_down(path):
-  layer = layer_of(path)
-  for name in imports(path):
+def test_modules_import_from_lower_layers_only(path):
+  rank, package = layer(module_name(path))
+  for name in imported_names(path):
     top, _, rest = name.partition('.')
-    assert top != 'configs', 'configs are read by path'
-    target = rest.split('.')[0]
-    if top == 'maml_jax' and target:
-      assert target == layer or RANK[target] < RANK[layer], name
+    assert top != 'configs', 'only users import configs/'
+    if top != 'maml_jax' or not rest or rest == '__version__':
+      continue
+    target_rank, target_package = layer(rest)
+    assert target_package == package or target_rank < rank, name
 
 
 @pytest.mark.parametrize('path', FILES, **ids)
-def test_third_parties_stay_where_they_belong(path):
-  for name in imports(path):
+def test_third_party_packages_are_imported_by_their_owners_only(path):
+  module = f'{module_name(path)}.'
+  for name in imported_names(path):
     owners = OWNERS.get(name.split('.')[0])
-    assert not owners or layer_of(path) in owners, name
+    if owners:
+      assert any(module.startswith(f'{owner}.') for owner in owners), name
 
 
-def test_packages_are_complete():
+@pytest.mark.parametrize(
+  'path',
+  [
+    path
+    for folder in ('maml_jax', 'tests', 'benchmarks', 'studies', 'examples')
+    for path in sorted((REPOSITORY / folder).rglob('*.py'))
+  ],
+  **ids,
+)
+def test_private_names_are_used_in_their_own_module_only(path):
+  tree = ast.parse(path.read_text())
+  modules = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module.startswith('maml_jax'):
+      for alias in node.names:
+        assert not alias.name.startswith('_') or alias.name.startswith('__')
+        modules.add(alias.asname or alias.name)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      if node.value.id in modules and node.attr.startswith('_'):
+        is_method = node.attr in ('_replace', '_asdict', '_fields', '_make')
+        assert is_method or node.attr.startswith('__'), (
+          f'line {node.lineno}: {node.value.id}.{node.attr}'
+        )
+
+
+def test_every_package_has_an_init_file():
   for folder in {path.parent for path in PACKAGE.rglob('*.py')}:
     assert (folder / '__init__.py').is_file()
 
 
-def test_learner_needs_jax_optax_and_numpy_alone():
+def test_public_names_are_declared_and_exist():
+  """`__all__` of each module lists names that it defines or re-exports."""
+  for path in sorted(PACKAGE.rglob('*.py')):
+    tree = ast.parse(path.read_text())
+    defined = set()
+    for node in tree.body:
+      if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        defined.add(node.name)
+      elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = (
+          node.targets if isinstance(node, ast.Assign) else [node.target]
+        )
+        names = [n for t in targets for n in ast.walk(t)]
+        defined |= {n.id for n in names if isinstance(n, ast.Name)}
+      elif isinstance(node, ast.Import | ast.ImportFrom):
+        defined |= {a.asname or a.name for a in node.names}
+    listed = [
+      ast.literal_eval(node.value)
+      for node in tree.body
+      if isinstance(node, ast.Assign)
+      and getattr(node.targets[0], 'id', '') == '__all__'
+    ]
+    assert set(*listed) <= defined, path
+
+
+def test_learner_imports_only_jax_optax_and_numpy():
   script = (
     'import sys, jax, optax, numpy\n'
     'before = {name.split(".")[0] for name in sys.modules}\n'

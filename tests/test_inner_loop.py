@@ -1,7 +1,7 @@
 """The inner loop against closed forms on quadratic tasks, in float64.
 
-Loss of a task with centre c: (w - c)' A (w - c) / 2, so every step is an affine
-map of (w, momentum buffer) and K of them are a matrix power.
+The loss of a task with center c is (w - c)' A (w - c) / 2. Each step is an
+affine map of (w, momentum buffer), so K steps are a matrix power.
 """
 
 import jax
@@ -36,44 +36,46 @@ def float64():
     yield
 
 
-def quadratic(outputs, centre):
-  difference = outputs - centre
+def quadratic(outputs, center):
+  difference = outputs - center
   return difference @ CURVATURE @ difference / 2
 
 
-def make(**config):
+def make_quadratic_learner(**config):
   model = Model(
     lambda key: ({'encoder': jnp.zeros(DIM)}, {}),
-    lambda params, stats, image, *, train: (params['encoder'], stats),
+    lambda params, stats, inputs, *, train: (params['encoder'], stats),
   )
   config = InnerConfig(num_steps=STEPS, encoder_lr=0.1, **config)
   return make_learner(model, config, loss_fn=quadratic, metric_fns={})
 
 
-def tasks():
-  centre = np.random.RandomState(0).randn(2, TASKS, DIM)
-  nothing = jnp.zeros((TASKS, 0))
-  support, query = (Batch(nothing, jnp.array(c)) for c in centre)
+def make_episodes():
+  """Returns tasks with random centers as targets and without inputs."""
+  center = np.random.RandomState(0).randn(2, TASKS, DIM)
+  inputs = jnp.zeros((TASKS, 0))
+  support, query = (Batch(inputs, jnp.array(c)) for c in center)
   return Episode(support, query)
 
 
-def after_steps(config, w, centre, steps=STEPS):
-  """w after K steps and its derivative by the first w, by matrix powers."""
+def after_steps(config, w, center, steps=STEPS):
+  """Returns w after K steps and its Jacobian, by matrix powers."""
   eye, zero = np.eye(DIM), np.zeros((DIM, DIM))
   mu, decay = config.get('momentum', 0.0), config.get('weight_decay', 0.0)
 
-  def power(curvature):
-    pull = curvature + decay * eye
-    buffer = np.block([pull, mu * eye])
-    move = np.block([eye, zero]) - 0.1 * buffer
-    return np.block([[move], [buffer]])
+  def step_matrix(curvature):
+    gradient = curvature + decay * eye
+    buffer = np.block([gradient, mu * eye])
+    update = np.block([eye, zero]) - 0.1 * buffer
+    return np.block([[update], [buffer]])
 
   state = np.concatenate([w, np.zeros(DIM)])
-  shift = CURVATURE @ centre
+  shift = CURVATURE @ center
   for _ in range(steps):
-    state = power(CURVATURE) @ state - np.concatenate([-0.1 * shift, shift])
-  known = 0 * CURVATURE if config.get('first_order') else CURVATURE
-  jacobian = np.linalg.matrix_power(power(known), steps)
+    offset = np.concatenate([-0.1 * shift, shift])
+    state = step_matrix(CURVATURE) @ state - offset
+  hessian = 0 * CURVATURE if config.get('first_order') else CURVATURE
+  jacobian = np.linalg.matrix_power(step_matrix(hessian), steps)
   return state[:DIM], jacobian[:DIM, :DIM]
 
 
@@ -81,12 +83,12 @@ def after_steps(config, w, centre, steps=STEPS):
 @pytest.mark.parametrize('remat', [True, False])
 @pytest.mark.parametrize('first_order', [True, False])
 @pytest.mark.parametrize('config', SETTINGS, ids=str)
-def test_meta_gradient_is_the_closed_form(
+def test_meta_gradient_equals_closed_form(
   config, first_order, remat, mixed_mode
 ):
   config = config | {'first_order': first_order}
-  learner = make(**config, remat=remat, mixed_mode=mixed_mode)
-  episodes = tasks()
+  learner = make_quadratic_learner(**config, remat=remat, mixed_mode=mixed_mode)
+  episodes = make_episodes()
   w = np.array([0.4, -1.0, 0.7])
   grads, _, metrics = jax.jit(
     lambda w, episodes: meta_gradient(learner, {'encoder': w}, {}, episodes)
@@ -103,40 +105,41 @@ def test_meta_gradient_is_the_closed_form(
   np.testing.assert_allclose(metrics['loss'], losses, atol=1e-12)
 
 
-@pytest.mark.parametrize('setting', SETTINGS)
-def test_trace_looks_at_the_closed_form_after_each_step(setting):
-  learner, episode = make(**setting), jax.tree.map(lambda x: x[0], tasks())
+@pytest.mark.parametrize('config', SETTINGS, ids=str)
+def test_observations_equal_closed_form_after_each_step(config):
+  learner = make_quadratic_learner(**config)
+  support = jax.tree.map(lambda x: x[0], make_episodes().support)
   w = jnp.array([0.5, -1.0, 2.0])
 
   def observe(params, stats):
     return {'w': params['encoder'], 'stats': stats}
 
   for at in (None, (0, 2, STEPS), (3,), (0,)):
-    seen = jax.jit(learner.trace, static_argnums=(3, 4))(
-      {'encoder': w}, {}, episode.support, observe, at
-    )
+    run = jax.jit(learner.adapt_and_observe, static_argnums=(3, 4))
+    observed = run({'encoder': w}, {}, support, observe, at)
     expected = [
-      after_steps(setting, w, episode.support.targets, k)[0]
+      after_steps(config, w, support.targets, k)[0]
       for k in (at or range(STEPS + 1))
     ]
-    np.testing.assert_allclose(seen['w'], np.stack(expected), rtol=1e-12)
+    np.testing.assert_allclose(observed['w'], np.stack(expected), rtol=1e-12)
 
 
-def test_zero_steps_change_nothing():
+def test_zero_steps_leave_parameters_unchanged():
   learner = make_learner(
-    Model(None, lambda p, s, image, *, train: (p['encoder'], s)),
+    Model(None, lambda p, s, inputs, *, train: (p['encoder'], s)),
     InnerConfig(num_steps=0),
     loss_fn=quadratic,
     metric_fns={},
   )
-  support = jax.tree.map(lambda x: x[0], tasks().support)
+  support = jax.tree.map(lambda x: x[0], make_episodes().support)
   w = {'encoder': jnp.arange(3.0)}
   adapted, _, losses = learner.adapt(w, {}, support)
   np.testing.assert_array_equal(adapted['encoder'], w['encoder'])
   assert losses.shape == (0,)
 
 
-def two_groups():
+def encoder_and_head():
+  """Returns an encoder with a batch norm, and a head with a temperature."""
   return {
     'encoder': {
       'conv1': {'kernel': jnp.ones(2), 'bn': {'bias': jnp.ones(1)}},
@@ -150,25 +153,25 @@ def sum_of_squares(params, stats, support):
   return sum((x**2).sum() for x in jax.tree.leaves(params)) / 2, stats
 
 
-def test_groups_have_their_own_rates_and_frozen_parameters_stay():
+def test_learning_rates_differ_and_frozen_parameters_are_unchanged():
   config = InnerConfig(
     num_steps=1, encoder_lr=0.1, classifier_lr=0.5, frozen=('bn',)
   )
-  adapted, *_ = adapt(sum_of_squares, config, two_groups(), {}, None)
+  adapted, *_ = adapt(sum_of_squares, config, encoder_and_head(), {}, None)
   np.testing.assert_allclose(adapted['encoder']['conv1']['kernel'], 0.9)
   np.testing.assert_allclose(adapted['classifier']['kernel'], 0.5)
   np.testing.assert_array_equal(adapted['encoder']['conv1']['bn']['bias'], 1)
   np.testing.assert_array_equal(adapted['classifier']['temperature'], 1)
 
 
-def test_a_learning_rate_of_zero_is_zero():
+def test_zero_learning_rates_leave_parameters_unchanged():
   config = InnerConfig(num_steps=3, encoder_lr=0.0, classifier_lr=0.0)
-  params = two_groups()
+  params = encoder_and_head()
   adapted, *_ = adapt(sum_of_squares, config, params, {}, None)
   jax.tree.map(np.testing.assert_array_equal, adapted, params)
 
 
-def test_a_reset_head_starts_at_zero_and_passes_its_gradient_on():
+def test_reset_head_starts_at_zero_with_gradient():
   config = InnerConfig(num_steps=1, classifier_lr=0.5, reset_classifier=True)
 
   def loss(params, stats, support):
@@ -178,32 +181,36 @@ def test_a_reset_head_starts_at_zero_and_passes_its_gradient_on():
     adapted, *_ = adapt(loss, config, params, {}, jnp.ones(2))
     return adapted['classifier']['kernel'].sum()
 
-  value, grads = jax.value_and_grad(outer)(two_groups())
+  value, grads = jax.value_and_grad(outer)(encoder_and_head())
   assert value == 0  # 0 - 0.5 * 2 * 0
-  # d/dw (w - 0.5 * 2 w) = 0 at the zero that stands for w
+  # d/dw (w - 0.5 * 2 w) = 0 at the zero head, which has the gradient of w
   np.testing.assert_array_equal(grads['classifier']['kernel'], 0)
   config = InnerConfig(num_steps=0, reset_classifier=True)
-  grads = jax.grad(outer)(two_groups())
+  grads = jax.grad(outer)(encoder_and_head())
   np.testing.assert_array_equal(grads['classifier']['kernel'], 1)
 
 
-def test_only_adapted_parameters_have_inner_state():
-  """Frozen weights take no inner-loop memory: they are no carry of the scan."""
-  params = two_groups() | {'encoder': {'kernel': jnp.ones(1234)}}
+def test_frozen_parameters_are_not_carried_by_the_scan():
+  """Frozen parameters need no memory per inner step."""
+  params = encoder_and_head() | {'encoder': {'kernel': jnp.ones(1234)}}
   config = InnerConfig(momentum=0.9, frozen=('encoder',))
   jaxpr = jax.make_jaxpr(
     lambda p: adapt(sum_of_squares, config, p, {}, None)[0]
   )(params)
   scan = next(e for e in jaxpr.eqns if e.primitive.name == 'scan')
-  # The carry and the losses; what is frozen goes in but does not come out.
+  # Outputs are the carry and the losses; frozen parameters are only inputs.
   assert sum(v.aval.size for v in scan.outvars) < 20
 
 
-def everything(mixed_mode, remat=False):
-  """Outer gradients of a loss that all there is has a part in.
+def make_full_outer_gradient(mixed_mode, remat=False):
+  """Makes an outer gradient that covers every path of derivatives.
 
-  Statistics carry derivatives from step to step, beside a count that has none;
-  a parameter is frozen; the head starts at zero.
+  The statistics have a float, which carries derivatives from step to step, and
+  an integer count, which does not. One parameter is frozen, and the head starts
+  at zero.
+
+  Returns:
+    The gradient function, and its arguments.
   """
   config = InnerConfig(
     num_steps=3,
@@ -227,8 +234,8 @@ def everything(mixed_mode, remat=False):
     mean = 0.5 * stats['mean'] + hidden.mean(0)
     return loss, {'mean': mean, 'count': stats['count'] + 1}
 
-  def outer(params, mean, image):
-    support = Batch(image, jnp.arange(len(image)) % 3)
+  def outer(params, mean, inputs):
+    support = Batch(inputs, jnp.arange(len(inputs)) % 3)
     stats = {'mean': mean, 'count': jnp.int32(0)}
     adapted, stats, losses = adapt(loss_fn, config, params, stats, support)
     total = sum(jnp.sin(x).sum() for x in jax.tree.leaves(adapted))
@@ -242,10 +249,10 @@ def everything(mixed_mode, remat=False):
 
 
 @pytest.mark.parametrize('remat', [True, False])
-def test_mixed_mode_carries_every_derivative(remat):
-  default, args = everything(False)
+def test_mixed_mode_has_every_derivative(remat):
+  default, args = make_full_outer_gradient(False)
   expected = jax.jit(default)(*args)
-  mixed, _ = everything(True, remat)
+  mixed, _ = make_full_outer_gradient(True, remat)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12),
     jax.jit(mixed)(*args),
@@ -255,18 +262,19 @@ def test_mixed_mode_carries_every_derivative(remat):
 
 
 def test_mixed_mode_stores_no_activations():
-  def stored(mixed_mode):
-    run, args = everything(mixed_mode)
+  def largest_scan_output(mixed_mode):
+    run, args = make_full_outer_gradient(mixed_mode)
     eqns = jax.make_jaxpr(run)(*args).eqns
     scan = next(e for e in eqns if e.primitive.name == 'scan')
     return max(v.aval.size for v in scan.outvars)
 
   activations = 3 * 2 * 30 * 4  # steps, tasks, images, features
-  assert stored(False) >= activations > 2 * stored(True)
+  assert largest_scan_output(False) >= activations
+  assert activations > 2 * largest_scan_output(True)
 
 
 @pytest.mark.parametrize(
-  'pattern, path, hit',
+  'pattern, path, expected',
   [
     ('bn', 'encoder/conv1/bn/bias', True),
     ('bn', 'encoder/layer1/bn1/bias', False),
@@ -279,12 +287,12 @@ def test_mixed_mode_stores_no_activations():
     ('*', 'classifier/kernel', True),
   ],
 )
-def test_patterns_match_consecutive_parts(pattern, path, hit):
-  assert path_matches(pattern, path) is hit
+def test_patterns_match_consecutive_parts(pattern, path, expected):
+  assert path_matches(pattern, path) is expected
 
 
-def test_a_pattern_that_matches_nothing_is_an_error():
+def test_pattern_without_match_is_an_error():
   with pytest.raises(UserError, match="'conv9' matches no parameter") as error:
-    param_labels(InnerConfig(frozen=('bn', 'conv9')), two_groups())
+    param_labels(InnerConfig(frozen=('bn', 'conv9')), encoder_and_head())
   assert 'encoder/conv1/bn/bias' in str(error.value)
   assert '\n' not in str(error.value)

@@ -1,8 +1,8 @@
-"""Every program that ships, jitted, against its op-by-op run.
+"""Compares jitted meta-gradients and evaluations with op-by-op execution.
 
-Compiled gradients have been wrong by 100 % without any error; so second order,
-first order and evaluation are each compared with `jax.disable_jit`, task by
-task, under vmap, in chunks and on eight devices.
+Compiled gradients have been wrong by 100 % without any error. Second order,
+first order and evaluation are therefore compared with `jax.disable_jit`: task
+by task, vectorized, in chunks and on eight devices.
 """
 
 import functools
@@ -29,7 +29,7 @@ from maml_jax.sharding import (
   DeviceLayout,
   choose_layout,
   make_mesh,
-  mean_over_tasks,
+  map_tasks,
   require_divisible,
 )
 from maml_jax.utils.errors import UserError
@@ -37,10 +37,15 @@ from maml_jax.utils.errors import UserError
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 LAYOUTS = {
   'vmap': {},
-  'chunk 1': {'chunk': 1},
-  'chunk 2': {'chunk': 2},
+  'chunks of 1': {'tasks_per_chunk': 1},
+  'chunks of 2': {'tasks_per_chunk': 2},
   '8 devices': {'devices': 8},
-  '2 devices, chunk 2': {'devices': 2, 'chunk': 2},
+  '2 devices, chunks of 2': {'devices': 2, 'tasks_per_chunk': 2},
+}
+KINDS = {
+  'second order': {},
+  'first order': {'first_order': True},
+  'evaluation': {'num_steps': 3},
 }
 INNER = {
   'num_steps': 2,
@@ -57,25 +62,31 @@ def float64():
     yield
 
 
-def episodes(tasks=8):
+def make_episodes(num_tasks=8):
+  """Returns episodes of random images."""
   r = np.random.RandomState(0)
 
   def batch(per_class):
-    image = r.rand(tasks, WAYS * per_class, SIDE, SIDE, 3)
-    label = np.tile(np.repeat(np.arange(WAYS), per_class), (tasks, 1))
-    return Batch(jnp.array(image), jnp.array(label))
+    images = r.rand(num_tasks, WAYS * per_class, SIDE, SIDE, 3)
+    labels = np.tile(np.repeat(np.arange(WAYS), per_class), (num_tasks, 1))
+    return Batch(jnp.array(images), jnp.array(labels))
 
   support = batch(SHOTS)
   return Episode(support, batch(QUERIES))
 
 
+def first_episode():
+  return jax.tree.map(lambda x: x[0], make_episodes(1))
+
+
 @functools.cache
-def build(norm='batch', meta_test=False, encoder='convnet4', **inner):
+def build_learner(norm='batch', meta_test=False, encoder='convnet4', **inner):
+  """Returns a learner with parameters and statistics."""
   model = make_model(
     encoder, WAYS, (SIDE, SIDE, 3), norm=norm, width=4, meta_test=meta_test
   )
   params, stats = model.init(jax.random.key(0))
-  # Away from the initial 0 and 1, where mistakes could hide.
+  # Noise, because initial values of 0 and 1 could hide errors.
   noise = np.random.RandomState(1)
   params, stats = jax.tree.map(
     lambda x: (
@@ -88,38 +99,35 @@ def build(norm='batch', meta_test=False, encoder='convnet4', **inner):
   return make_learner(model, InnerConfig(**INNER | inner)), params, stats
 
 
-def program(kind, learner, devices=None, chunk=None):
-  """(params, stats, episodes) -> what this kind of program ships."""
+def make_program(kind, learner, devices=None, tasks_per_chunk=None):
+  """Returns `fn(params, stats, episodes)`: a meta-gradient or an evaluation."""
   mesh = make_mesh(jax.devices()[:devices]) if devices else None
   if kind != 'evaluation':
     return lambda params, stats, episodes: meta_gradient(
-      learner, params, stats, episodes, mesh=mesh, tasks_per_chunk=chunk
+      learner,
+      params,
+      stats,
+      episodes,
+      mesh=mesh,
+      tasks_per_chunk=tasks_per_chunk,
     )
 
-  def one_task(shared, episode):
-    return (), learner.loss(*shared, episode)[1][1]
+  def evaluate_task(shared, episode):
+    return learner.loss(*shared, episode)[1][1]
 
-  return lambda params, stats, episodes: mean_over_tasks(one_task, mesh, chunk)(
-    (params, stats), episodes
-  )
+  over_tasks = map_tasks(evaluate_task, mesh, tasks_per_chunk)
+  return lambda params, stats, episodes: over_tasks((params, stats), episodes)
 
 
-def op_by_op(kind, learner, *args):
+def run_op_by_op(kind, learner, *args):
   with jax.disable_jit():
-    return program(kind, learner, chunk=1)(*args)
+    return make_program(kind, learner, tasks_per_chunk=1)(*args)
 
 
 @functools.cache
 def reference(kind):
-  return op_by_op(kind, *build(**kinds(kind)), episodes())
-
-
-def kinds(kind):
-  return {
-    'second order': {},
-    'first order': {'first_order': True},
-    'evaluation': {'num_steps': 3},
-  }[kind]
+  """Returns the results of op-by-op execution."""
+  return run_op_by_op(kind, *build_learner(**KINDS[kind]), make_episodes())
 
 
 def assert_close(got, expected, tolerance=1e-9):
@@ -132,15 +140,15 @@ def assert_close(got, expected, tolerance=1e-9):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('kind', ['second order', 'first order', 'evaluation'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_jitted_equals_op_by_op(kind, layout):
-  learner, params, stats = build(**kinds(kind))
-  run = jax.jit(program(kind, learner, **LAYOUTS[layout]))
-  assert_close(run(params, stats, episodes()), reference(kind))
+  learner, params, stats = build_learner(**KINDS[kind])
+  run = jax.jit(make_program(kind, learner, **LAYOUTS[layout]))
+  assert_close(run(params, stats, make_episodes()), reference(kind))
 
 
 class OneBlock(ConvNet4):
-  """The first block of ConvNet4, which is compiled soon."""
+  """The first block of ConvNet4, which compiles fast."""
 
   @nn.compact
   def __call__(self, x, *, train):
@@ -158,40 +166,42 @@ class OneBlock(ConvNet4):
     ('global', (1, 8), {'first_order': True, 'remat': True}),
   ],
 )
-def test_any_number_of_devices_gives_the_same(
+def test_results_do_not_depend_on_number_of_devices(
   monkeypatch, mode, devices, inner
 ):
-  """Gradients, statistics and metrics of each task."""
+  """Compares gradients, statistics and the metrics of each task."""
   monkeypatch.setitem(ENCODERS, 'one_block', OneBlock)
-  learner, params, stats = build(mode, encoder='one_block', **inner)
+  learner, params, stats = build_learner(mode, encoder='one_block', **inner)
   results = []
   for number in devices:
-    run = jax.jit(program('gradient', learner, devices=number, chunk=1))
-    results.append(run(params, stats, episodes()))
+    run = jax.jit(
+      make_program('second order', learner, devices=number, tasks_per_chunk=1)
+    )
+    results.append(run(params, stats, make_episodes()))
   for other in results[1:]:
     assert_close(other, results[0], 1e-13)
 
 
-def test_sums_as_accelerators_take_them(monkeypatch):
+def test_all_reduce_of_accelerators_gives_the_same_results(monkeypatch):
   monkeypatch.setattr(sharding, 'uses_all_gather', lambda mesh: False)
-  learner, params, stats = build()
-  run = jax.jit(program('second order', learner, devices=8))
-  assert_close(run(params, stats, episodes()), reference('second order'))
+  learner, params, stats = build_learner()
+  run = jax.jit(make_program('second order', learner, devices=8))
+  assert_close(run(params, stats, make_episodes()), reference('second order'))
 
 
 @pytest.mark.parametrize('mode', [m for m in MODES if m != 'batch'])
 @pytest.mark.parametrize('meta_test', [False, True])
 def test_jitted_equals_op_by_op_in_every_norm_mode(mode, meta_test):
   kind = 'evaluation' if meta_test else 'second order'
-  learner, *state = build(norm=mode, meta_test=meta_test)
-  args = *state, episodes(4)
-  # One layout that vectorises and spreads over devices at once.
-  run = jax.jit(program(kind, learner, devices=2, chunk=2))
-  assert_close(run(*args), op_by_op(kind, learner, *args))
+  learner, *state = build_learner(norm=mode, meta_test=meta_test)
+  args = *state, make_episodes(4)
+  # This layout vectorizes tasks and distributes them over devices.
+  run = jax.jit(make_program(kind, learner, devices=2, tasks_per_chunk=2))
+  assert_close(run(*args), run_op_by_op(kind, learner, *args))
 
 
-def test_float32_programs_equal_op_by_op():
-  """At the width that ships, in the precision that ships."""
+def test_float32_meta_gradient_equals_op_by_op():
+  """Uses the default width and precision."""
   with jax.enable_x64(False):
     model = make_model('convnet4', WAYS, (28, 28, 3))
     params, stats = model.init(jax.random.key(0))
@@ -202,56 +212,58 @@ def test_float32_programs_equal_op_by_op():
       jnp.tile(jnp.arange(WAYS), (2, 1)),
     )
     args = params, stats, Episode(batch, jax.tree.map(lambda x: x + 0, batch))
-    run = program('second order', learner, chunk=1)
+    run = make_program('second order', learner, tasks_per_chunk=1)
     compiled = jax.jit(run)(*args)
     with jax.disable_jit():
       assert_close(compiled, run(*args), 1e-3)
 
 
-def test_mixed_mode_on_devices_equals_the_default_op_by_op():
-  learner, params, stats = build(mixed_mode=True)
-  run = jax.jit(program('second order', learner, devices=8))
-  got = run(params, stats, episodes())
+def test_mixed_mode_on_8_devices_equals_default_mode():
+  learner, params, stats = build_learner(mixed_mode=True)
+  run = jax.jit(make_program('second order', learner, devices=8))
+  got = run(params, stats, make_episodes())
   assert_close(got, reference('second order'), 1e-12)
 
 
 @pytest.mark.parametrize(
   'norm', [MODES[:4], MODES[4:] + ('batch', 'batch')], ids=str
 )
-def test_mixed_mode_equals_the_default_in_every_norm_mode(norm):
+def test_mixed_mode_equals_default_mode_in_every_norm_mode(norm):
   results = []
   for mixed_mode in (True, False):
-    learner, params, stats = build(
+    learner, params, stats = build_learner(
       norm=tuple((f'conv{i}', mode) for i, mode in enumerate(norm, 1)),
       mixed_mode=mixed_mode,
       frozen=('bn', 'conv3'),
       reset_classifier=True,
     )
-    run = jax.jit(program('second order', learner, devices=2, chunk=2))
-    results.append(run(params, stats, episodes(4)))
+    run = jax.jit(
+      make_program('second order', learner, devices=2, tasks_per_chunk=2)
+    )
+    results.append(run(params, stats, make_episodes(4)))
   assert_close(*results, 1e-12)
 
 
-def test_mixed_mode_op_by_op_equals_the_default():
-  learner, params, stats = build(mixed_mode=True, remat=False)
-  got = op_by_op('second order', learner, params, stats, episodes())
+def test_mixed_mode_op_by_op_equals_default_mode():
+  learner, params, stats = build_learner(mixed_mode=True, remat=False)
+  got = run_op_by_op('second order', learner, params, stats, make_episodes())
   assert_close(got, reference('second order'), 1e-12)
 
 
 @pytest.mark.parametrize('first_order', [True, False])
-def test_remat_changes_nothing(first_order):
+def test_remat_does_not_change_results(first_order):
   results = []
   for remat in (True, False):
-    learner, params, stats = build(first_order=first_order, remat=remat)
-    run = jax.jit(program('second order', learner, chunk=1))
-    results.append(run(params, stats, episodes(1)))
+    learner, params, stats = build_learner(first_order=first_order, remat=remat)
+    run = jax.jit(make_program('second order', learner, tasks_per_chunk=1))
+    results.append(run(params, stats, make_episodes(1)))
   assert_close(*results)
 
 
 def test_meta_gradient_equals_finite_differences():
-  """Central ones, so close together that no ReLU or maximum changes sides."""
-  learner, params, stats = build()
-  episode = jax.tree.map(lambda x: x[0], episodes(1))
+  """The step is so small that no ReLU or maximum switches."""
+  learner, params, stats = build_learner()
+  episode = first_episode()
   flat, unflatten = ravel_pytree(params)
   loss = jax.jit(lambda x: learner.loss(unflatten(x), stats, episode)[0])
   grad = jax.jit(jax.grad(loss))(flat)
@@ -264,68 +276,111 @@ def test_meta_gradient_equals_finite_differences():
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_inductive_modes_judge_each_image_alone(mode):
-  """And `batch` does not: it is transductive."""
-  learner, params, stats = build(norm=mode)
-  episode = jax.tree.map(lambda x: x[0], episodes(1))
+def test_only_batch_mode_depends_on_other_query_images(mode):
+  learner, params, stats = build_learner(norm=mode)
+  episode = first_episode()
   params, stats, _ = learner.adapt(params, stats, episode.support)
-  together = learner.predict(params, stats, episode.query.inputs)
-  alone = learner.predict(params, stats, episode.query.inputs[:1])
-  assert np.allclose(together[:1], alone, atol=1e-9) == (mode != 'batch')
+  all_images = learner.predict(params, stats, episode.query.inputs)
+  first_image = learner.predict(params, stats, episode.query.inputs[:1])
+  is_equal = np.allclose(all_images[:1], first_image, atol=1e-9)
+  assert is_equal == (mode != 'batch')
 
 
-def test_a_task_keeps_its_own_statistics_to_itself():
+def test_only_global_statistics_carry_over_to_the_next_task():
   for mode in MODES:
-    learner, params, stats = build(norm=mode)
-    episode = jax.tree.map(lambda x: x[0], episodes(1))
+    learner, params, stats = build_learner(norm=mode)
+    episode = first_episode()
     _, (after, _) = learner.loss(params, stats, episode)
-    moved = any(
+    has_changed = any(
       not np.allclose(x, y)
       for x, y in zip(
         jax.tree.leaves(stats), jax.tree.leaves(after), strict=True
       )
     )
-    assert moved == (mode == 'global'), mode
+    assert has_changed == (mode == 'global'), mode
 
 
-def test_global_statistics_stay_at_meta_test():
-  learner, params, stats = build(norm='global', meta_test=True)
-  episode = jax.tree.map(lambda x: x[0], episodes(1))
+def test_global_statistics_are_unchanged_at_meta_test():
+  learner, params, stats = build_learner(norm='global', meta_test=True)
+  episode = first_episode()
   _, after, _ = learner.adapt(params, stats, episode.support)
   jax.tree.map(np.testing.assert_array_equal, after, stats)
 
 
-def test_even_meta_batches_are_taken():
+@pytest.mark.parametrize('devices', [1, 8])
+def test_meta_gradient_makes_episodes_where_they_are_computed(
+  monkeypatch, devices
+):
+  """Equals the gradient on the same episodes made beforehand."""
+  monkeypatch.setitem(ENCODERS, 'one_block', OneBlock)
+  learner, params, stats = build_learner('global', encoder='one_block')
+  images = jnp.array(np.random.RandomState(2).rand(20, SIDE, SIDE, 3))
+  keys = jax.random.split(jax.random.key(3), 8)
+
+  def make_episode(images, key):
+    rows = jax.random.permutation(key, len(images))
+
+    def batch(rows):
+      return Batch(images[rows], jnp.arange(len(rows)) % WAYS)
+
+    num_support = WAYS * SHOTS
+    return Episode(batch(rows[:num_support]), batch(rows[num_support:]))
+
+  kwargs = {'mesh': make_mesh(jax.devices()[:devices]), 'tasks_per_chunk': 1}
+
+  @jax.jit
+  def from_keys(params, stats, images, keys):
+    return meta_gradient(
+      learner,
+      params,
+      stats,
+      keys,
+      make_episode=make_episode,
+      shared=images,
+      **kwargs,
+    )
+
+  @jax.jit
+  def from_episodes(params, stats, episodes):
+    return meta_gradient(learner, params, stats, episodes, **kwargs)
+
+  episodes = jax.vmap(make_episode, (None, 0))(images, keys)
+  got = from_keys(params, stats, images, keys)
+  assert got[2]['loss'].shape == (8,)
+  assert_close(got, from_episodes(params, stats, episodes), 1e-12)
+
+
+def test_divisible_meta_batches_are_accepted():
   require_divisible(8, 8, 1)
   require_divisible(6, 1, 3)
   require_divisible(4, 2)
 
 
-def test_uneven_meta_batches_are_refused_with_numbers_that_work():
+def test_indivisible_meta_batch_is_rejected_with_suggestions():
   with pytest.raises(UserError) as error:
     require_divisible(6, 4, 2)
   message = str(error.value)
-  assert '6 tasks' in message and 'take 8 tasks' in message
+  assert '6 tasks' in message and 'use 8 tasks' in message
   assert '1 or 3 device(s)' in message
-  with pytest.raises(UserError, match='take 4 or 8 tasks'):
+  with pytest.raises(UserError, match='use 4 or 8 tasks'):
     require_divisible(6, 4)
-  learner, params, stats = build()
+  learner, params, stats = build_learner()
   with pytest.raises(UserError, match='in chunks of 3'):
-    meta_gradient(learner, params, stats, episodes(), tasks_per_chunk=3)
+    meta_gradient(learner, params, stats, make_episodes(), tasks_per_chunk=3)
 
 
 @pytest.mark.parametrize(
-  'tasks, devices, more, layout',
+  'tasks, devices, kwargs, layout',
   [
     (8, 8, {}, (8, 1)),
     (12, 8, {}, (6, 1)),
     (4, 8, {}, (4, 1)),
     (7, 8, {}, (7, 1)),
-    (8, 8, {'chunk': 2}, (4, 1)),
+    (8, 8, {'tasks_per_chunk': 2}, (4, 1)),
     (4, 8, {'queries': 80}, (8, 2)),
     (4, 8, {'queries': 75}, (4, 1)),  # odd
     (4, 12, {'queries': 75}, (12, 3)),
-    (4, 8, {'queries': 80, 'chunk': 2}, (2, 1)),
+    (4, 8, {'queries': 80, 'tasks_per_chunk': 2}, (2, 1)),
     (6, 8, {'queries': 80}, (6, 1)),
     (12, 16, {'processes': 4}, (12, 1)),
     (12, 16, {'processes': 2}, (12, 1)),
@@ -333,12 +388,14 @@ def test_uneven_meta_batches_are_refused_with_numbers_that_work():
     (2, 8, {'processes': 4, 'queries': 80}, (8, 4)),
   ],
 )
-def test_most_devices_that_can_be_used_are_used(tasks, devices, more, layout):
-  assert choose_layout(tasks, devices, **more) == DeviceLayout(*layout)
+def test_layout_uses_as_many_devices_as_possible(
+  tasks, devices, kwargs, layout
+):
+  assert choose_layout(tasks, devices, **kwargs) == DeviceLayout(*layout)
 
 
-def test_every_process_needs_a_task():
+def test_layout_needs_a_task_per_process():
   with pytest.raises(UserError) as error:
     choose_layout(6, 8, processes=4)
-  assert '6 tasks do not divide over 4 processes' in str(error.value)
-  assert 'take 4 or 8 tasks, or 1 or 2 or 3 processes' in str(error.value)
+  assert '6 tasks cannot be divided evenly over 4 processes' in str(error.value)
+  assert 'use 4 or 8 tasks, or 1 or 2 or 3 processes' in str(error.value)

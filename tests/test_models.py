@@ -1,4 +1,4 @@
-"""Sizes, initialisation and options of every registered encoder."""
+"""Sizes, initialization and options of all encoders."""
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,18 @@ from maml_jax.models.norm import MODES
 from maml_jax.utils.errors import UserError
 
 
-def convs(*pairs, bias=False):
-  """Weights of convolutions (kernel size, in, out), each with batch norm."""
-  return sum(k * k * c * o + (3 if bias else 2) * o for k, c, o in pairs)
+def convs(*layers, bias=False):
+  """Returns the number of parameters of convolutions with batch norm.
+
+  Args:
+    *layers: (kernel size, input channels, output channels) of each.
+    bias: whether the convolutions have a bias.
+  """
+  return sum(k * k * c * o + (3 if bias else 2) * o for k, c, o in layers)
 
 
 def resnet12(*widths):
+  """Returns the number of parameters of the encoder."""
   layers, c = [], 3
   for w in widths:
     layers += [(3, c, w), (3, w, w), (3, w, w), (1, c, w)]
@@ -27,6 +33,7 @@ def resnet12(*widths):
 
 
 def resnet(blocks, *widths):
+  """Returns the number of parameters of the encoder, without its head."""
   layers, c = [(3, 3, 64)], 64
   for i, w in enumerate(widths):
     layers += [(3, c, w), (3, w, w)] * 1 + [(3, w, w)] * 2 * (blocks - 1)
@@ -49,12 +56,12 @@ SIZES = {
 }
 
 
-def test_every_encoder_is_in_the_table():
+def test_table_of_sizes_lists_every_encoder():
   assert set(SIZES) == set(ENCODERS)
 
 
 @pytest.mark.parametrize('encoder', SIZES)
-def test_sizes(encoder):
+def test_number_of_parameters_and_features(encoder):
   count, features = SIZES[encoder]
   model = make_model(encoder, 5, (84, 84, 3))
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
@@ -65,7 +72,7 @@ def test_sizes(encoder):
 
 @pytest.mark.parametrize('encoder', ENCODERS)
 @pytest.mark.parametrize('shape', [(28, 28, 1), (33, 50, 3)])
-def test_any_image_size(encoder, shape):
+def test_encoders_accept_any_image_size(encoder, shape):
   model = make_model(encoder, 7, shape, norm='global')
   params, stats = jax.eval_shape(model.init, jax.random.key(0))
   logits, after = jax.eval_shape(
@@ -78,8 +85,7 @@ def test_any_image_size(encoder, shape):
   assert jax.tree.structure(stats) == jax.tree.structure(after)
 
 
-def test_initialisations():
-  """Spread of the weights against the formulas, up to sampling noise."""
+def test_initial_weights_have_the_documented_spread():
 
   def kernel(encoder, *path, **kw):
     params, _ = make_model(encoder, 5, (84, 84, 3), **kw).init(
@@ -105,13 +111,13 @@ def test_initialisations():
   np.testing.assert_allclose(he.std(), np.sqrt(2 / (9 * 128)), rtol=0.03)
 
 
-def test_the_official_batch_norm_has_a_bias_but_no_scale():
+def test_batch_norm_without_scale_has_only_a_bias():
   model = make_model('convnet4', 5, (28, 28, 1), norm_scale=False)
   params, _ = jax.eval_shape(model.init, jax.random.key(0))
   assert set(params['encoder']['conv1']['bn']) == {'bias'}
 
 
-def test_layers_may_differ_in_norm():
+def test_norm_patterns_set_the_mode_of_each_layer():
   norm = (('conv[34]', 'episodic'), ('*', 'global'))
   model = make_model('convnet4', 5, (28, 28, 1), norm=norm)
   _, stats = jax.eval_shape(model.init, jax.random.key(0))
@@ -119,7 +125,7 @@ def test_layers_may_differ_in_norm():
   assert set(stats['global']['encoder']) == {'conv1', 'conv2'}
 
 
-def test_a_temperature_multiplies_the_logits():
+def test_temperature_multiplies_the_logits():
   image = jnp.ones((2, 28, 28, 1)) * jnp.arange(2).reshape(2, 1, 1, 1)
 
   def logits(**kw):
@@ -137,7 +143,7 @@ def test_a_temperature_multiplies_the_logits():
 
 
 def equations(jaxpr):
-  """All of a program, those inside of others too."""
+  """Yields all equations of a jaxpr, including nested ones."""
   for eqn in jaxpr.eqns:
     yield eqn
     for inner in jaxprs_in_params(eqn.params):
@@ -145,73 +151,80 @@ def equations(jaxpr):
 
 
 def make_gradient(**kw):
+  """Returns a small model and the gradient of its support loss."""
   model = make_model('convnet4', 3, (16, 16, 3), width=8, **kw)
 
-  def loss(params, stats, image, label):
-    logits, stats = model.apply(params, stats, image, train=True)
-    return cross_entropy(logits, label), (logits, stats)
+  def loss(params, stats, images, targets):
+    logits, stats = model.apply(params, stats, images, train=True)
+    return cross_entropy(logits, targets), (logits, stats)
 
   return model, jax.value_and_grad(loss, has_aux=True)
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_bfloat16_is_for_factors_and_activations_alone(mode):
-  image = jax.ShapeDtypeStruct((6, 16, 16, 3), jnp.float32)
-  label = jax.ShapeDtypeStruct((6,), jnp.int32)
-  wide = {jnp.dtype('float32')}
+def test_bfloat16_applies_only_to_convolutions_and_activations(mode):
+  images = jax.ShapeDtypeStruct((6, 16, 16, 3), jnp.float32)
+  targets = jax.ShapeDtypeStruct((6,), jnp.int32)
+  float32 = {jnp.dtype('float32')}
   for dtype in ('bfloat16', None):
     model, gradient = make_gradient(norm=mode, dtype=dtype)
     state = jax.eval_shape(model.init, jax.random.key(0))
-    args = *state, image, label
+    args = *state, images, targets
     jaxpr, out = jax.make_jaxpr(gradient, return_shape=True)(*args)
-    assert {x.dtype for x in jax.tree.leaves((state, out))} == wide
-    factors, sums = set(), set()
+    assert {x.dtype for x in jax.tree.leaves((state, out))} == float32
+    operands, sums = set(), set()
     for eqn in equations(jaxpr.jaxpr):
       if eqn.primitive.name in ('conv', 'conv_kernel_grad'):
-        factors |= {v.aval.dtype for v in eqn.invars}
+        operands |= {v.aval.dtype for v in eqn.invars}
       if eqn.primitive.name == 'reduce_sum':
         sums |= {v.aval.dtype for v in eqn.invars}
-    assert factors == {jnp.dtype(dtype or 'float32')}
-    assert sums == wide
+    assert operands == {jnp.dtype(dtype or 'float32')}
+    assert sums == float32
     assert ('bf16' in str(jaxpr)) == (dtype is not None)
 
 
-def test_bfloat16_gradients_err_no_more_than_rounding_accounts_for():
-  """Rounding moves ReLUs and maxima across their edges, so by the percent.
+def test_bfloat16_gradient_error_is_within_rounding_error():
+  """Rounding changes ReLU and max pooling, so the error is some percent.
 
-  The yardstick is what the float32 gradient does when images and parameters
-  alone are rounded. In the network four times as many arrays are: per block the
-  output of the convolution, that of the norm, and the cotangents of both.
+  The tolerance is derived from the change of the float32 gradient when only
+  images and parameters are rounded. The bfloat16 network rounds 4 times as many
+  arrays: per block the outputs of convolution and batch norm, and the
+  cotangents of both.
   """
-  model, plain = make_gradient()
-  _, gradient = make_gradient(dtype='bfloat16')
-  plain, narrow = map(jax.jit, (plain, gradient))
-  label, moved, errors = jnp.arange(12) % 3, [], []
+  model, float32_gradient = make_gradient()
+  _, bfloat16_gradient = make_gradient(dtype='bfloat16')
+  float32_jitted, bfloat16_jitted = map(
+    jax.jit, (float32_gradient, bfloat16_gradient)
+  )
+  targets = jnp.arange(12) % 3
+  rounding_changes, errors = [], []
 
-  def rounded(tree):
+  def round_to_bfloat16(tree):
     return jax.tree.map(lambda x: jax.lax.reduce_precision(x, 8, 7), tree)
 
   def distance(x, y):
     return optax.tree.norm(optax.tree.sub(x, y)) / optax.tree.norm(y)
 
   for seed in range(4):
-    r, (params, _) = (
-      np.random.RandomState(seed),
-      model.init(jax.random.key(seed)),
+    r = np.random.RandomState(seed)
+    params, _ = model.init(jax.random.key(seed))
+    pattern = r.rand(3, 4, 4, 3).repeat(4, 1).repeat(4, 2)[targets]
+    images = jnp.array(pattern + 0.3 * r.rand(12, 16, 16, 3), jnp.float32)
+    (loss, _), grads = float32_jitted(params, {}, images, targets)
+    (bfloat16_loss, _), bfloat16_grads = bfloat16_jitted(
+      params, {}, images, targets
     )
-    pattern = r.rand(3, 4, 4, 3).repeat(4, 1).repeat(4, 2)[label]
-    image = jnp.array(pattern + 0.3 * r.rand(12, 16, 16, 3), jnp.float32)
-    (loss, _), grads = plain(params, {}, image, label)
-    (narrow_loss, _), narrow_grads = narrow(params, {}, image, label)
-    np.testing.assert_allclose(narrow_loss, loss, rtol=2**-7)
-    _, nearby = plain(rounded(params), {}, rounded(image), label)
-    errors.append(distance(narrow_grads, grads))
-    moved.append(distance(nearby, grads))
+    np.testing.assert_allclose(bfloat16_loss, loss, rtol=2**-7)
+    _, rounded_grads = float32_jitted(
+      round_to_bfloat16(params), {}, round_to_bfloat16(images), targets
+    )
+    errors.append(distance(bfloat16_grads, grads))
+    rounding_changes.append(distance(rounded_grads, grads))
     if seed == 0:
       with jax.disable_jit():
-        _, op_by_op = gradient(params, {}, image, label)
-      assert distance(narrow_grads, op_by_op) < 4 * moved[0]
-  assert 0 < np.linalg.norm(errors) < 4 * np.linalg.norm(moved) < 1
+        _, op_by_op = bfloat16_gradient(params, {}, images, targets)
+      assert distance(bfloat16_grads, op_by_op) < 4 * rounding_changes[0]
+  assert 0 < np.linalg.norm(errors) < 4 * np.linalg.norm(rounding_changes) < 1
 
 
 @pytest.mark.parametrize(
@@ -220,10 +233,10 @@ def test_bfloat16_gradients_err_no_more_than_rounding_accounts_for():
     ({'encoder': 'convnet5'}, 'did you mean convnet4'),
     ({'norm': 'episodc'}, 'did you mean episodic'),
     ({'init': 'xavir'}, 'did you mean xavier'),
-    ({'norm': (('conv1', 'batch'),)}, "says nothing about layer 'conv2'"),
+    ({'norm': (('conv1', 'batch'),)}, "no pattern matches layer 'conv2'"),
   ],
 )
-def test_wrong_names_are_one_clear_line(args, message):
+def test_unknown_names_raise_user_errors(args, message):
   args = {'encoder': 'convnet4'} | args
   with pytest.raises(UserError, match=message):
     model = make_model(num_ways=5, image_shape=(28, 28, 1), **args)

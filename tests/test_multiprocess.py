@@ -1,7 +1,7 @@
-"""Several processes of main.py are one program, whatever befalls one of them.
+"""Tests of runs with several processes, and of lost or stopped processes.
 
-They run on one machine, on CPU devices that are faked, as `--coordinator` and
-its like start them by hand.
+The processes run on one machine, on several CPU devices each, and are started
+by hand with `--coordinator`.
 """
 
 import os
@@ -23,7 +23,8 @@ from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
 
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
-PATIENCE = 900  # seconds to compile and to end, on a busy machine
+TIMEOUT = 900  # seconds for a run on a busy machine
+CONNECT_SECONDS = 30  # how long CPU devices wait for each other; fixed in JAX
 EPOCHS = 5
 FIELDS = {
   'outer__optimizer': 'adam',
@@ -36,9 +37,18 @@ FIELDS = {
 
 
 class Run:
-  """The processes of one run, each with the same number of devices."""
+  """The processes of one run, each with the same number of devices.
 
-  def __init__(self, folder, workdir, processes, devices, *flags, **fields):
+  Args:
+    folder: holds logs, data and compiled programs.
+    workdir: of the run.
+    num_processes: number of processes.
+    devices: CPU devices per process.
+    *flags: command-line flags.
+    **fields: config fields, see `small_run.flags`.
+  """
+
+  def __init__(self, folder, workdir, num_processes, devices, *flags, **fields):
     self._logs = []
     port = free_port()
     environment = os.environ | {
@@ -48,19 +58,19 @@ class Run:
       'MAML_JAX_DATA': str(folder / 'data'),
     }
     self.processes = []
-    for i in range(processes):
+    for i in range(num_processes):
       log = folder / f'{workdir.name}-{time.monotonic_ns()}-{i}.log'
       self._logs.append(log)
-      place = [
+      connection = [
         f'--coordinator=localhost:{port}',
-        f'--num_processes={processes}',
+        f'--num_processes={num_processes}',
         f'--process_id={i}',
       ]
       command = [
         sys.executable,
         MAIN,
         f'--workdir={workdir}',
-        *(place if processes > 1 else []),
+        *(connection if num_processes > 1 else []),
         *flags,
         *small_run.flags(**FIELDS | fields),
       ]
@@ -70,32 +80,33 @@ class Run:
         )
 
   def wait(self) -> list[int]:
-    """The exit statuses of all processes."""
-    deadline = time.monotonic() + PATIENCE
+    """Returns the exit statuses of all processes."""
+    deadline = time.monotonic() + TIMEOUT
     try:
       return [p.wait(deadline - time.monotonic()) for p in self.processes]
     except subprocess.TimeoutExpired:
-      raise AssertionError('\n'.join(self.said)) from None
+      raise AssertionError('\n'.join(self.outputs)) from None
     finally:
       self.kill()
 
   def finish(self) -> list[str]:
-    """What all processes said; they must have succeeded."""
-    assert not any(self.wait()), '\n'.join(self.said)
-    return self.said
+    """Returns the outputs of all processes, which must succeed."""
+    assert not any(self.wait()), '\n'.join(self.outputs)
+    return self.outputs
 
   @property
-  def said(self) -> list[str]:
+  def outputs(self) -> list[str]:
+    """What the processes have printed so far."""
     return [log.read_text() for log in self._logs]
 
   def wait_for_progress(self, workdir) -> None:
-    """Until a record of the training has been written."""
-    deadline = time.monotonic() + PATIENCE
+    """Waits until training has written a record."""
+    deadline = time.monotonic() + TIMEOUT
     while not metrics_log.read_records(workdir):
       running = all(p.poll() is None for p in self.processes)
       if not running or time.monotonic() > deadline:
         self.kill()
-        raise AssertionError('\n'.join(self.said))
+        raise AssertionError('\n'.join(self.outputs))
       time.sleep(0.01)
 
   def kill(self) -> None:
@@ -106,7 +117,12 @@ class Run:
 
 
 def run_all(commands, **variables) -> list[str]:
-  """What processes of Python have printed, run side by side; all succeed."""
+  """Runs Python commands concurrently and returns what they print.
+
+  Args:
+    commands: the arguments of each process, all of which must succeed.
+    **variables: environment variables.
+  """
   environment = os.environ | {'JAX_PLATFORMS': 'cpu'} | variables
   environment['PYTHONPATH'] = str(MAIN.parent)
   processes = [
@@ -120,15 +136,16 @@ def run_all(commands, **variables) -> list[str]:
     for command in commands
   ]
   try:
-    said = [p.communicate(timeout=PATIENCE)[0] for p in processes]
+    outputs = [p.communicate(timeout=TIMEOUT)[0] for p in processes]
   finally:
     for process in processes:
       process.kill()
-  assert not any(p.returncode for p in processes), said
-  return said
+  assert not any(p.returncode for p in processes), outputs
+  return outputs
 
 
 def free_port() -> int:
+  """Returns a free port of this host."""
   with socket.socket() as s:
     s.bind(('localhost', 0))
     return s.getsockname()[1]
@@ -136,24 +153,26 @@ def free_port() -> int:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
+  """Holds the logs, data and compiled programs of all runs."""
   return tmp_path_factory.mktemp('hosts')
 
 
 @pytest.fixture(scope='module')
-def straight(folder):
-  """The workdir of one process with four devices, never interrupted."""
-  workdir = folder / 'straight'
+def uninterrupted(folder):
+  """The workdir of an uninterrupted run of one process with four devices."""
+  workdir = folder / 'uninterrupted'
   Run(folder, workdir, 1, 4).finish()
   return workdir
 
 
-def arrays(workdir, epochs=EPOCHS):
+def load_arrays(workdir, epochs=EPOCHS):
+  """Returns the arrays of the checkpoint after the last epoch."""
   saved = checkpoint.load(workdir, 'latest')
   assert saved.step == epochs * 5
   return saved.params, saved.stats, saved.opt_state
 
 
-def validations(workdir):
+def read_validations(workdir):
   return [
     (r['step'], r['loss'], r['accuracy'])
     for r in metrics_log.read_records(workdir)
@@ -161,57 +180,61 @@ def validations(workdir):
   ]
 
 
-def assert_same_end(a, b, epochs=EPOCHS):
-  """The same bits in checkpoints and validations, and no record twice."""
-  ends = [arrays(workdir, epochs) for workdir in (a, b)]
-  jax.tree.map(np.testing.assert_array_equal, *ends)
-  assert validations(a) == validations(b)
-  assert len(validations(a)) == epochs
+def assert_bit_identical(a, b, epochs=EPOCHS):
+  """Compares checkpoints and validations; each epoch is validated once."""
+  arrays = [load_arrays(workdir, epochs) for workdir in (a, b)]
+  jax.tree.map(np.testing.assert_array_equal, *arrays)
+  assert read_validations(a) == read_validations(b)
+  assert len(read_validations(a)) == epochs
 
 
-def test_preempted_all_save_the_same_step_and_one_process_goes_on(
-  folder, straight
+def test_preempted_processes_save_the_same_step_and_one_process_resumes(
+  folder, uninterrupted
 ):
-  """SIGTERM to one of two: elastic resume, from two processes to one."""
+  """Sends SIGTERM to one of two processes."""
   workdir = folder / 'preempted'
-  # JAX's preemption service takes a second or more to tell all of the signal,
-  # and the steps are short: by then, a run of few epochs would be over.
+  # JAX's preemption service takes seconds to notify all processes, in which a
+  # run of few epochs would finish.
   run = Run(folder, workdir, 2, 2, train__num_epochs=10_000)
   run.wait_for_progress(workdir)
   run.processes[1].send_signal(signal.SIGTERM)
-  assert run.wait() == [143, 143], run.said
-  first, other = run.said
+  assert run.wait() == [143, 143], run.outputs
+  main_output, other_output = run.outputs
   step = checkpoint.load(workdir, 'latest').step
-  assert f'saved at step {step}; the same command goes on' in first
-  assert '4 x cpu in 2 processes' in first
-  assert 'epoch' not in other and 'saved' not in other
+  assert f'saved at step {step}; run the same command to resume' in main_output
+  assert '4 x cpu in 2 processes' in main_output
+  assert 'epoch' not in other_output and 'saved' not in other_output
   parts = list((workdir / 'checkpoints' / 'latest').glob('*/state/ocdbt*'))
   assert {path.name[-1] for path in parts} == {'0', '1'}
   epochs = max(step // 5 + 1, EPOCHS)
-  said = Run(folder, workdir, 1, 4, train__num_epochs=epochs).finish()
-  assert f'from step {step} of' in said[0]
-  uninterrupted = folder / 'uninterrupted'
-  shutil.copytree(straight, uninterrupted)
-  Run(folder, uninterrupted, 1, 4, train__num_epochs=epochs).finish()
-  assert_same_end(uninterrupted, workdir, epochs)
+  outputs = Run(folder, workdir, 1, 4, train__num_epochs=epochs).finish()
+  assert f'starting at step {step} of' in outputs[0]
+  expected = folder / 'expected'
+  shutil.copytree(uninterrupted, expected)
+  Run(folder, expected, 1, 4, train__num_epochs=epochs).finish()
+  assert_bit_identical(expected, workdir, epochs)
 
 
-def test_four_processes_go_on_for_one(folder, straight):
-  """From one process to four, each with its own part of what is given."""
-  workdir = folder / 'grown'
-  shutil.copytree(straight, workdir)
+def test_four_processes_resume_the_run_of_one_bit_exactly(
+  folder, uninterrupted
+):
+  """Each process prepares its own share of the images."""
+  workdir = folder / 'resumed'
+  shutil.copytree(uninterrupted, workdir)
   shutil.rmtree(workdir / 'checkpoints' / 'latest' / f'{EPOCHS * 5}')
-  said = Run(folder, workdir, 4, 1).finish()
-  assert f'from step {EPOCHS * 5 - 5} of' in said[0]
-  assert_same_end(straight, workdir)
+  outputs = Run(folder, workdir, 4, 1).finish()
+  assert f'starting at step {EPOCHS * 5 - 5} of' in outputs[0]
+  assert_bit_identical(uninterrupted, workdir)
 
 
-def test_evaluates_as_one_process_does(folder, straight):
+def test_evaluation_does_not_depend_on_number_of_processes(
+  folder, uninterrupted
+):
   results = []
-  for processes, devices in ((1, 4), (2, 2)):
-    workdir = folder / f'evaluated-{processes}'
-    source = f'--checkpoint={straight}'
-    Run(folder, workdir, processes, devices, '--mode=eval', source).finish()
+  for num_processes, devices in ((1, 4), (2, 2)):
+    workdir = folder / f'evaluated-{num_processes}'
+    flags = '--mode=eval', f'--checkpoint={uninterrupted}'
+    Run(folder, workdir, num_processes, devices, *flags).finish()
     (file,) = (workdir / 'eval').glob('*.npz')
     results.append(dict(np.load(file)))
   assert results[0].keys() == results[1].keys() > {'accuracy'}
@@ -219,77 +242,90 @@ def test_evaluates_as_one_process_does(folder, straight):
 
 
 @pytest.mark.parametrize('victim', [0, 1])
-@pytest.mark.parametrize('fate', [signal.SIGKILL, signal.SIGSTOP])
-def test_one_of_two_dies_or_hangs_and_the_other_says_so(folder, fate, victim):
-  workdir = folder / f'orphan-{fate.name}-{victim}'
+@pytest.mark.parametrize(
+  'signal_number',
+  [signal.SIGKILL, signal.SIGSTOP],
+  ids=lambda number: number.name,
+)
+def test_process_exits_with_message_if_another_dies_or_hangs(
+  folder, signal_number, victim
+):
+  workdir = folder / f'lost-{signal_number.name}-{victim}'
   fields = {'train__num_epochs': 10_000, 'data__placement': 'device'}
   run = Run(folder, workdir, 2, 2, **fields)
   run.wait_for_progress(workdir)
-  run.processes[victim].send_signal(fate)
+  run.processes[victim].send_signal(signal_number)
   try:
-    status = run.processes[1 - victim].wait(
-      distributed.HEARTBEAT_TIMEOUT_SECONDS + 30
-    )
+    status = run.processes[1 - victim].wait(TIMEOUT)
   finally:
     run.kill()
-  # JAX itself ends a process that waits for a silent one, that is without
-  # process 0, or in the midst of a save.
-  by_jax = 'This most likely indicates that another task died'
-  by_us = f'process {1 - victim} has lost another'
-  words = {distributed.EXIT_PEER_LOST: by_us, -signal.SIGABRT: by_jax}
-  said = run.said[1 - victim]
-  assert words.get(status, 'another status') in said, (status, said)
+  # JAX aborts a process itself if it waits for a process that sends no
+  # heartbeat, loses process 0, or is saving a checkpoint.
+  messages = {
+    distributed.EXIT_PEER_LOST: f'process {1 - victim} lost another process',
+    -signal.SIGABRT: 'This most likely indicates that another task died',
+  }
+  output = run.outputs[1 - victim]
+  assert status in messages, (status, output)
+  assert messages[status] in output, (status, output)
 
 
-MEET = """
-import sys, time
-import jax
-from maml_jax import hosts
-address, process = sys.argv[1], int(sys.argv[2])
-hosts.join(address, 2, process)
-hosts.meet(jax.devices())
-time.sleep(40 * process)  # one compiles, the other has its program already
-largest = hosts.Largest(0.0)
-print(largest(process), largest(process))
-"""
-
-
-def test_in_float64_several_give_the_bits_of_one(tmp_path):
-  """Parameters, statistics, optimiser and metrics after three outer steps."""
+def test_float64_results_do_not_depend_on_number_of_processes(tmp_path):
+  """Compares parameters, statistics, optimizer state and metrics bit by bit."""
   script = str(MAIN.parent / 'tests' / 'float64_process.py')
-  ends = []
+  results = []
   for count in (1, 2, 4):
     file = tmp_path / f'{count}.npz'
-    place = [f'localhost:{free_port()}', f'{count}']
+    address = f'localhost:{free_port()}'
     run_all(
-      [[script, *place, f'{i}', str(file)] for i in range(count)],
+      [[script, address, f'{count}', f'{i}', f'{file}'] for i in range(count)],
       JAX_NUM_CPU_DEVICES=f'{4 // count}',
     )
     with np.load(file) as arrays:
-      ends.append(dict(arrays))
-  kinds = [str(x.dtype) for name, x in ends[0].items() if 'state' in name]
-  assert kinds.count('float64') > 30 and 'float32' not in kinds
-  assert ends[0]['loss'].dtype == np.float64
-  for end in ends[1:]:
-    jax.tree.map(np.testing.assert_array_equal, ends[0], end)
+      results.append(dict(arrays))
+  dtypes = [str(x.dtype) for name, x in results[0].items() if 'state' in name]
+  assert dtypes.count('float64') > 30 and 'float32' not in dtypes
+  assert results[0]['loss'].dtype == np.float64
+  for result in results[1:]:
+    jax.tree.map(np.testing.assert_array_equal, results[0], result)
 
 
-def test_once_they_have_met_they_wait_for_each_other():
-  """Without `meet` the first one gives up after 30 seconds."""
+DELAYED_PROCESS = """
+import sys, time
+import jax
+from maml_jax.utils import distributed
+address, process, delay = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+distributed.initialize(address, 2, process)
+distributed.connect_devices(jax.devices())
+time.sleep(delay)  # as if it compiled while the other has its program cached
+maximum = distributed.LaggedMax(0.0)
+print(maximum(process), maximum(process))
+"""
+
+
+def test_connected_devices_wait_longer_than_the_connection_timeout():
+  """Without `connect_devices` the first process exits after the timeout."""
   address = f'localhost:{free_port()}'
-  for out in run_all([['-c', MEET, address, f'{i}'] for i in range(2)]):
-    assert '0.0 1.0\n' in out, out
+  delays = 0, CONNECT_SECONDS + 10
+  commands = [
+    ['-c', DELAYED_PROCESS, address, f'{i}', f'{delay}']
+    for i, delay in enumerate(delays)
+  ]
+  for output in run_all(commands):
+    assert '0.0 1.0\n' in output, output
 
 
-def test_what_one_refuses_all_refuse(folder, straight):
-  run = Run(folder, straight, 2, 2, inner__num_steps=3)
-  assert run.wait() == [2, 2], run.said
-  for said in run.said:
-    assert 'error:' in said and 'inner.num_steps: 1 -> 3' in said
+def test_all_processes_report_the_error_of_the_main_process(
+  folder, uninterrupted
+):
+  run = Run(folder, uninterrupted, 2, 2, inner__num_steps=3)
+  assert run.wait() == [2, 2], run.outputs
+  for output in run.outputs:
+    assert 'error:' in output and 'inner.num_steps: 1 -> 3' in output
 
 
 @pytest.mark.parametrize(
-  'environment, several',
+  'environment, expected',
   [
     ({}, False),
     ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, False),  # a batch script
@@ -297,33 +333,33 @@ def test_what_one_refuses_all_refuse(folder, straight):
     ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '4'}, True),
     ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
-    ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),  # perhaps a notebook
+    ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),  # such as a notebook
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
     ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, True),
   ],
 )
-def test_a_launcher_is_known_by_its_variables(environment, several):
-  assert distributed.launched_as_multiprocess(environment) == several
+def test_launchers_are_detected_by_environment_variables(environment, expected):
+  assert distributed.launched_as_multiprocess(environment) == expected
 
 
 @pytest.mark.parametrize(
-  'given, message',
+  'arguments, message',
   [
     ({'num_processes': 2}, 'go together'),
     ({'coordinator': 'a:1', 'process_id': 0}, 'go together'),
     (
       {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 2},
-      'they are 0 to 1',
+      '--process_id=2: must be in 0..1',
     ),
   ],
 )
-def test_refuses_half_of_the_flags(given, message):
+def test_incomplete_or_invalid_process_flags_are_rejected(arguments, message):
   with pytest.raises(UserError, match=message):
-    distributed.initialize(**given)
+    distributed.initialize(**arguments)
 
 
-def test_one_process_joins_and_waits_for_nobody(monkeypatch):
+def test_single_process_needs_no_others(monkeypatch):
   monkeypatch.setattr(distributed.os, 'environ', {})
   distributed.initialize()
   assert not distributed.is_multiprocess() and distributed.is_main_process()

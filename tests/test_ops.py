@@ -1,4 +1,4 @@
-"""Convolution and pooling against plain JAX, in float64, to second order."""
+"""Compares convolution and pooling with `lax`, in float64, to second order."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 from maml_jax import ops
 
-# (image height and width, kernel size, stride, padding)
+# (image height and width), kernel size, stride, padding
 GEOMETRIES = [
   ((6, 7), 3, 1, 1),
   ((6, 5), 3, 1, 0),
@@ -28,7 +28,7 @@ def float64():
     yield
 
 
-def plain_conv(image, kernel, stride, padding):
+def lax_conv(image, kernel, stride, padding):
   return lax.conv_general_dilated(
     image,
     kernel,
@@ -38,146 +38,155 @@ def plain_conv(image, kernel, stride, padding):
   )
 
 
-def operands(geometry, tasks=()):
+def make_operands(geometry, tasks=()):
+  """Returns random images and kernels with leading axes `tasks`."""
   (h, w), size, *_ = geometry
   r = np.random.RandomState(0)
   image = r.randn(*tasks, 2, h, w, 3)
   return jnp.array(image), jnp.array(r.randn(*tasks, size, size, 3, 4))
 
 
-def both(geometry):
+def make_functions(geometry):
+  """Returns `ops.conv` and the reference with a stride and a padding."""
   _, _, stride, padding = geometry
 
-  def ours(image, kernel):
+  def conv(image, kernel):
     return ops.conv(image, kernel, stride=stride, padding=padding)
 
-  def plain(image, kernel):
-    return plain_conv(image, kernel, stride, padding)
+  def reference(image, kernel):
+    return lax_conv(image, kernel, stride, padding)
 
-  return ours, plain
+  return conv, reference
 
 
-def first(fn):
+def first_derivatives(fn):
   return jax.grad(lambda *args: jnp.sin(fn(*args)).sum(), (0, 1))
 
 
-def second(fn):
+def second_derivatives(fn):
   def loss(*args):
-    return sum(jnp.cos(g).sum() for g in first(fn)(*args))
+    return sum(jnp.cos(g).sum() for g in first_derivatives(fn)(*args))
 
   return jax.grad(loss, (0, 1))
 
 
-def assert_close(ours, plain):
+def assert_close(actual, expected):
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-10),
-    ours,
-    plain,
+    actual,
+    expected,
   )
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
-def test_conv_equals_plain_conv(geometry):
+def test_conv_and_its_derivatives_equal_lax(geometry):
   def all_orders(fn):
-    return lambda *args: (fn(*args), first(fn)(*args), second(fn)(*args))
+    return lambda *args: (
+      fn(*args),
+      first_derivatives(fn)(*args),
+      second_derivatives(fn)(*args),
+    )
 
-  ours, plain = map(all_orders, both(geometry))
-  args = operands(geometry)
-  expected = jax.jit(plain)(*args)
-  assert_close(jax.jit(ours)(*args), expected)
+  conv, reference = map(all_orders, make_functions(geometry))
+  args = make_operands(geometry)
+  expected = jax.jit(reference)(*args)
+  assert_close(jax.jit(conv)(*args), expected)
   with jax.disable_jit():
-    assert_close(ours(*args), expected)
+    assert_close(conv(*args), expected)
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES[3:4], ids=str)
-def test_conv_in_forward_and_reverse_mode(geometry):
-  ours, _ = both(geometry)
-  check_grads(ours, operands(geometry), order=3, modes=('fwd', 'rev'))
+def test_conv_derivatives_equal_finite_differences(geometry):
+  conv, _ = make_functions(geometry)
+  check_grads(conv, make_operands(geometry), order=3, modes=('fwd', 'rev'))
 
 
 @pytest.mark.parametrize('axes', [(0, 0), (0, None), (None, 0), (2, 1)])
-@pytest.mark.parametrize('order', [lambda fn: fn, second])
-def test_conv_under_vmap(axes, order):
+@pytest.mark.parametrize(
+  'derivative',
+  [lambda fn: fn, second_derivatives],
+  ids=['value', 'second derivatives'],
+)
+def test_conv_under_vmap_equals_lax(axes, derivative):
   geometry = GEOMETRIES[3]
-  ours, plain = both(geometry)
+  conv, reference = make_functions(geometry)
   args = [
     x[0] if axis is None else jnp.moveaxis(x, 0, axis)
-    for x, axis in zip(operands(geometry, (3,)), axes, strict=True)
+    for x, axis in zip(make_operands(geometry, (3,)), axes, strict=True)
   ]
   assert_close(
-    jax.jit(jax.vmap(order(ours), axes))(*args),
-    jax.jit(jax.vmap(order(plain), axes))(*args),
+    jax.jit(jax.vmap(derivative(conv), axes))(*args),
+    jax.jit(jax.vmap(derivative(reference), axes))(*args),
   )
 
 
-def test_conv_under_nested_vmap():
-  ours, plain = both(GEOMETRIES[0])
-  image, kernel = operands(GEOMETRIES[0], (3,))
-  args = image, kernel
+def test_conv_under_nested_vmap_equals_lax():
+  args = make_operands(GEOMETRIES[0], (3,))
   for inner, outer in (((0, None), (None, 0)), ((0, 0), (None, None))):
-    nested = [
-      jax.vmap(jax.vmap(f, inner), outer, axis_size=2)
+    conv, reference = (
+      jax.vmap(jax.vmap(fn, inner), outer, axis_size=2)
       if outer == (None, None)
-      else jax.vmap(jax.vmap(f, inner), outer)
-      for f in (ours, plain)
-    ]
-    assert_close(nested[0](*args), nested[1](*args))
+      else jax.vmap(jax.vmap(fn, inner), outer)
+      for fn in make_functions(GEOMETRIES[0])
+    )
+    assert_close(conv(*args), reference(*args))
 
 
 @pytest.mark.parametrize('padding', [0, 1])
-def test_the_two_lowerings_agree(padding):
-  """What runs on accelerators, here on the CPU."""
-  image, kernel = operands(GEOMETRIES[0], (3,))
-  size = {'stride': 1, 'padding': padding}
-  g = jnp.sin(ops._conv_grouped(image, kernel, **size))
+def test_grouped_lowerings_equal_separate_convolutions(padding):
+  """Runs the lowerings for accelerators on the CPU."""
+  image, kernel = make_operands(GEOMETRIES[0], (3,))
+  out = ops.conv_grouped(image, kernel, stride=1, padding=padding)
   assert_close(
-    ops._conv_grouped(image, kernel, **size),
-    jax.vmap(lambda x, k: plain_conv(x, k, 1, padding))(image, kernel),
+    out, jax.vmap(lambda x, k: lax_conv(x, k, 1, padding))(image, kernel)
   )
-  singles = [
-    ops._kernel_grad_single(x, y, padding=padding)
+  g = jnp.sin(out)
+  separate = [
+    ops.kernel_grad_direct(x, y, padding=padding)
     for x, y in zip(image, g, strict=True)
   ]
   assert_close(
-    ops._kernel_grad_grouped(image, g, padding=padding), jnp.stack(singles)
+    ops.kernel_grad_grouped(image, g, padding=padding), jnp.stack(separate)
   )
 
 
 def test_bfloat16_convolutions_sum_in_float32():
-  """Over 64 images; the only rounding is that of the result, 2^-8 of it."""
+  """The only rounding is that of the result, by 2^-8 of its value."""
   r = np.random.RandomState(0)
   image, kernel, g = (
     jnp.array(r.rand(*shape), jnp.bfloat16)
     for shape in ((3, 64, 6, 6, 3), (3, 3, 3, 3, 4), (3, 64, 6, 6, 4))
   )
 
-  def all_three(image, kernel, g):
+  def value_and_gradients(image, kernel, g):
     out, pull = jax.vjp(jax.vmap(ops.conv), image, kernel)
     return out, *pull(g)
 
   def grouped(image, kernel, g):
-    size = {'stride': 1, 'padding': 1}
-    grad = ops._kernel_grad_grouped(image, g, padding=1)
-    return ops._conv_grouped(image, kernel, **size), grad
+    out = ops.conv_grouped(image, kernel, stride=1, padding=1)
+    return out, ops.kernel_grad_grouped(image, g, padding=1)
 
   args = image, kernel, g
-  exact = jax.jit(all_three)(*(x.astype(jnp.float64) for x in args))
-  runs = [jax.jit(all_three)(*args), all_three(*args)]
+  exact = jax.jit(value_and_gradients)(*(x.astype(jnp.float64) for x in args))
+  runs = [jax.jit(value_and_gradients)(*args), value_and_gradients(*args)]
   *_, kernel_grad = exact
   pairs = [
     *zip(runs[0] + runs[1], exact * 2, strict=True),
     *zip(jax.jit(grouped)(*args), (exact[0], kernel_grad), strict=True),
   ]
-  for got, expected in pairs:
-    assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(float), expected, rtol=1.001 * 2**-8)
+  for actual, expected in pairs:
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+      actual.astype(float), expected, rtol=1.001 * 2**-8
+    )
 
 
-def test_conv_refuses_what_does_not_fit():
+def test_conv_rejects_invalid_shapes_and_padding():
   image, kernel = jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 2))
-  with pytest.raises(ValueError, match='takes an image'):
+  with pytest.raises(ValueError, match='expects an image'):
     ops.conv(image[0], kernel)
-  with pytest.raises(ValueError, match='has 2 channels, the kernel takes 3'):
+  message = 'has 2 channels, but the kernel expects 3'
+  with pytest.raises(ValueError, match=message):
     ops.conv(image[..., :2], kernel)
   with pytest.raises(ValueError, match='padding must be in 0..2'):
     ops.conv(image, kernel, padding=3)
@@ -189,34 +198,31 @@ def test_max_pool_equals_reduce_window(side, sign):
   x = jnp.array(np.random.RandomState(0).randn(2, side, side + 1, 3))
   scale = jnp.array([0.5, 2.0, 1.0]).reshape(1, 1, 1, 3) * sign
 
-  def ours(x):
+  def pool(x):
     return scale * ops.max_pool(x, scale)
 
-  def plain(x):
+  def reference(x):
     return lax.reduce_window(
       scale * x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID'
     )
 
   def loss(fn):
-    # The factor makes the second derivative that of pooling, too.
+    # The product couples all windows in the second derivatives.
     return lambda x: jnp.sin(fn(x)).sum() * jnp.square(fn(x)).mean()
 
-  def second(fn):
-    return jax.grad(lambda x: jnp.cos(jax.grad(loss(fn))(x)).sum())
-
-  assert_close(ours(x), plain(x))
-  assert_close(jax.grad(loss(ours))(x), jax.grad(loss(plain))(x))
-  # JAX knows no second derivative of reduce_window: ask finite differences.
-  check_grads(loss(ours), (x,), order=2, modes=('fwd', 'rev'))
+  second_derivative = jax.grad(lambda x: jnp.cos(jax.grad(loss(pool))(x)).sum())
+  assert_close(pool(x), reference(x))
+  assert_close(jax.grad(loss(pool))(x), jax.grad(loss(reference))(x))
+  # JAX has no second derivative of reduce_window; use finite differences.
+  check_grads(loss(pool), (x,), order=2, modes=('fwd', 'rev'))
   batch = jnp.stack([x, -x])
-  singles = jnp.stack([second(ours)(x), second(ours)(-x)])
-  assert_close(jax.jit(jax.vmap(second(ours)))(batch), singles)
+  separate = jnp.stack([second_derivative(x), second_derivative(-x)])
+  assert_close(jax.jit(jax.vmap(second_derivative))(batch), separate)
   with jax.disable_jit():
-    assert_close(second(ours)(x), singles[0])
+    assert_close(second_derivative(x), separate[0])
 
 
-def test_max_pool_hands_every_gradient_on_once():
-  """Also where the corners of a window are equal."""
+def test_max_pool_passes_each_gradient_to_one_pixel_on_ties():
   grad = jax.grad(lambda x: ops.max_pool(x).sum())(jnp.zeros((1, 4, 4, 2)))
   windows = grad.reshape(1, 2, 2, 2, 2, 2).sum((2, 4))
   np.testing.assert_array_equal(windows, np.ones((1, 2, 2, 2)))

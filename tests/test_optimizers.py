@@ -1,4 +1,4 @@
-"""The outer optimisers against PyTorch's update rules, written out."""
+"""Compares the outer optimizers with PyTorch's update rules in NumPy."""
 
 import math
 
@@ -19,8 +19,8 @@ GRADS = np.array([[0.5, -30.0], [0.2, 4.0], [-1.0, 12.0], [0.0, -0.1]])
 START, LR, DECAY, CLIP = np.array([1.0, -2.0]), 0.1, 0.05, 10.0
 
 
-def torch_rule(name, decay):
-  """The parameters after every step, as PyTorch's documentation defines it."""
+def torch_updates(name, decay):
+  """Returns the parameters after each step, by PyTorch's documentation."""
   p, m, v, out = START.copy(), np.zeros(2), np.zeros(2), []
   for t, g in enumerate(np.clip(GRADS, -CLIP, CLIP), 1):
     if name == 'adamw':
@@ -49,7 +49,7 @@ def float64():
 
 @pytest.mark.parametrize('decay', [0.0, DECAY])
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_update_rules_are_pytorchs(name, decay):
+def test_updates_equal_those_of_pytorch(name, decay):
   tx = make_optimizer(name, LR, weight_decay=decay, clip_value=CLIP)
   params = jnp.array(START)
   state, out = tx.init(params), []
@@ -57,7 +57,7 @@ def test_update_rules_are_pytorchs(name, decay):
     updates, state = tx.update(jnp.array(g), state, params)
     params = optax.apply_updates(params, updates)
     out.append(params)
-  np.testing.assert_allclose(out, torch_rule(name, decay), atol=1e-12)
+  np.testing.assert_allclose(out, torch_updates(name, decay), atol=1e-12)
 
 
 def test_schedules_change_between_epochs():
@@ -74,7 +74,7 @@ def test_schedules_change_between_epochs():
   np.testing.assert_allclose([cosine(s) for s in steps], expected, rtol=1e-5)
 
 
-def test_warmup_rises_step_by_step():
+def test_warmup_increases_the_rate_in_every_step():
   rate = make_schedule(0.1, warmup_epochs=2, steps_per_epoch=5)
   rates = [float(rate(jnp.int32(s))) for s in range(12)]
   expected = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
@@ -82,10 +82,10 @@ def test_warmup_rises_step_by_step():
   np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
-def test_unknown_names_are_one_clear_line():
+def test_unknown_names_raise_user_errors():
   with pytest.raises(UserError, match="unknown outer.optimizer 'adm'"):
     make_optimizer('adm', 0.1)
   with pytest.raises(UserError, match="unknown outer.schedule 'steps'"):
     make_schedule(0.1, schedule='steps')
-  with pytest.raises(UserError, match='needs outer.milestones'):
+  with pytest.raises(UserError, match='requires outer.milestones'):
     make_schedule(0.1, schedule='cosine')

@@ -1,49 +1,61 @@
+"""Packaging: dependencies, wheel and sdist, the Makefile, the README."""
+
 import ast
 import importlib.metadata
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 
 import jax
 import pytest
 
 import maml_jax
 from maml_jax import data
+from maml_jax.config import preset_names
 from maml_jax.data.augment import AUGMENTATIONS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']
+PYPROJECT = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())
+PROJECT = PYPROJECT['project']
 EXTRAS = PROJECT['optional-dependencies']
+# Imported by maml_jax, but installed by extras only.
+OPTIONAL = ('train', 'torch')
+needs_make = pytest.mark.skipif(
+  not shutil.which('make'), reason='make is not installed'
+)
 
 
-def name_of(requirement):
+def distribution_name(requirement):
   return re.match(r'[\w-]+', requirement)[0].lower().replace('_', '-')
 
 
-def test_requirements_are_the_dependencies():
+def test_requirements_txt_lists_dependencies_and_train_extra():
   lines = (REPOSITORY / 'requirements.txt').read_text().splitlines()
   listed = [line for line in lines if not line.startswith('#')]
-  assert listed == PROJECT['dependencies']
+  assert sorted(listed) == sorted(PROJECT['dependencies'] + EXTRAS['train'])
 
 
 @pytest.mark.parametrize(
   'requirement', [*PROJECT['dependencies'], *sum(EXTRAS.values(), [])]
 )
-def test_versions_are_bounded_on_both_sides(requirement):
-  if own := re.fullmatch(r'maml_jax\[(\w+)\]', requirement):
-    assert own[1] in EXTRAS
+def test_versions_have_lower_and_upper_bounds(requirement):
+  if own := re.fullmatch(r'maml_jax\[([\w,]+)\]', requirement):
+    assert {*own[1].split(',')} <= EXTRAS.keys()
     return
   assert re.fullmatch(
     r'[\w-]+(\[\w+\])?>=\d+(\.\d+)*,<\d+(\.\d+)*', requirement
   )
 
 
-def test_extras():
-  assert {'cuda', 'tpu', 'dev'} <= EXTRAS.keys()
-  jax = next(r for r in PROJECT['dependencies'] if name_of(r) == 'jax')
+def test_accelerator_extras_have_the_bounds_of_jax():
+  requirements = PROJECT['dependencies']
+  jax = next(r for r in requirements if distribution_name(r) == 'jax')
   bounds = jax.removeprefix('jax')
   for extra in ('cuda', 'tpu'):
     (requirement,) = EXTRAS[extra]
@@ -52,7 +64,10 @@ def test_extras():
 
 def test_every_import_is_declared():
   distributions = importlib.metadata.packages_distributions()
-  declared = {name_of(requirement) for requirement in PROJECT['dependencies']}
+  requirements = [*PROJECT['dependencies']]
+  for extra in OPTIONAL:
+    requirements += EXTRAS[extra]
+  declared = {distribution_name(requirement) for requirement in requirements}
   for path in (REPOSITORY / 'maml_jax').rglob('*.py'):
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Import):
@@ -64,18 +79,133 @@ def test_every_import_is_declared():
       for top in {name.split('.')[0] for name in names}:
         if top == 'maml_jax' or top in sys.stdlib_module_names:
           continue
-        owners = {name_of(owner) for owner in distributions[top]}
+        owners = {distribution_name(owner) for owner in distributions[top]}
         assert owners & declared, f'{path.name} imports {top}'
 
 
-def test_version_is_a_literal_that_a_build_can_read():
+def test_every_package_is_listed():
+  folders = {
+    path.parent.relative_to(REPOSITORY).as_posix().replace('/', '.')
+    for path in (REPOSITORY / 'maml_jax').rglob('*.py')
+  }
+  assert folders | {'maml_jax.presets'} == set(
+    PYPROJECT['tool']['setuptools']['packages']
+  )
+
+
+def test_version_can_be_read_without_importing_the_package():
   source = ast.parse((REPOSITORY / 'maml_jax' / '__init__.py').read_text())
-  values = [n.value for n in source.body if isinstance(n, ast.Assign)]
-  assert maml_jax.__version__ in map(ast.literal_eval, values)
+  values = [
+    node.value
+    for node in source.body
+    if isinstance(node, ast.Assign) and node.targets[0].id == '__version__'
+  ]
+  assert [maml_jax.__version__] == list(map(ast.literal_eval, values))
 
 
-@pytest.mark.skipif(not shutil.which('make'), reason='make is not installed')
-def test_make_without_a_suitable_python_says_so(tmp_path):
+@pytest.fixture(scope='module')
+def distributions(tmp_path_factory):
+  """The sdist, and the wheel built from it, of a copy of the repository."""
+  source = tmp_path_factory.mktemp('source') / 'clone'
+  names = subprocess.run(
+    ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
+    cwd=REPOSITORY,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.split('\0')
+  for name in filter(None, names):
+    if (REPOSITORY / name).is_file():
+      (source / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(REPOSITORY / name, source / name)
+  done = subprocess.run(
+    [sys.executable, '-m', 'build', '--outdir', source / 'dist', source],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  (sdist,) = (source / 'dist').glob('*.tar.gz')
+  (wheel,) = (source / 'dist').glob('*.whl')
+  return sdist, wheel
+
+
+@pytest.mark.slow
+def test_sdist_and_wheel_contain_the_package_and_the_presets(distributions):
+  sdist, wheel = distributions
+  package = {
+    path.relative_to(REPOSITORY).as_posix()
+    for path in (REPOSITORY / 'maml_jax').rglob('*.py')
+  }
+  presets = {path.name for path in (REPOSITORY / 'configs').glob('*.py')}
+  in_wheel = set(zipfile.ZipFile(wheel).namelist())
+  assert package | {f'maml_jax/presets/{name}' for name in presets} <= in_wheel
+  assert not any(name.startswith(('tests/', 'configs/')) for name in in_wheel)
+  with tarfile.open(sdist) as archive:
+    in_sdist = {name.partition('/')[2] for name in archive.getnames()}
+  assert package | {f'configs/{name}' for name in presets} <= in_sdist
+
+
+USE_LIBRARY = """
+import numpy as np
+import maml_jax
+from maml_jax import config
+import maml_jax.learner, maml_jax.models
+assert config.load('mini_5w1s').data.name == 'mini_imagenet'
+few = maml_jax.load('glyphs_5w1s')
+rng = np.random.default_rng(0)
+images = rng.integers(0, 255, (4, 28, 28), np.uint8)
+classifier = few.fit(images, ['a', 'b', 'a', 'b'], num_steps=1)
+assert set(classifier.predict(images)) <= {'a', 'b'}
+print(maml_jax.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_wheel_works_in_an_empty_environment(distributions, tmp_path):
+  """With the core dependencies only, outside the clone."""
+  _, wheel = distributions
+  subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'venv'], check=True)
+  programs = tmp_path / 'venv' / 'bin'
+  environment = {'PATH': os.environ['PATH'], 'HOME': str(tmp_path)}
+  install = subprocess.run(
+    [programs / 'python', '-m', 'pip', 'install', '--quiet', wheel],
+    capture_output=True,
+    text=True,
+  )
+  if 'No matching distribution' in install.stderr:
+    pytest.skip('no package registry can be reached')
+  assert install.returncode == 0, install.stderr
+  checkpoint = REPOSITORY / 'checkpoints' / 'glyphs_5w1s'
+  shutil.copytree(checkpoint, tmp_path / 'glyphs_5w1s')
+
+  def call(program, *arguments):
+    return subprocess.run(
+      [programs / program, *arguments],
+      cwd=tmp_path,
+      env=environment,
+      capture_output=True,
+      text=True,
+    )
+
+  done = call('python', '-c', USE_LIBRARY)
+  assert done.returncode == 0, done.stderr
+  assert str(tmp_path) in done.stdout
+  help_text = call('maml-jax', '--help').stdout
+  assert 'modes:' in help_text
+  assert (
+    call('python', '-m', 'maml_jax', '--help').stdout.split('\n')[1:]
+    == (help_text.split('\n')[1:])
+  )
+  done = call('maml-jax', '--config=mini_5w1s', '--ways=3')
+  assert done.returncode == 2 and done.stderr.startswith('error: unknown')
+  done = call('maml-jax', '--config=mini_5w1s')
+  assert done.returncode == 2, done.stderr
+  assert "pip install 'maml_jax[train]'" in done.stderr
+  assert done.stderr.count('\n') == 1
+
+
+@needs_make
+def test_make_without_a_suitable_python_is_one_clear_line(tmp_path):
   for name in ('Makefile', 'pyproject.toml'):
     shutil.copy(REPOSITORY / name, tmp_path)
   old = tmp_path / 'python3.9'
@@ -90,9 +220,8 @@ def test_make_without_a_suitable_python_says_so(tmp_path):
   assert not (tmp_path / '.venv').exists()
 
 
-@pytest.mark.skipif(not shutil.which('make'), reason='make is not installed')
-def test_make_passes_over_a_broken_python(tmp_path):
-  """The first candidate that runs builds .venv; it is asked only once."""
+@needs_make
+def test_make_skips_a_broken_python_and_installs_once(tmp_path):
   for name in ('Makefile', 'pyproject.toml'):
     shutil.copy(REPOSITORY / name, tmp_path)
   log = tmp_path / 'log'
@@ -118,10 +247,10 @@ def test_make_passes_over_a_broken_python(tmp_path):
   assert log.read_text().split()[:2] == ['-m', 'pytest']
 
 
-def test_example_in_the_readme_learns():
-  text = (REPOSITORY / 'README.md').read_text()
-  (example,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  assert 'range(5000)' in example
+def test_python_example_in_models_md_learns():
+  text = (REPOSITORY / 'docs' / 'models.md').read_text()
+  examples = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  (example,) = (code for code in examples if 'range(5000)' in code)
   first, later = {}, {}
   with jax.numpy_rank_promotion('allow'):  # users may
     exec(example.replace('range(5000)', 'range(1)'), first)
@@ -130,17 +259,17 @@ def test_example_in_the_readme_learns():
   assert later['y'].shape == later['episode'].query.targets.shape
 
 
-def test_readme_names_every_data_set_and_augmentation():
+def test_readme_has_at_most_900_words_and_no_broken_link():
   text = (REPOSITORY / 'README.md').read_text()
-  for name in data.SPECS:
-    assert f'| `{name}` |' in text
-  for name in AUGMENTATIONS:
-    assert f'`{name}`' in text
-
-
-def test_readme_names_every_config_and_no_missing_file():
-  text = (REPOSITORY / 'README.md').read_text()
-  for path in (REPOSITORY / 'configs').glob('[!_]*.py'):
-    assert path.stem == 'default' or f'| `{path.stem}` |' in text
+  assert len(text.split()) <= 900
   for target in re.findall(r'\]\((?!http)(.*?)\)', text):
     assert (REPOSITORY / target.partition('#')[0]).exists(), target
+
+
+def test_docs_name_every_data_set_augmentation_and_preset():
+  pages = [path.read_text() for path in (REPOSITORY / 'docs').glob('*.md')]
+  text = '\n'.join(pages)
+  for name in [*data.SPECS, *AUGMENTATIONS]:
+    assert f'`{name}`' in text, name
+  for name in preset_names():
+    assert name == 'default' or f'| `{name}` |' in text, name

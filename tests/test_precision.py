@@ -1,4 +1,4 @@
-"""What config.precision comes to in the programs that are compiled."""
+"""The dtypes and precision that config.precision sets in compiled programs."""
 
 import re
 
@@ -10,7 +10,7 @@ import small_run
 from maml_jax.experiment import setup
 from maml_jax.types import Batch, Episode
 
-# precision -> type of the factors of a convolution, and their precision
+# config.precision -> dtype and precision of the operands of convolutions
 EXPECTED = {
   'float32': ('f32', 'HIGHEST'),
   'tf32': ('f32', 'HIGH'),
@@ -18,12 +18,12 @@ EXPECTED = {
 }
 
 
-def test_every_precision_is_in_the_table():
+def test_table_lists_every_precision():
   assert set(EXPECTED) == set(setup.PRECISIONS)
 
 
 @pytest.mark.parametrize('precision', EXPECTED)
-def test_products_are_as_the_config_says(precision):
+def test_convolutions_have_the_configured_precision(precision):
   config = small_run.config(precision=precision)
   learner = setup.phase_learner(config, setup.train_phase(config))
   state = jax.eval_shape(learner.init, jax.random.key(0))
@@ -36,12 +36,11 @@ def test_products_are_as_the_config_says(precision):
       *state, Episode(batch, batch)
     )
     text = traced.lower(lowering_platforms=('cuda',)).as_text()
-  kind, word = EXPECTED[precision]
+  dtype, expected = EXPECTED[precision]
   convolutions = [x for x in text.splitlines() if 'stablehlo.convolution' in x]
   assert convolutions
   for line in convolutions:
-    types = re.findall(r'tensor<[\dx]*x(\w+)>', line)
-    assert set(types) == {kind}, line
-    assert set(re.findall(r'precision (\w+)', line)) - {'DEFAULT'} == (
-      {word} if word else set()
-    )
+    dtypes = re.findall(r'tensor<[\dx]*x(\w+)>', line)
+    assert set(dtypes) == {dtype}, line
+    found = set(re.findall(r'precision (\w+)', line)) - {'DEFAULT'}
+    assert found == ({expected} if expected else set())

@@ -1,4 +1,4 @@
-"""Every preset is traced whole: shapes and names fit, though nothing is run."""
+"""Traces a meta-iteration and an evaluation task of every preset."""
 
 import functools
 import pathlib
@@ -19,12 +19,12 @@ CONFIGS = REPOSITORY / 'configs'
 PRESETS = sorted(
   path
   for path in CONFIGS.glob('[!_]*.py')
-  if path.stem not in ('default', 'sinusoid')  # for which see test_sinusoid.py
+  if path.stem not in ('default', 'sinusoid')  # see test_sinusoid.py
 )
 
 
 def trace(config):
-  """Traces a meta-iteration and a task of an evaluation, computing nothing."""
+  """Traces a meta-iteration and an evaluation task; returns the params."""
   phase = setup.train_phase(config)
   learner = setup.phase_learner(config, phase)
   tx = setup.make_outer_optimizer(config)
@@ -58,11 +58,11 @@ def trace(config):
   assert metrics['accuracy'].shape == (1,)
 
   eval_phase = setup.eval_phase(config)
-  judge = setup.phase_learner(config, eval_phase)
+  eval_learner = setup.phase_learner(config, eval_phase)
 
   def one_task(key, dataset):
-    params, stats = judge.init(key)
-    return judge.loss(params, stats, draw(eval_phase, key, dataset))
+    params, stats = eval_learner.init(key)
+    return eval_learner.loss(params, stats, draw(eval_phase, key, dataset))
 
   loss, (_, metrics) = jax.eval_shape(one_task, key, dataset)
   assert loss.shape == metrics['accuracy'].shape == ()
@@ -70,9 +70,9 @@ def trace(config):
 
 
 @pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
-def test_preset_builds_and_traces(path):
+def test_preset_can_be_traced(path):
   config = config_lib.load(str(path))
-  config.data.name = first_alike(config.data.name)
+  config.data.name = first_with_same_shape(config.data.name)
   params = trace_once(config_lib.to_json(config))
   assert params.keys() == {'encoder', 'classifier'}
 
@@ -82,14 +82,16 @@ def trace_once(text):
   return trace(config_lib.from_json(text))
 
 
-def first_alike(name):
-  """The first data set of the same image shape: programs do not differ."""
+def first_with_same_shape(name):
+  """Returns the first data set for which the programs are the same."""
 
-  def kind(spec):
+  def properties(spec):
     return spec.image_shape, spec.mean is None
 
-  specs = data.SPECS
-  return next(n for n in specs if kind(specs[n]) == kind(specs[name]))
+  wanted = properties(data.SPECS[name])
+  return next(
+    name for name, spec in data.SPECS.items() if properties(spec) == wanted
+  )
 
 
 @pytest.mark.parametrize(
@@ -101,8 +103,8 @@ def first_alike(name):
     ('inner.frozen=', set()),
   ],
 )
-def test_variants_in_the_readme_trace(override, frozen):
-  assert f'--{override}' in (REPOSITORY / 'README.md').read_text()
+def test_overrides_in_training_md_can_be_traced(override, frozen):
+  assert f'--{override}' in (REPOSITORY / 'docs' / 'training.md').read_text()
   path = CONFIGS / 'mini_5w1s.py'
   config = config_lib.load(str(path), [f'--config.{override}'])
   labels = param_labels(InnerConfig(**config.inner), trace(config))

@@ -1,7 +1,7 @@
-"""Configs and checkpoints of PyTorch-MAML, as they are here.
+"""Conversion of configs and checkpoints of PyTorch-MAML.
 
-Two environment variables let more be compared: PYTORCH_MAML names a checkout of
-it. Tests that write a .pth file need PyTorch in this interpreter.
+Some tests compare with a checkout of PyTorch-MAML in $PYTORCH_MAML. Tests that
+read or write .pth files need PyTorch. Both are skipped if missing.
 """
 
 import json
@@ -23,14 +23,15 @@ from maml_jax import config as config_lib
 from maml_jax.experiment import checkpoint, setup, transfer
 from maml_jax.inner_loop import param_labels
 from maml_jax.pytorch_maml import (
+  checkpoints,
   configs,
   from_torch,
+  presets,
   pth,
-  runs,
   to_torch,
+  weights,
   yaml_section,
 )
-from maml_jax.pytorch_maml import weights as names
 from maml_jax.pytorch_maml.__main__ import main
 from maml_jax.train import init_state, resume_state
 from maml_jax.utils.errors import UserError
@@ -107,14 +108,14 @@ epoch: 150
 
 
 def reproduce(shots=1):
-  """The texts of a train file and of a test file."""
+  """Returns the texts of a train file and of a test file."""
   tasks = TASKS.format(normalization=False, transform='null', shots=shots)
   test = TEST.format(batches=150, queries=shots, tasks=tasks)
   return TRAIN.format(tasks=tasks) + REPRODUCE, test + REPRODUCE_TEST
 
 
 def template(shots=1):
-  """Likewise."""
+  """Returns the texts of a train file and of a test file."""
   tasks = TASKS.format(normalization=True, transform='flip', shots=shots)
   test = TEST.format(batches=200, queries=15, tasks=tasks)
   test += INDUCTIVE_INNER + 'epoch: 10\n'
@@ -122,21 +123,22 @@ def template(shots=1):
 
 
 def write(path, text):
+  """Writes a file and returns its path as a string."""
   path.write_text(text)
   return str(path)
 
 
-def content(text, tmp_path):
-  """What YAML makes of a text."""
+def parse_yaml(text, tmp_path):
+  """Returns the content of a YAML text."""
   return yaml_section.read_yaml(write(tmp_path / 'some.yaml', text))
 
 
-def changed(tree, key, value):
-  """A copy of nested dicts with 'a.b' set; removed if the value is `...`."""
+def set_key(tree, key, value):
+  """Returns a copy of nested dicts with 'a.b' set, or removed if `...`."""
   first, _, rest = key.partition('.')
   tree = dict(tree)
   if rest:
-    tree[first] = changed(tree.get(first) or {}, rest, value)
+    tree[first] = set_key(tree.get(first) or {}, rest, value)
   elif value is ...:
     tree.pop(first, None)
   else:
@@ -156,7 +158,7 @@ def changed(tree, key, value):
     (template, 5, 'mini_5w5s_inductive'),
   ],
 )
-def test_yaml_files_are_the_preset_field_by_field(
+def test_yaml_files_convert_to_the_shipped_presets(
   tmp_path, monkeypatch, capsys, texts, shots, name
 ):
   monkeypatch.chdir(REPOSITORY)
@@ -181,10 +183,10 @@ def test_yaml_files_are_the_preset_field_by_field(
   assert 'def get_config():' in capsys.readouterr().out
 
 
-def test_preset_of_any_config_brings_it_back(tmp_path):
+def test_preset_source_restores_the_config(tmp_path):
   norm = (*((f'conv{i}', 'episodic') for i in range(1, 4)), ('*', 'global'))
   frozen = tuple(f'encoder/conv{i}/conv/kernel' for i in range(1, 5))
-  made = config(
+  config = make_config(
     seed=3,
     precision='bfloat16',
     data__root="/'a'\\b",
@@ -199,12 +201,12 @@ def test_preset_of_any_config_brings_it_back(tmp_path):
   )
   source = 'x"""\nraise SystemExit\nx'
   path = tmp_path / 'x.py'
-  path.write_text(configs.preset_source(made, source, source))
+  path.write_text(presets.preset_source(config, source, source))
   written = config_lib.load(str(path))
-  assert config_lib.config_differences(made, written) == []
+  assert config_lib.config_differences(config, written) == []
 
 
-@pytest.mark.skipif(not CHECKOUT, reason='PYTORCH_MAML names no checkout')
+@pytest.mark.skipif(not CHECKOUT, reason='$PYTORCH_MAML is not set')
 def test_every_yaml_file_of_a_checkout_converts_and_loads(tmp_path, capsys):
   files = sorted(pathlib.Path(CHECKOUT, 'configs').rglob('*.yaml'))
   assert files
@@ -219,7 +221,7 @@ def test_every_yaml_file_of_a_checkout_converts_and_loads(tmp_path, capsys):
       assert capsys.readouterr().err == ''
 
 
-def test_absent_keys_mean_what_they_mean_there(tmp_path):
+def test_missing_keys_have_the_defaults_of_pytorch_maml(tmp_path):
   text = """
     dataset: meta-cub200
     train:
@@ -229,7 +231,7 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
     optimizer_args: {lr: 1e-2, schedule: cosine}
     epoch: 7
   """
-  config, notes = configs.convert_config(content(text, tmp_path))
+  config, notes = configs.convert_config(parse_yaml(text, tmp_path))
   expected = {
     'data.name': 'cub',
     'data.normalize': True,
@@ -241,7 +243,7 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
     'train.steps_per_epoch': 200,
     'eval.norm': 'global',
   }
-  default = config_lib.load(str(configs.DEFAULT))
+  default = config_lib.load('default')
   default.update_from_flattened_dict(expected)
   assert config_lib.config_differences(config, default) == []
   assert len(notes) == 1 and 'val is missing' in notes[0]
@@ -250,8 +252,8 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
 @pytest.mark.parametrize(
   'key, value, field, expected, note',
   [
-    ('inner_args.n_step', 0, 'inner.num_steps', 5, 'takes 5'),
-    ('inner_args.encoder_lr', 0, 'inner.encoder_lr', 0.01, 'takes 0.01'),
+    ('inner_args.n_step', 0, 'inner.num_steps', 5, 'uses 5'),
+    ('inner_args.encoder_lr', 0, 'inner.encoder_lr', 0.01, 'uses 0.01'),
     ('inner_args.classifier_lr', 0.0, 'inner.classifier_lr', 0.01, 'is 0.0'),
     ('inner_args.momentum', 0, 'inner.momentum', 0.0, None),
     ('inner_args.n_step', None, 'inner.num_steps', 5, None),
@@ -269,7 +271,7 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
       ['bn', 'nb'],
       'inner.frozen',
       ('bn',),
-      'nb freezes nothing',
+      'nb matches no parameter',
     ),
     ('inner_args.frozen', ['nv'], 'inner.frozen', ('*nv*',), None),
     (
@@ -291,7 +293,7 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
       {'episodic': ['conv5']},
       'model.norm',
       'global',
-      'no layer is called conv5',
+      'there is no layer conv5',
     ),
     ('encoder_args.bn_args.alpha', True, 'model.norm', 'batch', None),
     (
@@ -309,7 +311,7 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
       None,
     ),
     ('train.n_batch', ..., 'train.steps_per_epoch', 200, None),
-    ('encoder', 'resnet18', 'model.encoder', 'resnet10', 'cannot run'),
+    ('encoder', 'resnet18', 'model.encoder', 'resnet10', 'PyTorch-MAML fails'),
     ('encoder', 'wide-resnet12', 'model.encoder', 'wide_resnet12', None),
     ('_parallel', True, 'train.meta_batch_size', 4, 'all devices are used'),
     ('visdom', True, 'train.meta_batch_size', 4, 'TensorBoard'),
@@ -319,31 +321,33 @@ def test_absent_keys_mean_what_they_mean_there(tmp_path):
       'x.pth',
       'train.meta_batch_size',
       4,
-      'compat checkpoint converts it',
+      'maml_jax.pytorch_maml checkpoint',
     ),
     ('optimizer_args.milestones', [3, 5], 'outer.schedule', 'step', None),
   ],
 )
-def test_key(tmp_path, key, value, field, expected, note):
-  given = changed(content(reproduce()[0], tmp_path), key, value)
+def test_keys_convert_to_fields_and_notes(
+  tmp_path, key, value, field, expected, note
+):
+  content = set_key(parse_yaml(reproduce()[0], tmp_path), key, value)
   if key == 'encoder':
-    given = changed(given, 'inner_args.frozen', [])
-  config, notes = configs.convert_config(given)
+    content = set_key(content, 'inner_args.frozen', [])
+  config, notes = configs.convert_config(content)
   assert config_lib.flatten(config)[field] == expected
   assert len(notes) == (note is not None)
   assert note is None or note in notes[0]
 
 
-def test_frozen_substrings_freeze_what_they_froze(tmp_path):
-  """'bn' there also catches bn1 and the shortcut's of a residual network."""
-  given = changed(content(reproduce()[0], tmp_path), 'encoder', 'resnet12')
-  config, _ = configs.convert_config(given)
+def test_frozen_substrings_freeze_the_same_parameters(tmp_path):
+  """In a residual network, 'bn' also matches bn1 and the shortcut's bn."""
+  content = set_key(parse_yaml(reproduce()[0], tmp_path), 'encoder', 'resnet12')
+  config, _ = configs.convert_config(content)
   learner = setup.phase_learner(config, setup.train_phase(config))
   params, _ = jax.eval_shape(learner.init, jax.random.key(0))
   assert config.inner.frozen == ('bn*',)
-  labels = names.flatten(param_labels(config.inner, params))
+  labels = weights.flatten(param_labels(config.inner, params))
   frozen = {path for path, label in labels.items() if label == 'frozen'}
-  assert frozen == {p for p in labels if 'bn' in names.torch_name(p)}
+  assert frozen == {p for p in labels if 'bn' in weights.torch_name(p)}
   assert len(frozen) == 2 * 4 * 4
 
 
@@ -353,66 +357,68 @@ def test_frozen_substrings_freeze_what_they_froze(tmp_path):
     ('dataset', ..., 'dataset is missing'),
     ('dataset', 'mini-imagenet', 'did you mean meta-mini-imagenet?'),
     ('encoder', 'resnet-12', 'did you mean resnet12?'),
-    ('encoder', None, 'encoder: None: no str'),
-    ('classifier', 'nn', 'classifier=nn: unknown; there are: logistic'),
+    ('encoder', None, 'encoder: None: expected str'),
+    ('classifier', 'nn', 'classifier=nn: unknown; choose from: logistic'),
     ('optimizer', 'adamw', 'did you mean adam?'),
     ('optimizer_args.lr', ..., 'optimizer_args.lr is missing'),
-    ('optimizer_args.lr', 'fast', "'fast': no float"),
+    ('optimizer_args.lr', 'fast', "'fast': expected float"),
     ('optimizer_args.nesterov', True, 'optimizer_args.nesterov: unknown key'),
-    ('optimizer_args', [1], '[1]: no dict'),
+    ('optimizer_args', [1], '[1]: expected dict'),
     ('epoch', ..., 'epoch is missing'),
-    ('epoch', '300', "'300': no int"),
-    ('epoch', True, 'True: no int'),
+    ('epoch', '300', "'300': expected int"),
+    ('epoch', True, 'True: expected int'),
     ('inner_args.n_steps', 5, 'unknown key; did you mean n_step?'),
-    ('inner_args.frozen', 'bn', "'bn': no list"),
-    ('inner_args.frozen', [3], '3: no str'),
-    ('train.n_query', 0, 'config.task.queries=0: at least 1'),
-    ('train.image_size', 80, '80: here they are 84 pixels wide'),
-    ('train.split', 'meta-val', "split: 'val': here it is train"),
-    ('train.transform', 'rotate', 'unknown; there are: resize, crop'),
-    ('val.n_way', 20, 'val: 20: ways is 5 in training'),
-    ('val.normalization', True, 'normalize is False in training'),
-    ('val.val_transform', 'flip', 'queries stay as they are here'),
-    ('encoder_args.bn_args', {'momentum': 0.2}, 'here it is 0.1'),
-    ('encoder_args.bn_args', {'momentum': None}, 'need all layers'),
-    ('encoder_args.bn_args', {'alpha': True}, 'need all layers'),
-    ('encoder_args.bn_args.affine', False, 'a scale and a bias are learned'),
+    ('inner_args.frozen', 'bn', "'bn': expected list"),
+    ('inner_args.frozen', [3], '3: expected str'),
+    ('train.n_query', 0, 'config.task.queries=0: must be at least 1'),
+    ('train.image_size', 80, '80: must be 84 for mini_imagenet'),
+    ('train.split', 'meta-val', "split: 'val': must be train"),
+    ('train.transform', 'rotate', 'unknown; choose from: resize, crop'),
+    ('val.n_way', 20, 'val: 20: ways must be 5, as in training'),
+    ('val.normalization', True, 'normalize must be False, as in training'),
+    ('val.val_transform', 'flip', 'augmented in training only'),
+    ('encoder_args.bn_args', {'momentum': 0.2}, 'must be 0.1 or null'),
+    ('encoder_args.bn_args', {'momentum': None}, 'require all layers'),
+    ('encoder_args.bn_args', {'alpha': True}, 'require all layers'),
+    ('encoder_args.bn_args.affine', False, 'scale and bias are always learned'),
     ('encoder_args.width', 8, 'encoder_args.width: unknown key'),
-    ('colour', 1, 'colour: unknown key'),
+    ('color', 1, 'color: unknown key'),
   ],
 )
-def test_what_has_no_equivalent_is_one_clear_line(
+def test_keys_without_equivalent_raise_one_line_errors(
   tmp_path, key, value, message
 ):
-  given = changed(content(reproduce()[0], tmp_path), key, value)
-  with pytest.raises(UserError) as caught:
-    configs.convert_config(given, file='x.yaml')
-  assert message in str(caught.value)
-  assert '\n' not in str(caught.value)
+  content = set_key(parse_yaml(reproduce()[0], tmp_path), key, value)
+  with pytest.raises(UserError) as error:
+    configs.convert_config(content, file='x.yaml')
+  assert message in str(error.value)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
   'key, value, message',
   [
-    ('dataset', 'meta-cub200', 'trained on mini_imagenet'),
-    ('inner_args.momentum', 0.9, 'momentum is 0.0 in training'),
-    ('inner_args.frozen', ..., "frozen is ('bn',) in training"),
-    ('test.normalization', True, 'normalize is False in training'),
+    ('dataset', 'meta-cub200', 'must be mini_imagenet'),
+    ('inner_args.momentum', 0.9, 'momentum must be 0.0, as in training'),
+    ('inner_args.frozen', ..., "frozen must be ('bn',), as in training"),
+    ('test.normalization', True, 'normalize must be False, as in'),
     ('test.n_way', 10, 'config.eval.ways=10: a learned head'),
     ('epoch', ..., 'epoch is missing'),
   ],
 )
-def test_an_evaluation_that_differs_is_refused(tmp_path, key, value, message):
-  train, test = (content(text, tmp_path) for text in reproduce())
-  with pytest.raises(UserError) as caught:
-    configs.convert_config(train, changed(test, key, value))
-  assert message in str(caught.value)
+def test_evaluation_that_differs_from_training_raises(
+  tmp_path, key, value, message
+):
+  train, test = (parse_yaml(text, tmp_path) for text in reproduce())
+  with pytest.raises(UserError) as error:
+    configs.convert_config(train, set_key(test, key, value))
+  assert message in str(error.value)
 
 
-def test_which_checkpoint_a_test_file_measures(tmp_path):
-  train, test = (content(text, tmp_path) for text in reproduce())
+def test_test_file_selects_the_checkpoint_to_evaluate(tmp_path):
+  train, test = (parse_yaml(text, tmp_path) for text in reproduce())
   config, _ = configs.convert_config(
-    train, changed(test, 'load', 'a/epoch-last.pth')
+    train, set_key(test, 'load', 'a/epoch-last.pth')
   )
   assert config.eval.checkpoint == 'latest'
 
@@ -420,37 +426,38 @@ def test_which_checkpoint_a_test_file_measures(tmp_path):
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('a: !!python/object/apply:os.system ["true"]', 'line 1: no plain YAML'),
-    ('a: 1\nb: !mine 3', 'line 2: no plain YAML: could not determine a con'),
-    ('a: [', 'no plain YAML'),
-    ('a: &x [1]\nb: {*x : 1}', 'no plain YAML'),
-    ('[' * 1500, 'no plain YAML'),
-    ('\x00', 'no plain YAML'),
+    ('a: !!python/object/apply:os.system ["true"]', 'line 1: not plain YAML'),
+    ('a: 1\nb: !mine 3', 'line 2: not plain YAML: could not determine'),
+    ('a: [', 'not plain YAML'),
+    ('a: &x [1]\nb: {*x : 1}', 'not plain YAML'),
+    ('[' * 1500, 'not plain YAML'),
+    ('\x00', 'not plain YAML'),
     ('- 1', '[1] is not a mapping'),
     ('', 'None is not a mapping'),
   ],
 )
-def test_yaml_that_is_not_plain_is_refused(tmp_path, capsys, text, message):
+def test_yaml_with_tags_or_aliases_is_rejected(tmp_path, capsys, text, message):
   assert main(['config', write(tmp_path / 'x.yaml', text)]) == 2
   error = capsys.readouterr().err
   assert error.startswith(f'error: {tmp_path / "x.yaml"}') and message in error
   assert error.count('\n') == 1
 
 
-def test_a_file_that_is_not_there(tmp_path, capsys):
+def test_missing_file_or_directory_is_reported(tmp_path, capsys):
   assert main(['config', str(tmp_path / 'x.yaml')]) == 2
   assert 'No such file' in capsys.readouterr().err
   assert main(['checkpoint', str(tmp_path / 'x.pth')]) == 2
-  assert 'no file' in capsys.readouterr().err
+  assert 'no such file' in capsys.readouterr().err
   assert main(['checkpoint', str(tmp_path)]) == 2
-  assert 'is a directory: --to FILE.pth' in capsys.readouterr().err
+  assert 'is a directory: add --to FILE.pth' in capsys.readouterr().err
 
 
 # Weights
 
 
-def config(**fields):
-  result = config_lib.load(str(configs.DEFAULT))
+def make_config(**fields):
+  """Returns a config; dots of a field are written as '__'."""
+  result = config_lib.load('default')
   fields = {'data.name': 'mini_imagenet'} | {
     key.replace('__', '.'): value for key, value in fields.items()
   }
@@ -480,10 +487,10 @@ def assert_equal(a, b):
   ],
   ids=lambda norm: norm if isinstance(norm, str) else 'mixed',
 )
-@pytest.mark.parametrize('encoder', names.ENCODERS.values())
-def test_round_trip_is_bit_equal(encoder, norm):
-  made = config(model__encoder=encoder, model__norm=norm, task__ways=3)
-  params, stats = names.abstract_variables(made)
+@pytest.mark.parametrize('encoder', weights.ENCODERS.values())
+def test_weights_round_trip_is_bit_exact(encoder, norm):
+  config = make_config(model__encoder=encoder, model__norm=norm, task__ways=3)
+  params, stats = weights.abstract_variables(config)
   params = random_like(params)
   stats = {
     key: jax.tree.map(jnp.zeros_like, tree)
@@ -491,67 +498,71 @@ def test_round_trip_is_bit_equal(encoder, norm):
     else random_like(tree, 1)
     for key, tree in stats.items()
   }
-  there = to_torch(params, stats, made)
-  again, moments = from_torch(there, made)
-  assert_equal(again, params)
+  state_dict = to_torch(params, stats, config)
+  restored, moments = from_torch(state_dict, config)
+  assert_equal(restored, params)
   assert_equal(moments.get('global'), stats.get('global'))
-  assert_equal(to_torch(again, moments, made), there)
-  for path, x in names.flatten(moments.get('episode', {})).items():
+  assert_equal(to_torch(restored, moments, config), state_dict)
+  for path, x in weights.flatten(moments.get('episode', {})).items():
     assert (x == (path[-1] == 'var')).all(), path
   assert all(
-    names.our_path(names.torch_name(path)) == path
-    for path in names.flatten(params)
+    weights.jax_path(weights.torch_name(path)) == path
+    for path in weights.flatten(params)
   )
 
 
 @pytest.mark.parametrize('name', GOLDEN)
-def test_names_and_shapes_are_those_recorded_there(name):
+def test_names_and_shapes_equal_those_of_pytorch_maml(name):
   case = GOLDEN[name]['case']
-  made, _ = runs.config_of(pth_content(case), name)
-  params, stats = random_like(names.abstract_variables(made))
+  config, _ = checkpoints.embedded_config(pth_content(case), name)
+  params, stats = random_like(weights.abstract_variables(config))
   shapes = GOLDEN[name]['expect']['parameter_shapes']
-  there = to_torch(params, stats, made)
-  left = {
+  state_dict = to_torch(params, stats, config)
+  used = {
     n: x.shape
-    for n, x in there.items()
-    if not names.UNUSED_BUFFERS.fullmatch(n)
+    for n, x in state_dict.items()
+    if not weights.UNUSED_BUFFERS.fullmatch(n)
   }
-  assert left == {n: tuple(shape) for n, shape in shapes.items()}
-  buffers = there.keys() - left.keys()
-  assert bool(buffers) == (made.model.norm != 'batch')
-  again = names.bn_args(made)
+  assert used == {n: tuple(shape) for n, shape in shapes.items()}
+  buffers = state_dict.keys() - used.keys()
+  assert bool(buffers) == (config.model.norm != 'batch')
+  converted = weights.bn_args(config)
   bn_args = case['model']['bn_args']
-  assert again['track_running_stats'] == bn_args['track_running_stats']
-  assert again.get('episodic', []) == bn_args.get('episodic', [])
+  assert converted['track_running_stats'] == bn_args['track_running_stats']
+  assert converted.get('episodic', []) == bn_args.get('episodic', [])
 
 
-def test_the_head_is_flattened_channel_by_channel_there():
+def test_jax_layout_reorders_the_inputs_of_the_head():
   x = np.arange(2 * 3 * 4).reshape(2, 12)  # 2 ways; 3 channels of 4 pixels
-  ours = names.our_layout(x, 3)
+  converted = weights.jax_layout(x, 3)
   for way, channel, pixel in np.ndindex(2, 3, 4):
-    assert ours[pixel * 3 + channel, way] == x[way, channel * 4 + pixel]
+    assert converted[pixel * 3 + channel, way] == x[way, channel * 4 + pixel]
 
 
 @pytest.mark.parametrize(
   'fields, message',
   [
-    ({'model__encoder': 'resnet18'}, 'has no resnet18 as here'),
-    ({'model__width': 48}, 'has no convnet4 of width 48'),
-    ({'model__norm': 'support'}, 'has no config.model.norm=support'),
-    ({'model__norm': (('conv1', 'batch'), ('*', 'global'))}, 'has no config'),
-    ({'model__norm_scale': False}, 'has no config.model.norm_scale=false'),
-    ({'data__name': 'omniglot'}, 'has no omniglot: not in colour'),
+    ({'model__encoder': 'resnet18'}, 'has no equivalent of resnet18'),
+    ({'model__width': 48}, 'has no equivalent of convnet4 of width 48'),
+    ({'model__norm': 'support'}, 'does not support config.model.norm=support'),
+    (
+      {'model__norm': (('conv1', 'batch'), ('*', 'global'))},
+      'does not support',
+    ),
+    ({'model__norm_scale': False}, 'does not support config.model.norm_scale'),
+    ({'data__name': 'omniglot'}, 'does not support omniglot: .* not in color'),
   ],
 )
-def test_a_model_that_is_not_there_is_named(fields, message):
-  made = config(**fields)
+def test_model_without_equivalent_raises(fields, message):
+  config = make_config(**fields)
   with pytest.raises(UserError, match=message):
-    to_torch(*random_like(names.abstract_variables(made)), made)
+    to_torch(*random_like(weights.abstract_variables(config)), config)
   with pytest.raises(UserError, match=message):
-    from_torch({}, made)
+    from_torch({}, config)
 
 
 def without(*dropped):
+  """Returns a function that removes keys of a dict."""
   return lambda tree: {n: x for n, x in tree.items() if n not in dropped}
 
 
@@ -568,34 +579,36 @@ CONV = 'encoder.encoder.conv1.conv.weight'
     ),
     (
       lambda tree: tree | {CONV: np.ones((32, 3, 5, 5))},
-      f'of another shape: {CONV} [32, 3, 5, 5] for [32, 3, 3, 3]',
+      f'wrong shape: {CONV} [32, 3, 5, 5], expected [32, 3, 3, 3]',
     ),
     (
       lambda tree: tree | {CONV: tree[CONV].astype(int)},
-      f'not of floating point: {CONV}',
+      f'not floating point: {CONV}',
     ),
     (lambda tree: {}, 'and 15 more'),
   ],
 )
-def test_tensors_that_do_not_fit_are_named_in_one_line(change, message):
-  made = config()
-  tree = to_torch(*random_like(names.abstract_variables(made)), made)
-  with pytest.raises(UserError) as caught:
-    from_torch(change(tree), made)
-  assert message in str(caught.value)
-  assert '\n' not in str(caught.value)
+def test_mismatched_tensors_are_listed_in_one_line(change, message):
+  config = make_config()
+  tree = to_torch(*random_like(weights.abstract_variables(config)), config)
+  with pytest.raises(UserError) as error:
+    from_torch(change(tree), config)
+  assert message in str(error.value)
+  assert '\n' not in str(error.value)
 
 
 # Checkpoints
 
 
 def pth_content(case, **training):
-  """What a checkpoint file of a golden case holds, tensors as arrays."""
+  """Returns the content of a .pth file for a golden case."""
   model, episodes = case['model'], case['episodes']
   shapes = GOLDEN[case['name']]['expect']['parameter_shapes']
   temperature = model['classifier_args'].get('temp', 1.0)
   tensors = {
-    name: np.float32(golden.value(name, shape, model['seed'], temperature))
+    name: np.float32(
+      golden.make_tensor(name, shape, model['seed'], temperature)
+    )
     for name, shape in shapes.items()
   }
 
@@ -610,14 +623,14 @@ def pth_content(case, **training):
   small = episodes['image_size'] == 32
   keys = ('n_episode', 'n_way', 'n_shot', 'n_query', 'image_size')
   tasks = {key: episodes[key] for key in keys}
-  told = {
+  model_fields = {
     'encoder': model['encoder'],
     'encoder_args': {'bn_args': model['bn_args'] | {'n_episode': 4}},
     'classifier': 'logistic',
     'classifier_args': model['classifier_args'] | {'n_way': tasks['n_way']},
   }
   args = {'lr': 0.001}
-  recorded = {
+  config = {
     'dataset': 'meta-cifar-fs' if small else 'meta-mini-imagenet',
     'train': tasks | {'normalization': False, 'n_batch': 200},
     'inner_args': case['inner'],
@@ -627,8 +640,8 @@ def pth_content(case, **training):
   }
   return {
     'file': 'train.py',
-    'config': recorded | told,
-    **told,
+    'config': config | model_fields,
+    **model_fields,
     'encoder_state_dict': part('encoder'),
     'classifier_state_dict': part('classifier'),
     'training': {
@@ -641,16 +654,16 @@ def pth_content(case, **training):
   }
 
 
-def read_without_pytorch(monkeypatch, given):
-  """Lets a file be read without PyTorch, as `given`."""
-  monkeypatch.setattr(pth, 'load', lambda path: given)
+def patch_load(monkeypatch, content):
+  """Makes `pth.load` return `content`, without PyTorch."""
+  monkeypatch.setattr(pth, 'load', lambda path: content)
 
 
-def adam_state(given, step=600):
-  """The state of Adam there: moments told by the place of a parameter."""
+def adam_state(content, step=600):
+  """Returns a state of PyTorch's Adam, different for each parameter."""
   tensors = [
-    *given['encoder_state_dict'].values(),
-    *given['classifier_state_dict'].values(),
+    *content['encoder_state_dict'].values(),
+    *content['classifier_state_dict'].values(),
   ]
   state = {
     i: {
@@ -667,13 +680,13 @@ def adam_state(given, step=600):
 CASES = ['convnet4_learned_temperature', 'convnet4_episodic_test']
 
 
-def check_golden(name, workdir):
-  """Compares logits under a converted checkpoint with those recorded there."""
+def assert_golden_logits(name, workdir):
+  """Compares the logits of a converted checkpoint with those of a case."""
   case, expect = GOLDEN[name]['case'], GOLDEN[name]['expect']
-  made = config_lib.load(str(workdir / 'config.py'))
+  config = config_lib.load(str(workdir / 'config.py'))
   is_test = not case['meta_train']
-  phase = (setup.val_phase if is_test else setup.train_phase)(made)
-  learner = setup.phase_learner(made, phase)
+  phase = (setup.val_phase if is_test else setup.train_phase)(config)
+  learner = setup.phase_learner(config, phase)
   saved = checkpoint.load(workdir)
   params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
   with jax.enable_x64(True):
@@ -684,7 +697,7 @@ def check_golden(name, workdir):
       adapted, after, _ = learner.adapt(params, stats, episode.support)
       return learner.predict(adapted, after, episode.query.inputs)
 
-    episodes = golden.episodes(case, 0)
+    episodes = golden.make_episodes(case, 0)
     for i, expected in enumerate(expect['logits']):
       episode = jax.tree.map(lambda x, i=i: x[i], episodes)
       logits, expected = predict(params, stats, episode), np.array(expected)
@@ -693,27 +706,27 @@ def check_golden(name, workdir):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_converted_checkpoint_gives_the_logits_recorded_there(
+def test_converted_checkpoint_has_the_recorded_logits(
   tmp_path, monkeypatch, capsys, name
 ):
-  given = pth_content(GOLDEN[name]['case'])
-  given['training']['optimizer_state_dict'] = adam_state(given)
-  read_without_pytorch(monkeypatch, given)
+  content = pth_content(GOLDEN[name]['case'])
+  content['training']['optimizer_state_dict'] = adam_state(content)
+  patch_load(monkeypatch, content)
   workdir = tmp_path / 'run'
   assert main(['checkpoint', 'x.pth', '--output', str(workdir)]) == 0
-  assert f'step 600, in {workdir}' in capsys.readouterr().out
-  check_golden(name, workdir)
+  assert f'{workdir}: step 600' in capsys.readouterr().out
+  assert_golden_logits(name, workdir)
   assert main(['checkpoint', 'x.pth', '--output', str(workdir)]) == 2
-  assert 'holds checkpoints already' in capsys.readouterr().err
+  assert 'already contains checkpoints' in capsys.readouterr().err
 
 
-def test_training_goes_on_from_a_converted_checkpoint(tmp_path):
-  """Step, schedule, best so far, and the moments of Adam, each in its place."""
-  given = pth_content(GOLDEN['convnet4_learned_temperature']['case'])
-  given['training']['optimizer_state_dict'] = adam_state(given)
-  run = runs.from_checkpoint(given)
-  assert 'anew' not in ''.join(run.notes)
-  runs.write(run, tmp_path)
+def test_converted_checkpoint_can_be_resumed(tmp_path):
+  """Checks step, schedule, best metric and the moments of Adam."""
+  content = pth_content(GOLDEN['convnet4_learned_temperature']['case'])
+  content['training']['optimizer_state_dict'] = adam_state(content)
+  run = checkpoints.convert_checkpoint(content)
+  assert 'outer optimizer' not in ''.join(run.notes)
+  checkpoints.write_run(run, tmp_path)
   saved = checkpoint.load(tmp_path, 'latest')
   learner = setup.phase_learner(run.config, setup.train_phase(run.config))
   tx = setup.make_outer_optimizer(run.config)
@@ -726,10 +739,11 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path):
   assert counts == [600, 600]
   ((_, mu),) = get(state.opt_state, 'mu')
   ((_, nu),) = get(state.opt_state, 'nu')
-  order = [*given['encoder_state_dict'], *given['classifier_state_dict']]
+  order = [*content['encoder_state_dict'], *content['classifier_state_dict']]
   i = order.index('encoder.conv2.conv.weight')
-  there = adam_state(given)['state'][i]['exp_avg'].transpose(2, 3, 1, 0)
-  np.testing.assert_array_equal(mu['encoder']['conv2']['conv']['kernel'], there)
+  exp_avg = adam_state(content)['state'][i]['exp_avg'].transpose(2, 3, 1, 0)
+  conv2 = mu['encoder']['conv2']['conv']['kernel']
+  np.testing.assert_array_equal(conv2, exp_avg)
   jax.tree.map(lambda m, v: np.testing.assert_array_equal(m**2, v), mu, nu)
   best = checkpoint.load(tmp_path, 'best')
   assert best.metrics == {'accuracy': 0.25}
@@ -759,22 +773,24 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path):
     {'epoch': float('inf'), 'max_va': float('nan')},
   ],
 )
-def test_an_optimiser_that_begins_anew_is_said_to(training):
+def test_mismatched_optimizer_state_is_reset_with_a_note(training):
   case = GOLDEN['convnet4_learned_temperature']['case']
-  run = runs.from_checkpoint(pth_content(case, **training))
-  assert 'the outer optimiser begins anew' in run.notes[-1]
+  run = checkpoints.convert_checkpoint(pth_content(case, **training))
+  assert 'the outer optimizer starts from its initial state' in run.notes[-1]
   get = optax.tree_utils.tree_get_all_with_path
   counts = [int(x) for _, x in get(run.state.opt_state, 'count')]
   assert counts == [0, int(run.state.step)]
 
 
-def test_a_given_config_decides(tmp_path, monkeypatch, capsys):
-  given = pth_content(GOLDEN['convnet4_transductive_frozen_bn']['case'])
-  del given['config']
-  read_without_pytorch(monkeypatch, given)
+def test_config_flag_replaces_the_config_of_the_file(
+  tmp_path, monkeypatch, capsys
+):
+  content = pth_content(GOLDEN['convnet4_transductive_frozen_bn']['case'])
+  del content['config']
+  patch_load(monkeypatch, content)
   output = ['--output', str(tmp_path / 'run')]
   assert main(['checkpoint', 'x.pth', *output]) == 2
-  assert 'does not tell its config: give --config' in capsys.readouterr().err
+  assert 'contains no config: add --config' in capsys.readouterr().err
   preset = str(REPOSITORY / 'configs' / 'mini_5w1s.py')
   assert main(['checkpoint', 'x.pth', *output, '--config', preset]) == 0
   saved = checkpoint.load(tmp_path / 'run')
@@ -783,11 +799,13 @@ def test_a_given_config_decides(tmp_path, monkeypatch, capsys):
   )
   inductive = str(REPOSITORY / 'configs' / 'omniglot_5w1s.py')
   assert main(['checkpoint', 'x.pth', '--config', inductive]) == 2
-  assert 'x.pth: PyTorch-MAML has no omniglot' in capsys.readouterr().err
+  assert (
+    'x.pth: PyTorch-MAML does not support omniglot' in capsys.readouterr().err
+  )
 
 
 @pytest.mark.parametrize(
-  'given, message',
+  'content, message',
   [
     ({}, 'no encoder_state_dict'),
     (
@@ -796,60 +814,60 @@ def test_a_given_config_decides(tmp_path, monkeypatch, capsys):
     ),
     (
       {'encoder_state_dict': {}, 'classifier_state_dict': {}, 'config': 3},
-      'does not tell its config',
+      'contains no config',
     ),
     (
       {'encoder_state_dict': {}, 'classifier_state_dict': {}, 'config': {}},
-      'dataset is missing; or give --config',
+      'dataset is missing; or add --config',
     ),
     (
       {'encoder_state_dict': {}, 'classifier_state_dict': {}, 'maml_jax': {}},
-      'its maml_jax is damaged',
+      'maml_jax is damaged',
     ),
   ],
 )
-def test_what_is_no_checkpoint_is_said_in_one_line(given, message):
-  with pytest.raises(UserError) as caught:
-    runs.from_checkpoint(given)
-  assert message in str(caught.value)
-  assert '\n' not in str(caught.value)
+def test_invalid_checkpoints_raise_one_line_errors(content, message):
+  with pytest.raises(UserError) as error:
+    checkpoints.convert_checkpoint(content)
+  assert message in str(error.value)
+  assert '\n' not in str(error.value)
 
 
-def test_numbers_that_are_not_finite_are_not_converted(tmp_path):
-  given = pth_content(GOLDEN['convnet4_transductive_frozen_bn']['case'])
-  given['encoder_state_dict']['encoder.conv1.conv.bias'][0] = np.nan
-  with pytest.raises(UserError, match='not converted: .* not finite'):
-    runs.write(runs.from_checkpoint(given), tmp_path)
+def test_non_finite_weights_are_not_converted(tmp_path):
+  content = pth_content(GOLDEN['convnet4_transductive_frozen_bn']['case'])
+  content['encoder_state_dict']['encoder.conv1.conv.bias'][0] = np.nan
+  with pytest.raises(UserError, match='conversion failed: .* not finite'):
+    checkpoints.write_run(checkpoints.convert_checkpoint(content), tmp_path)
 
 
-def test_there_and_back_again_is_the_same_run(tmp_path, monkeypatch, capsys):
-  given = pth_content(GOLDEN['convnet4_tasknorm']['case'])
-  runs.write(runs.from_checkpoint(given), tmp_path / 'a')
-  kept = {}
-  monkeypatch.setattr(pth, 'save', kept.__setitem__)
+def test_exported_checkpoint_converts_back_to_the_same_run(
+  tmp_path, monkeypatch, capsys
+):
+  content = pth_content(GOLDEN['convnet4_tasknorm']['case'])
+  checkpoints.write_run(checkpoints.convert_checkpoint(content), tmp_path / 'a')
+  written = {}
+  monkeypatch.setattr(pth, 'save', written.__setitem__)
   path = tmp_path / 'x.pth'
   assert main(['checkpoint', str(tmp_path / 'a'), '--to', str(path)]) == 0
-  assert 'not the state of the outer optimiser' in capsys.readouterr().out
-  back = kept[path]
-  assert back['encoder_args']['bn_args']['n_episode'] == 1
-  assert back['classifier_args']['in_dim'] == 800
-  run = runs.from_checkpoint(back)
-  first = runs.from_checkpoint(given)
+  assert 'without the state of the outer optimizer' in capsys.readouterr().out
+  exported = written[path]
+  assert exported['encoder_args']['bn_args']['n_episode'] == 1
+  assert exported['classifier_args']['in_dim'] == 800
+  run = checkpoints.convert_checkpoint(exported)
+  first = checkpoints.convert_checkpoint(content)
   assert_equal(run.state.params, first.state.params)
   assert_equal(run.state.stats, first.state.stats)
   assert config_lib.config_differences(run.config, first.config) == []
   assert int(run.state.step) == 600
   path.touch()
   assert main(['checkpoint', str(tmp_path / 'a'), '--to', str(path)]) == 2
-  assert 'exists already' in capsys.readouterr().err
+  assert 'already exists' in capsys.readouterr().err
 
 
-# Files, without PyTorch and with it
+# Reading and writing .pth files
 
 
-def test_without_pytorch_one_line_says_what_to_install(
-  tmp_path, monkeypatch, capsys
-):
+def test_missing_pytorch_raises_one_line_error(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, 'torch', None)
   path = write(tmp_path / 'x.pth', '')
   assert main(['checkpoint', path]) == 2
@@ -857,14 +875,16 @@ def test_without_pytorch_one_line_says_what_to_install(
   assert "pip install 'torch>=2.6'" in error and error.count('\n') == 1
 
 
-def test_a_pytorch_that_may_run_code_is_not_used(tmp_path, monkeypatch):
+def test_unsafe_pytorch_version_is_rejected(tmp_path, monkeypatch):
   old = types.SimpleNamespace(__version__='2.5.1+cpu')
   monkeypatch.setitem(sys.modules, 'torch', old)
   with pytest.raises(UserError, match='PyTorch 2.5.1.cpu may run code'):
     pth.load(write(tmp_path / 'x.pth', ''))
 
 
-class Hostile:
+class Malicious:
+  """Creates a file when it is unpickled."""
+
   def __init__(self, path):
     self.path = path
 
@@ -872,21 +892,21 @@ class Hostile:
     return pathlib.Path.touch, (self.path,)
 
 
-def test_hostile_and_broken_files_are_refused_in_one_line(tmp_path, capsys):
+def test_malicious_and_damaged_files_raise_one_line_errors(tmp_path, capsys):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
   touched, path = tmp_path / 'touched', tmp_path / 'x.pth'
-  torch.save({'encoder_state_dict': Hostile(touched)}, path)
-  hostile = path.read_bytes()
+  torch.save({'encoder_state_dict': Malicious(touched)}, path)
+  malicious = path.read_bytes()
   torch.save({'a': torch.zeros(1000)}, path)
-  sound = path.read_bytes()
+  valid = path.read_bytes()
   for data, message in (
-    (hostile, 'reading it could run code'),
-    (pickle.dumps(Hostile(touched)), 'x.pth is damaged'),
-    (pickle.dumps(Hostile(touched), 2), 'reading it could run code'),
-    (sound[: len(sound) // 2], 'x.pth is damaged, or no PyTorch file'),
-    (b'hello', 'x.pth is damaged, or no PyTorch file'),
-    (b'', 'x.pth is damaged, or no PyTorch file'),
-    (sound, 'no encoder_state_dict'),
+    (malicious, 'loading it could run code'),
+    (pickle.dumps(Malicious(touched)), 'x.pth is damaged'),
+    (pickle.dumps(Malicious(touched), 2), 'loading it could run code'),
+    (valid[: len(valid) // 2], 'x.pth is damaged or not a PyTorch file'),
+    (b'hello', 'x.pth is damaged or not a PyTorch file'),
+    (b'', 'x.pth is damaged or not a PyTorch file'),
+    (valid, 'no encoder_state_dict'),
   ):
     path.write_bytes(data)
     assert main(['checkpoint', str(path)]) == 2
@@ -896,66 +916,68 @@ def test_hostile_and_broken_files_are_refused_in_one_line(tmp_path, capsys):
   assert not touched.exists()
 
 
-def test_file_of_pytorch_is_read_and_written(tmp_path, capsys):
+def test_pth_file_round_trip_and_next_optimizer_step(tmp_path, capsys):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
   name = 'convnet4_learned_temperature'
-  given = pth_content(GOLDEN[name]['case'])
+  content = pth_content(GOLDEN[name]['case'])
   places = [
     (f'{part}_state_dict', n)
-    for part in runs.PARTS
-    for n in given[f'{part}_state_dict']
+    for part in checkpoints.PARTS
+    for n in content[f'{part}_state_dict']
   ]
-  model = [torch.nn.Parameter(torch.tensor(given[k][n])) for k, n in places]
+  model = [torch.nn.Parameter(torch.tensor(content[k][n])) for k, n in places]
   optimizer = torch.optim.Adam(model, 1e-3)
   schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2], 0.1)
   for _ in range(2):
     for i, p in enumerate(model):
       p.grad = torch.tensor(random_like(p.detach().numpy(), i))
     optimizer.step()
-  given['training'] |= {
+  content['training'] |= {
     'epoch': 0,
     'optimizer_state_dict': optimizer.state_dict(),
     'lr_scheduler_state_dict': schedule.state_dict(),
   }
   for (key, n), p in zip(places, model, strict=True):
-    given[key][n] = p.detach().clone()
+    content[key][n] = p.detach().clone()
   path = tmp_path / 'x.pth'
-  torch.save(given, path)
-  run = runs.from_checkpoint(pth.load(path))
-  assert 'anew' not in ''.join(run.notes)
+  torch.save(content, path)
+  run = checkpoints.convert_checkpoint(pth.load(path))
+  assert 'outer optimizer' not in ''.join(run.notes)
 
-  # One step more, here and there.
+  # The next step of both optimizers.
   grads = [random_like(p.detach().numpy(), 9) for p in model]
   for p, grad in zip(model, grads, strict=True):
     p.grad = torch.tensor(grad)
   optimizer.step()
   order = [f'{key.removesuffix("_state_dict")}.{n}' for key, n in places]
   params = run.state.params
-  here = names.params_from_names(dict(zip(order, grads, strict=True)), params)
-  there = names.params_from_names(
+  grads = weights.params_from_names(
+    dict(zip(order, grads, strict=True)), params
+  )
+  expected = weights.params_from_names(
     {n: p.detach().numpy() for n, p in zip(order, model, strict=True)}, params
   )
   tx = setup.make_outer_optimizer(run.config)
-  updates, _ = tx.update(here, run.state.opt_state, params)
+  updates, _ = tx.update(grads, run.state.opt_state, params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
     optax.apply_updates(params, updates),
-    there,
+    expected,
   )
 
-  workdir, back = tmp_path / 'run', tmp_path / 'back.pth'
+  workdir, exported = tmp_path / 'run', tmp_path / 'exported.pth'
   assert main(['checkpoint', str(path), '--output', str(workdir)]) == 0
-  assert main(['checkpoint', str(workdir), '--to', str(back)]) == 0
-  again = torch.load(back)
+  assert main(['checkpoint', str(workdir), '--to', str(exported)]) == 0
+  restored = torch.load(exported)
   for key in ('encoder_state_dict', 'classifier_state_dict'):
-    expected = dict(given[key])
-    assert again[key].keys() == expected.keys()
-    assert all(torch.equal(again[key][n], x) for n, x in expected.items())
+    expected = dict(content[key])
+    assert restored[key].keys() == expected.keys()
+    assert all(torch.equal(restored[key][n], x) for n, x in expected.items())
 
 
-# Runs beside PyTorch-MAML: makes its model, or loads it from a file, and writes
-# the file and its logits on an episode.
-BESIDE = """
+# A script that runs PyTorch-MAML: it creates and saves a model, or loads one
+# from a file, and saves its logits on an episode.
+PYTORCH_MAML_SCRIPT = """
 import json, sys
 import numpy as np, torch
 checkout, folder = sys.argv[1:]
@@ -967,12 +989,12 @@ if case['load']:
   model = models.load(torch.load(folder + '/ours.pth'), load_clf=True)
 else:
   torch.manual_seed(3)
-  made = case['content']
-  model = models.make(made['encoder'], made['encoder_args'], 'logistic',
-                      made['classifier_args'])
-  made['encoder_state_dict'] = model.encoder.state_dict()
-  made['classifier_state_dict'] = model.classifier.state_dict()
-  torch.save(made, folder + '/theirs.pth')
+  content = case['content']
+  model = models.make(content['encoder'], content['encoder_args'], 'logistic',
+                      content['classifier_args'])
+  content['encoder_state_dict'] = model.encoder.state_dict()
+  content['classifier_state_dict'] = model.classifier.state_dict()
+  torch.save(content, folder + '/theirs.pth')
 model.double().eval()
 logits = model(*(torch.from_numpy(x[k]) for k in ('support', 'query', 'label')),
                case['inner'], meta_train=False)
@@ -980,41 +1002,52 @@ np.save(folder + '/logits.npy', logits.detach().numpy())
 """
 
 
-@pytest.mark.skipif(not CHECKOUT, reason='PYTORCH_MAML names no checkout')
+@pytest.mark.skipif(not CHECKOUT, reason='$PYTORCH_MAML is not set')
 @pytest.mark.parametrize('texts', [reproduce, template])
-def test_logits_are_those_of_a_checkout_there_and_back(tmp_path, texts):
+def test_logits_equal_those_of_a_checkout_in_both_directions(tmp_path, texts):
   pytest.importorskip('torch', reason='PyTorch is not installed')
-  told = content(texts()[0], tmp_path)
-  told['encoder_args']['bn_args']['n_episode'] = 1
-  told['classifier_args'] = {'n_way': 5}
+  config = parse_yaml(texts()[0], tmp_path)
+  config['encoder_args']['bn_args']['n_episode'] = 1
+  config['classifier_args'] = {'n_way': 5}
   inner = {
     'reset_classifier': False,
     'momentum': 0.0,
     'weight_decay': 0.0,
     'first_order': False,
     'frozen': [],
-    **told['inner_args'],
+    **config['inner_args'],
   }
-  inner['reset_classifier'] = told['inner_args']['reset_classifier'] = False
-  made = {key: told[key] for key in runs.MODEL} | {'config': told}
+  inner['reset_classifier'] = config['inner_args']['reset_classifier'] = False
+  content = {key: config[key] for key in checkpoints.MODEL_KEYS}
+  content['config'] = config
   rng = np.random.default_rng(0)
   support, query = rng.random((1, 5, 3, 84, 84)), rng.random((1, 10, 3, 84, 84))
-  label = np.arange(5)[None]
-  np.savez(tmp_path / 'episode.npz', support=support, query=query, label=label)
+  targets = np.arange(5)[None]
+  np.savez(
+    tmp_path / 'episode.npz', support=support, query=query, label=targets
+  )
 
-  def logits_there(load):
-    case = {'content': made, 'inner': inner, 'load': load}
+  def pytorch_maml_logits(load):
+    case = {'content': content, 'inner': inner, 'load': load}
     (tmp_path / 'case.json').write_text(json.dumps(case))
-    command = [sys.executable, '-c', BESIDE, CHECKOUT, str(tmp_path)]
+    command = [
+      sys.executable,
+      '-c',
+      PYTORCH_MAML_SCRIPT,
+      CHECKOUT,
+      str(tmp_path),
+    ]
     subprocess.run(command, check=True, env={'CUDA_VISIBLE_DEVICES': ''})
     return np.load(tmp_path / 'logits.npy')[0]
 
-  there = logits_there(load=False)
+  expected = pytorch_maml_logits(load=False)
   workdir = tmp_path / 'run'
   path = str(tmp_path / 'theirs.pth')
   assert main(['checkpoint', path, '--output', str(workdir)]) == 0
-  made_here = config_lib.load(str(workdir / 'config.py'))
-  learner = setup.phase_learner(made_here, setup.val_phase(made_here))
+  converted_config = config_lib.load(str(workdir / 'config.py'))
+  learner = setup.phase_learner(
+    converted_config, setup.val_phase(converted_config)
+  )
   saved = checkpoint.load(workdir)
   params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
 
@@ -1024,10 +1057,12 @@ def test_logits_are_those_of_a_checkout_there_and_back(tmp_path, texts):
     adapted, after, _ = learner.adapt(params, stats, batch)
     return learner.predict(adapted, after, query)
 
-  with jax.enable_x64(True):  # in float32 noise grows to 1e-4 in five steps
+  with jax.enable_x64(True):  # float32 errors grow to 1e-4 in five steps
     images = [jnp.array(x[0].transpose(0, 2, 3, 1)) for x in (support, query)]
-    here = predict(*jax.tree.map(jnp.float64, (params, stats)), *images)
-  np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
+    logits = predict(*jax.tree.map(jnp.float64, (params, stats)), *images)
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
   ours = str(tmp_path / 'ours.pth')
   assert main(['checkpoint', str(workdir), '--to', ours]) == 0
-  np.testing.assert_allclose(logits_there(load=True), there, rtol=0, atol=1e-6)
+  np.testing.assert_allclose(
+    pytorch_maml_logits(load=True), expected, rtol=0, atol=1e-6
+  )

@@ -1,22 +1,34 @@
-"""How many devices a CPU becomes; the rest is in test_learner.py."""
+"""Tests of `maml_jax.sharding`; test_learner.py tests layouts and gradients."""
 
 import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-CODE = """
-from maml_jax.parallel import use_cores
-use_cores({tasks}, {chunk})
+from maml_jax.sharding import make_mesh, map_tasks
+from maml_jax.utils.errors import UserError
+
+ONE_DEVICE_PER_CORE = """
+from maml_jax.sharding import one_device_per_core
+one_device_per_core({meta_batch_size}, {tasks_per_chunk})
 import jax
 print(jax.device_count())
 """
 
 
-def devices(tasks, chunk=1, before='', **environment):
+def count_devices(
+  meta_batch_size, tasks_per_chunk=1, setup_code='', **environment
+):
+  """Returns the number of devices of a new process."""
+  code = setup_code + ONE_DEVICE_PER_CORE.format(
+    meta_batch_size=meta_batch_size, tasks_per_chunk=tasks_per_chunk
+  )
   done = subprocess.run(
-    [sys.executable, '-c', before + CODE.format(tasks=tasks, chunk=chunk)],
+    [sys.executable, '-c', code],
     env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
     capture_output=True,
     text=True,
@@ -25,19 +37,63 @@ def devices(tasks, chunk=1, before='', **environment):
   return int(done.stdout)
 
 
-@pytest.mark.parametrize('tasks, chunk', [(4, 1), (6, 3), (7, 1)])
-def test_a_cpu_is_as_many_devices_as_tasks_divide_over(tasks, chunk):
+@pytest.mark.parametrize(
+  'meta_batch_size, tasks_per_chunk', [(4, 1), (6, 3), (7, 1)]
+)
+def test_cpu_has_as_many_devices_as_tasks_divide_over(
+  meta_batch_size, tasks_per_chunk
+):
   cores = len(os.sched_getaffinity(0))
-  fitting = [n for n in range(1, cores + 1) if tasks % (n * chunk) == 0]
-  assert devices(tasks, chunk) == max(fitting)
+  divisors = [
+    n
+    for n in range(1, cores + 1)
+    if meta_batch_size % (n * tasks_per_chunk) == 0
+  ]
+  assert count_devices(meta_batch_size, tasks_per_chunk) == max(divisors)
 
 
-def test_a_number_somebody_has_chosen_stays():
+def test_configured_number_of_devices_is_kept():
   flag = '--xla_force_host_platform_device_count=3'
-  assert devices(4, XLA_FLAGS=flag) == 3
-  before = "import jax; jax.config.update('jax_num_cpu_devices', 5)\n"
-  assert devices(4, before=before) == 5
+  assert count_devices(4, XLA_FLAGS=flag) == 3
+  setup_code = "import jax; jax.config.update('jax_num_cpu_devices', 5)\n"
+  assert count_devices(4, setup_code=setup_code) == 5
 
 
-def test_it_is_too_late_once_jax_has_run():
-  assert devices(4, before='import jax; jax.devices()\n') == 1
+def test_number_of_devices_is_kept_once_jax_is_initialized():
+  setup_code = 'import jax; jax.devices()\n'
+  assert count_devices(4, setup_code=setup_code) == 1
+
+
+def scale_and_sum(shared, task):
+  """Returns a tree of results that differ in shape and dtype."""
+  scaled = shared['scale'] * task['x']
+  return {'scaled': scaled, 'total': (scaled.sum(), task['id'] + 1)}
+
+
+@pytest.mark.parametrize('devices', [None, 8])
+@pytest.mark.parametrize('tasks_per_chunk', [None, 1, 2])
+def test_map_tasks_equals_a_loop(devices, tasks_per_chunk):
+  tasks = {
+    'x': jnp.array(np.random.RandomState(0).randn(16, 3), jnp.float32),
+    'id': jnp.arange(16),
+  }
+  shared = {'scale': jnp.array([1.0, 2.0, 3.0], jnp.float32)}
+  mesh = make_mesh(jax.devices()[:devices]) if devices else None
+  results = jax.jit(map_tasks(scale_and_sum, mesh, tasks_per_chunk))(
+    shared, tasks
+  )
+  expected = [
+    scale_and_sum(shared, jax.tree.map(lambda x, i=i: x[i], tasks))
+    for i in range(16)
+  ]
+  expected = jax.tree.map(lambda *x: np.stack(x), *expected)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), results, expected
+  )
+  assert results['total'][1].dtype == jnp.int32
+
+
+def test_map_tasks_rejects_indivisible_tasks():
+  run = map_tasks(lambda shared, task: task, make_mesh())
+  with pytest.raises(UserError, match='use 8 tasks'):
+    run((), jnp.arange(6))

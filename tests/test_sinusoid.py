@@ -1,4 +1,4 @@
-"""Regression: the learner is not tied to classification."""
+"""Tests of regression of sine waves, from training to the report."""
 
 import pathlib
 
@@ -12,6 +12,7 @@ from maml_jax import config as config_lib
 from maml_jax import report
 from maml_jax.data.datasets import sinusoid
 from maml_jax.evaluation import evaluate, sweep
+from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment import (
   checkpoint,
   metrics,
@@ -26,6 +27,7 @@ PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'sinusoid.py'
 
 
 def config(**overrides):
+  """Returns the config of a small run."""
   fields = {
     'train.num_epochs': 2,
     'train.steps_per_epoch': 30,
@@ -39,14 +41,14 @@ def config(**overrides):
   return config_lib.load(str(PRESET), flags)
 
 
-def draw(num_tasks, **shape):
+def draw_episodes(num_tasks, **shape):
   sample = jax.vmap(lambda key: sinusoid.sample_episode(key, **shape))
   return sample(jax.random.split(jax.random.key(0), num_tasks))
 
 
-def test_a_task_is_one_sine_wave_of_the_paper():
-  """Amplitude and phase, solved for from two points, explain all others."""
-  episode = draw(500, shots=3, queries=4)
+def test_tasks_are_sine_waves_as_in_the_maml_paper():
+  """Fits amplitude and phase to each task; checks fit and ranges."""
+  episode = draw_episodes(500, shots=3, queries=4)
   x = np.concatenate([b.inputs[..., 0] for b in episode], axis=1, dtype=float)
   y = np.concatenate([b.targets[..., 0] for b in episode], axis=1, dtype=float)
   assert episode.support.inputs.shape == (500, 3, 1)
@@ -65,33 +67,36 @@ def test_a_task_is_one_sine_wave_of_the_paper():
 
 
 def test_squared_error_is_the_mean_of_squares():
-  outputs, label = jnp.array([[1.0], [2.0]]), jnp.array([[0.0], [4.0]])
-  assert squared_error(outputs, label) == 2.5
+  outputs, targets = jnp.array([[1.0], [2.0]]), jnp.array([[0.0], [4.0]])
+  assert squared_error(outputs, targets) == 2.5
 
 
-def test_streams_of_splits_and_of_training_differ():
-  machine = setup.eval_sharding(config())
+def test_random_number_streams_of_splits_and_training_differ():
+  sharding = setup.eval_sharding(config())
   phase = setup.eval_phase(config())
-  fixed = [
-    task_source.eval_tasks(config(), phase._replace(split=split), 5, machine)
-    for split in ('train', 'val', 'test')
-  ]
-  first = [f.build_episode(f.keys[0], f.shared).query.inputs for f in fixed]
-  stream = task_source.train_tasks(config(), machine)
-  first.append(stream.sample(jax.random.key(0), stream.shared).query.inputs)
-  for i, a in enumerate(first):
-    for b in first[:i]:
+  episodes = []
+  for split in ('train', 'val', 'test'):
+    tasks = task_source.eval_tasks(
+      config(), phase._replace(split=split), 5, sharding
+    )
+    episodes.append(tasks.build_episode(tasks.keys[0], tasks.shared))
+  tasks = task_source.train_tasks(config(), sharding)
+  episodes.append(tasks.sample_episode(jax.random.key(0), tasks.shared))
+  inputs = [episode.query.inputs for episode in episodes]
+  for i, a in enumerate(inputs):
+    for b in inputs[:i]:
       assert not np.isin(a, b).any()
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
+  """The workdir of a trained run."""
   path = tmp_path_factory.mktemp('sinusoid')
   assert train(config(), path) == 0
   return path
 
 
-def test_keeps_the_checkpoint_of_the_lowest_loss(run):
+def test_best_checkpoint_has_the_lowest_loss(run):
   val = [r for r in metrics_log.read_records(run) if r['split'] == 'val']
   assert 'accuracy' not in val[0]
   best = min(val, key=lambda r: r['loss'])
@@ -101,7 +106,7 @@ def test_keeps_the_checkpoint_of_the_lowest_loss(run):
   assert saved.metrics['interval'] == best['interval'] > 0
 
 
-def test_a_worse_loss_is_not_kept():
+def test_is_better_compares_losses_or_accuracies():
   assert metrics.is_better({'loss': 0.5}, {'loss': 0.6})
   assert not metrics.is_better({'loss': 0.7}, {'loss': 0.6})
   assert metrics.is_better({'loss': 9, 'accuracy': 0.1}, {})
@@ -110,46 +115,43 @@ def test_a_worse_loss_is_not_kept():
   )
 
 
-def test_evaluation_equals_op_by_op_and_speaks_of_loss(run, capsys):
+def test_evaluation_reports_loss_and_equals_op_by_op(run, capsys):
   result = evaluate.evaluate(config(), run)
   line = capsys.readouterr().out
   assert 'sinusoid test, 10 points, 100 queries, 10 inner steps: loss' in line
   assert 'accuracy' not in line and 'transductive' not in line
   saved = checkpoint.load(run)
   phase = setup.eval_phase(config())
-  machine = setup.eval_sharding(config())
-  fixed = task_source.eval_tasks(config(), phase, 80, machine)
+  sharding = setup.eval_sharding(config())
+  tasks = task_source.eval_tasks(config(), phase, 80, sharding)
   learner = setup.phase_learner(config(), phase)
   losses = []
   with jax.disable_jit():
-    for key in fixed.keys[:5]:
-      episode = fixed.build_episode(key, fixed.shared)
+    for key in tasks.keys[:5]:
+      episode = tasks.build_episode(key, tasks.shared)
       losses.append(learner.loss(saved.params, saved.stats, episode)[0])
   path = next((run / 'eval').glob('*.npz'))
   np.testing.assert_allclose(np.load(path)['loss'][:5], losses, rtol=1e-4)
-  mean, half = metrics_log.mean_interval(np.load(path)['loss'])
-  assert (result['loss'], result['interval']) == (
-    pytest.approx(mean),
-    pytest.approx(half),
-  )
+  expected = mean_interval(np.load(path)['loss'])
+  assert (result['loss'], result['interval']) == pytest.approx(expected)
 
 
-def test_a_grid_is_of_losses_and_agrees_with_evaluations(run, capsys):
+def test_grid_reports_losses_equal_to_evaluations(run, capsys):
   result = sweep.evaluate_grid(config(**{'eval.grid_queries': '5,100'}), run)
   out = capsys.readouterr().out
-  assert 'Loss with its 95 % interval' in out
+  assert 'Loss with its 95 % confidence interval' in out
   assert 'accuracy' not in out and 'transductive' not in out
   assert [(c['queries'], c['num_steps']) for c in result['cells']] == [
     (q, k) for q in (5, 100) for k in (0, 1, 5, 10)
   ]
   cell = result['cells'][-1]
-  alone = evaluate.evaluate(config(), run)
+  expected = evaluate.evaluate(config(), run)
   for name in ('loss', 'interval'):
-    assert cell[name] == pytest.approx(alone[name], rel=1e-5)
+    assert cell[name] == pytest.approx(expected[name], rel=1e-5)
   assert f'{cell["loss"]:.3f} +-{cell["interval"]:.3f} +0.000' in out
 
 
-def test_report_draws_curves_and_fits(run, capsys):
+def test_demo_draws_curves_and_fits(run, capsys):
   report.draw_demo(config(), run)
   printed = capsys.readouterr().out
   for name in ('curves.png', 'regression.png'):

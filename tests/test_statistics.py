@@ -1,4 +1,4 @@
-"""The arithmetic of evaluations against closed forms and simulation."""
+"""Compares statistics of evaluations with SciPy and simulations."""
 
 import numpy as np
 import pytest
@@ -7,29 +7,77 @@ import scipy.stats
 from maml_jax.evaluation import statistics
 
 
-def accuracies(rng, num_tasks, num_images, runs=None):
-  """Tasks of unlike difficulty, answered with binomial luck; mean 1/2."""
-  shape = (num_tasks,) if runs is None else (runs, num_tasks)
+def draw_accuracies(rng, shape, num_images):
+  """Returns accuracies of tasks of different difficulty, with mean 1/2."""
   return rng.binomial(num_images, rng.beta(5, 5, shape)) / num_images
 
 
-def test_paired_difference_is_students():
+def test_mean_interval_equals_scipy():
+  values = np.random.default_rng(0).normal(size=12)
+  mean, half_width = statistics.mean_interval(values)
+  expected = scipy.stats.t.interval(
+    0.95, 11, values.mean(), scipy.stats.sem(values)
+  )
+  np.testing.assert_allclose([mean - half_width, mean + half_width], expected)
+
+
+def test_mean_interval_of_one_or_equal_values():
+  assert statistics.mean_interval([0.25]) == (0.25, np.inf)
+  assert statistics.mean_interval(np.ones(5, np.float32)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize('num_tasks, queries', [(30, 75), (600, 5)])
+def test_mean_interval_covers_the_mean_in_95_percent_of_cases(
+  num_tasks, queries
+):
+  rng = np.random.default_rng(0)
+  accuracies = draw_accuracies(rng, (4000, num_tasks), queries)
+  results = [statistics.mean_interval(row) for row in accuracies]
+  covered = np.mean([abs(mean - 0.5) <= half for mean, half in results])
+  assert 0.94 < covered < 0.96
+
+
+def test_summarize_returns_means_and_interval_of_the_primary_metric():
+  rng = np.random.default_rng(0)
+  metrics = {name: rng.uniform(size=20) for name in ('loss', 'support_loss')}
+  loss, interval = statistics.mean_interval(metrics['loss'])
+  expected = {'loss': loss, 'interval': interval}
+  assert statistics.summarize(metrics) == pytest.approx(expected)
+  metrics['accuracy'] = rng.uniform(size=20)
+  accuracy, interval = statistics.mean_interval(metrics['accuracy'])
+  expected = {'loss': loss, 'accuracy': accuracy, 'interval': interval}
+  assert statistics.summarize(metrics) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('trials', [1, 7, 200])
+def test_wilson_interval_equals_scipy(trials):
+  for successes in {0, 1, trials // 3, trials}:
+    test = scipy.stats.binomtest(successes, trials)
+    expected = test.proportion_ci(method='wilson')
+    np.testing.assert_allclose(
+      statistics.wilson_interval(successes, trials),
+      [expected.low, expected.high],
+      atol=1e-9,
+    )
+
+
+def test_paired_difference_equals_scipy():
   rng = np.random.default_rng(0)
   a = rng.normal(size=12)
   b = a + rng.normal(0.1, 0.2, size=12)
-  mean, half = statistics.paired_difference(a, b)
-  low, high = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
-  np.testing.assert_allclose([mean - half, mean + half], [low, high])
+  mean, half_width = statistics.paired_difference(a, b)
+  expected = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+  np.testing.assert_allclose([mean - half_width, mean + half_width], expected)
 
 
-def test_a_shift_of_all_tasks_is_certain():
+def test_paired_difference_of_constant_shift_has_zero_width():
   values = np.random.default_rng(0).uniform(size=50)
-  mean, half = statistics.paired_difference(values + 0.25, values)
-  np.testing.assert_allclose([mean, half], [0.25, 0], atol=1e-12)
+  mean, half_width = statistics.paired_difference(values + 0.25, values)
+  np.testing.assert_allclose([mean, half_width], [0.25, 0], atol=1e-12)
 
 
-def test_paired_interval_covers_the_truth():
-  """Two learners, the second better by 0.1 on every class of task."""
+def test_paired_interval_covers_the_difference_in_95_percent_of_cases():
+  """Compares two learners; the second is better by 0.1 on every task."""
   rng = np.random.default_rng(1)
   difficulty = rng.uniform(0.2, 0.7, (4000, 60))
   a, b = (rng.binomial(15, p) / 15 for p in (difficulty, difficulty + 0.1))
@@ -40,56 +88,57 @@ def test_paired_interval_covers_the_truth():
   assert 0.94 < np.mean(covered) < 0.96
 
 
-def test_first_against_all_is_the_variance_of_a_part_of_a_whole():
+def test_prefix_difference_has_variance_of_a_part_of_the_whole():
   """cov(mean of n, mean of N) = s^2/N, so the variance is s^2 (1/n - 1/N)."""
   values = np.random.default_rng(0).normal(size=20)
-  difference, half = statistics.prefix_difference(values, 5)
+  difference, margin = statistics.prefix_difference(values, 5)
   assert difference == pytest.approx(values[:5].mean() - values.mean())
   error = values.std(ddof=1) * np.sqrt(1 / 5 - 1 / 20)
-  assert half == pytest.approx(scipy.stats.t.ppf(0.975, 19) * error)
+  assert margin == pytest.approx(scipy.stats.t.ppf(0.975, 19) * error)
   assert statistics.prefix_difference(values, 20) == (0, 0)
   assert statistics.prefix_difference([1.0], 1) == (0, np.inf)
 
 
-def test_luck_of_the_first_tasks_is_exceeded_in_5_of_100_cases():
+def test_prefix_difference_is_within_its_margin_in_95_percent_of_cases():
   rng = np.random.default_rng(2)
   within = [
-    abs(difference) <= half
-    for difference, half in (
+    abs(difference) <= margin
+    for difference, margin in (
       statistics.prefix_difference(row, 60)
-      for row in accuracies(rng, 600, 75, runs=4000)
+      for row in draw_accuracies(rng, (4000, 600), 75)
     )
   ]
   assert 0.94 < np.mean(within) < 0.96
 
 
 @pytest.mark.parametrize('offset', [0.0, 1e6])
-def test_running_interval_is_that_of_each_prefix(offset):
-  values = offset + accuracies(np.random.default_rng(3), 40, 75)
-  mean, half = statistics.running_interval(values)
+def test_running_interval_equals_mean_interval_of_each_prefix(offset):
+  values = offset + draw_accuracies(np.random.default_rng(3), 40, 75)
+  mean, half_width = statistics.running_interval(values)
   expected = [statistics.mean_interval(values[:n]) for n in range(1, 41)]
   np.testing.assert_allclose(mean, [m for m, _ in expected])
-  np.testing.assert_allclose(half, [h for _, h in expected], rtol=1e-6)
+  np.testing.assert_allclose(half_width, [h for _, h in expected], rtol=1e-6)
 
 
 def test_running_interval_of_equal_values():
-  mean, half = statistics.running_interval([0.5] * 4)
-  assert (mean == 0.5).all() and (half[1:] == 0).all() and half[0] == np.inf
+  mean, half_width = statistics.running_interval([0.5] * 4)
+  assert (mean == 0.5).all()
+  assert half_width.tolist() == [np.inf, 0, 0, 0]
 
 
-def test_at_chance_counts_a_guess_and_less():
+def test_share_at_chance_allows_for_float32_rounding():
   fifth = np.float32(1) / np.float32(5)
   above = np.float32(2) / np.float32(5)
   assert statistics.share_at_chance(np.array([0, fifth, above, 1]), 5) == 0.5
 
 
 @pytest.mark.parametrize('num_images, ways', [(75, 5), (5, 5), (7, 3)])
-def test_who_guesses_is_at_chance_as_the_binomial_says(num_images, ways):
-  share = statistics.expected_at_chance(num_images, ways)
+def test_expected_at_chance_equals_binomial_and_simulation(num_images, ways):
+  expected = statistics.expected_at_chance(num_images, ways)
   binomial = scipy.stats.binom(num_images, 1 / ways)
   terms = [binomial.pmf(k) for k in range(num_images // ways + 1)]
-  assert share == pytest.approx(sum(terms))
+  assert expected == pytest.approx(sum(terms))
   rng = np.random.default_rng(4)
   guesses = rng.integers(ways, size=(20_000, num_images))
   simulated = statistics.share_at_chance((guesses == 0).mean(1), ways)
-  assert simulated == pytest.approx(share, abs=0.012)
+  assert simulated == pytest.approx(expected, abs=0.012)

@@ -1,4 +1,4 @@
-"""The grid: each cell is an evaluation of its own, on the same tasks."""
+"""Tests of grids: every cell is an evaluation on the same tasks."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ FIELDS = {
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A small ConvNet4 that has learned nothing, as a checkpoint."""
+  """A checkpoint of a small, untrained ConvNet4."""
   with pytest.MonkeyPatch.context() as patch:
     base = tmp_path_factory.getbasetemp()
     patch.setenv('MAML_JAX_CACHE', str(base / 'cache'))
@@ -56,12 +56,13 @@ def result(run, workdir):
   return sweep.evaluate_grid(small_run.config(**FIELDS), run, workdir)
 
 
-def arrays_of(workdir):
+def load_arrays(workdir):
+  """Returns the metrics per cell and task."""
   (path,) = (workdir / 'eval').glob('*grid*.npz')
   return np.load(path)
 
 
-def test_has_every_cell_and_says_what_each_is(result, workdir):
+def test_result_has_every_cell_and_its_protocol(result, workdir):
   cells = result['cells']
   assert [(c['norm'], c['queries'], c['num_steps']) for c in cells] == [
     (norm, q, k)
@@ -73,72 +74,71 @@ def test_has_every_cell_and_says_what_each_is(result, workdir):
   rows = [line for line in lines if 'quer' in line and ' per class' in line]
   assert len(rows) == 4
   for line in rows:
-    word = 'transductive' if line.startswith('batch') else 'inductive'
-    assert f' {word}, ' in line
+    is_batch = line.startswith('batch')
+    protocol = 'transductive' if is_batch else 'inductive'
+    assert f' {protocol}, ' in line
   (path,) = (workdir / 'eval').glob('*grid*.json')
   assert json.loads(path.read_text()) == result
   assert result['kind'] == 'grid' and result['devices']
 
 
 @functools.cache
-def fixed(num_tasks=TASKS):
-  phase = setup.eval_phase(small_run.config(eval__queries=3))
-  machine = setup.eval_sharding(small_run.config())
-  return task_source.eval_tasks(small_run.config(), phase, num_tasks, machine)
+def grid_tasks():
+  config = small_run.config(eval__queries=3)
+  phase, sharding = setup.eval_phase(config), setup.eval_sharding(config)
+  return task_source.eval_tasks(config, phase, TASKS, sharding)
 
 
 @pytest.mark.parametrize('norm', ['batch', 'support'])
-def test_a_cell_is_an_adaptation_and_its_query_pass(result, run, workdir, norm):
-  """Op by op: adapt with as many steps, predict the first of each class."""
+def test_cell_equals_adaptation_and_query_pass(result, run, workdir, norm):
+  """Adapts with each number of steps; predicts the first of each class."""
   config, saved = small_run.config(model__width=2), checkpoint.load(run)
-  arrays, cells = arrays_of(workdir), result['cells']
+  arrays, cells = load_arrays(workdir), result['cells']
+  tasks = grid_tasks()
   for steps in (0, 2):
     phase = setup.eval_phase(config)._replace(norm=norm, num_steps=steps)
     learner = setup.phase_learner(config, phase)
     params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
     adapt, predict = jax.jit(learner.adapt), jax.jit(learner.predict)
     for t in range(3):
-      task = fixed()
-      given = task.given(np.array([t]))
-      episode = task.build_episode(
-        task.keys[t], task.shared, *(x[0] for x in given)
-      )
+      host_data = (x[0] for x in tasks.host_data(np.array([t])))
+      episode = tasks.build_episode(tasks.keys[t], tasks.shared, *host_data)
       adapted, task_stats, _ = adapt(params, stats, episode.support)
       for queries in (1, 3):
-        chosen = np.concatenate([np.arange(queries) + 3 * c for c in range(3)])
-        logits = predict(adapted, task_stats, episode.query.inputs[chosen])
-        right = np.argmax(logits, -1) == episode.query.targets[chosen]
+        rows = np.concatenate([np.arange(queries) + 3 * c for c in range(3)])
+        logits = predict(adapted, task_stats, episode.query.inputs[rows])
+        correct = np.argmax(logits, -1) == episode.query.targets[rows]
         (cell,) = (
           i
           for i, c in enumerate(cells)
           if (c['norm'], c['queries'], c['num_steps']) == (norm, queries, steps)
         )
-        assert arrays['accuracy'][cell, t] == pytest.approx(right.mean())
+        assert arrays['accuracy'][cell, t] == pytest.approx(correct.mean())
 
 
 @pytest.mark.parametrize('norm', ['batch', 'episodic', 'support'])
-def test_jitted_equals_op_by_op(norm):
+def test_jitted_grid_measure_equals_op_by_op(norm):
   config = small_run.config(model__width=2, eval__num_steps=2, eval__norm=norm)
   learner = eval_learner(config)
   rng = np.random.default_rng(0)
 
   def batch(n):
-    image = rng.uniform(size=(3 * n, 16, 16, 1)).astype(np.float32)
-    return Batch(jnp.array(image), jnp.repeat(jnp.arange(3), n))
+    images = rng.uniform(size=(3 * n, 16, 16, 1)).astype(np.float32)
+    return Batch(jnp.array(images), jnp.repeat(jnp.arange(3), n))
 
   episode = Episode(batch(1), batch(2))
   args = *learner.init(jax.random.key(0)), episode
   measure = sweep.make_grid_measure(learner, (1, 2), (0, 2), 3)
   jitted = jax.jit(measure)(*args)
   with jax.disable_jit():
-    plain = measure(*args)
+    eager = measure(*args)
   assert jitted['loss'].shape == (2, 2)
-  np.testing.assert_allclose(jitted['loss'], plain['loss'], rtol=1e-4)
-  np.testing.assert_array_equal(jitted['accuracy'], plain['accuracy'])
+  np.testing.assert_allclose(jitted['loss'], eager['loss'], rtol=1e-4)
+  np.testing.assert_array_equal(jitted['accuracy'], eager['accuracy'])
 
 
 def eval_learner(config):
-  """That of a phase, for images of 16 x 16."""
+  """Returns the learner of the eval phase, for images of 16 x 16."""
   phase = setup.eval_phase(config)
   model = make_model(
     'convnet4', 3, (16, 16, 1), norm=phase.norm, meta_test=True, width=2
@@ -147,11 +147,11 @@ def eval_learner(config):
   return make_learner(model, inner)
 
 
-def test_differences_are_paired_with_the_base(result, workdir):
+def test_differences_are_paired_with_the_base_cell(result, workdir):
   base = result['base']
-  # As configured: 2 queries, 1 step; the nearest of the grid, the lower first.
+  # Configured: 2 queries, 1 step. Of equally close cells, the first is chosen.
   assert base == {'norm': 'batch', 'queries': 1, 'num_steps': 0}
-  accuracy = arrays_of(workdir)['accuracy'].astype(np.float64)
+  accuracy = load_arrays(workdir)['accuracy'].astype(np.float64)
   assert accuracy.shape == (8, TASKS)
   for i, cell in enumerate(result['cells']):
     expected = mean_interval(accuracy[i] - accuracy[0])
@@ -159,7 +159,7 @@ def test_differences_are_paired_with_the_base(result, workdir):
     assert (cell['accuracy'], cell['interval']) == mean_interval(accuracy[i])
 
 
-def test_by_default_takes_every_mode_the_checkpoint_serves(
+def test_default_norms_are_all_that_the_checkpoint_has_statistics_for(
   run, tmp_path, monkeypatch
 ):
   zeros = {name: np.zeros((TASKS, 2, 2)) for name in ('accuracy', 'loss')}
@@ -170,13 +170,13 @@ def test_by_default_takes_every_mode_the_checkpoint_serves(
   assert norms == ['batch', 'episodic', 'cumulative', 'support']
 
 
-def test_refuses_a_mode_that_the_checkpoint_does_not_serve(run, tmp_path):
+def test_norm_without_statistics_in_the_checkpoint_is_rejected(run, tmp_path):
   fields = FIELDS | {'eval__grid_norms': 'global'}
   with pytest.raises(UserError, match='norm needs global/.*lacks'):
     sweep.evaluate_grid(small_run.config(**fields), run, tmp_path)
 
 
-def test_measures_again_only_if_told_or_if_something_differs(
+def test_saved_grid_is_reused_unless_again_or_changed(
   result, run, workdir, monkeypatch
 ):
   monkeypatch.setattr(evaluate.Evaluation, 'measure', None)  # not callable
@@ -193,41 +193,38 @@ class Interrupted(Exception):
   pass
 
 
-def test_goes_on_where_it_was_interrupted(
-  result, run, workdir, tmp_path, monkeypatch
-):
-  """To the same numbers, measuring only what is missing."""
+def test_interrupted_grid_resumes(result, run, workdir, tmp_path, monkeypatch):
+  """Measures the missing tasks only; the results are the same."""
   collect, advanced = results.collect_metrics, []
 
-  def interrupted(run, part, identity, advance):
-    def few(start):
+  def collect_until_interrupt(run, partial_file, identity, advance):
+    def run_one_batch(start):
       for i, metrics in enumerate(run(start)):
-        if i == 1 and 'support' in part.name:
+        if i == 1 and 'support' in partial_file.name:
           raise Interrupted
         yield metrics
 
-    return collect(few, part, identity, advance)
+    return collect(run_one_batch, partial_file, identity, advance)
 
-  monkeypatch.setattr(evaluate, 'BATCH_SIZE', 8)
-  make_runner = evaluate.make_task_runner
+  def collect_and_count(run, partial_file, identity, advance):
+    return collect(run, partial_file, identity, lambda n: advanced.append(n))
+
   monkeypatch.setattr(
-    evaluate, 'make_task_runner', functools.partial(make_runner, batch=8)
+    evaluate,
+    'make_task_runner',
+    functools.partial(evaluate.make_task_runner, batch_size=8),
   )
-  monkeypatch.setattr(results, 'collect_metrics', interrupted)
+  monkeypatch.setattr(results, 'collect_metrics', collect_until_interrupt)
   with pytest.raises(Interrupted):
     sweep.evaluate_grid(small_run.config(**FIELDS), run, tmp_path)
-  (part,) = (tmp_path / 'eval').glob('*support.part')
-  with np.load(part) as kept:
-    assert len(kept['loss']) == 8
-
-  def counting(run, part, identity, advance):
-    return collect(run, part, identity, lambda n: advanced.append(n))
-
-  monkeypatch.setattr(results, 'collect_metrics', counting)
+  (partial_file,) = (tmp_path / 'eval').glob('*support.part')
+  with np.load(partial_file) as arrays:
+    assert len(arrays['loss']) == 8
+  monkeypatch.setattr(results, 'collect_metrics', collect_and_count)
   sweep.evaluate_grid(small_run.config(**FIELDS), run, tmp_path)
   assert advanced == [20, 8, 8, 4]
   for name in ('accuracy', 'loss'):
     np.testing.assert_allclose(
-      arrays_of(tmp_path)[name], arrays_of(workdir)[name], rtol=1e-5
+      load_arrays(tmp_path)[name], load_arrays(workdir)[name], rtol=1e-5
     )
   assert not list((tmp_path / 'eval').glob('*.part'))

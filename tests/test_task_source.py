@@ -1,4 +1,4 @@
-"""The same tasks, wherever their images lie."""
+"""Tests that tasks do not depend on where images are stored."""
 
 from functools import partial
 
@@ -25,69 +25,69 @@ def small(monkeypatch, tmp_path_factory):
   small_run.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
 
 
-def records(path):
-  rows = metrics_log.read_records(path)
-  for row in rows:
-    del row['seconds']
-  return rows
+def read_records(path):
+  """Returns the metrics of a run without durations."""
+  records = metrics_log.read_records(path)
+  for record in records:
+    del record['seconds']
+  return records
 
 
 def assert_close(a, b):
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), a, b)
 
 
-def test_host_and_device_give_the_same_training_tasks_bit_by_bit(small):
-  config = small_run.config(data__augment_support='random_resized_crop')
-  machine = setup.eval_sharding(config)
+def test_host_and_device_give_bit_identical_training_tasks(small):
+  fields = {'data__augment_support': 'random_resized_crop'}
+  config = small_run.config(**fields)
+  sharding = setup.eval_sharding(config)
   device, host = (
-    task_source.train_tasks(c, machine)
-    for c in (
-      config,
-      small_run.config(
-        data__augment_support='random_resized_crop', data__placement='host'
-      ),
+    task_source.train_tasks(
+      small_run.config(data__placement=placement, **fields), sharding
     )
+    for placement in ('auto', 'host')
   )
-  assert device.given is None and host.shared == ()
+  assert (device.placement, host.placement) == ('device', 'host')
+  assert device.host_data is None and host.shared == ()
   key = setup.rng_stream(config.seed, setup.TRAIN_STREAM)
   for step in (0, 7):
     keys = task_keys(key, step, 8)
-    (images,) = host.given(step)
-    a = jax.vmap(lambda key: device.sample(key, device.shared))(keys)
-    b = jax.vmap(lambda key, image: host.sample(key, (), image))(keys, images)
+    (images,) = host.host_data(step)
+    a = jax.vmap(lambda key: device.sample_episode(key, device.shared))(keys)
+    b = jax.vmap(lambda key, x: host.sample_episode(key, (), x))(keys, images)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_images_on_the_host_make_no_difference(small, tmp_path):
-  saved, rows = [], []
-  for place in ('device', 'host'):
-    config = small_run.config(data__placement=place, eval__num_tasks=37)
-    assert train(config, tmp_path / place) == 0
-    evaluate.evaluate(config, tmp_path / place)
-    saved.append(checkpoint.load(tmp_path / place, 'latest'))
-    rows.append(records(tmp_path / place))
+def test_runs_do_not_depend_on_placement_of_images(small, tmp_path):
+  saved, records = [], []
+  for placement in ('device', 'host'):
+    config = small_run.config(data__placement=placement, eval__num_tasks=37)
+    assert train(config, tmp_path / placement) == 0
+    evaluate.evaluate(config, tmp_path / placement)
+    saved.append(checkpoint.load(tmp_path / placement, 'latest'))
+    records.append(read_records(tmp_path / placement))
   device, host = saved
   assert_close(device.params, host.params)
   assert_close(device.opt_state, host.opt_state)
-  for a, b in zip(*rows, strict=True):
+  for a, b in zip(*records, strict=True):
     assert a.pop('split') == b.pop('split')
     assert a == pytest.approx(b, rel=1e-4)
   device, host = (np.load(p) for p in sorted(tmp_path.glob('*/eval/*.npz')))
   assert_close(dict(device), dict(host))
 
 
-def test_a_run_may_go_on_with_its_images_elsewhere(small, tmp_path):
-  one = small_run.config(train__num_epochs=1, data__placement='device')
-  assert train(one, tmp_path) == 0
+def test_placement_may_change_on_resume(small, tmp_path):
+  first = small_run.config(train__num_epochs=1, data__placement='device')
+  assert train(first, tmp_path) == 0
   assert train(small_run.config(data__placement='host'), tmp_path) == 0
   assert checkpoint.load(tmp_path, 'latest').step == 10
 
 
-def test_images_go_where_there_is_room(small, monkeypatch):
+def test_placement_follows_device_memory_unless_set(small):
   config = small_run.config()
-  machine = setup.eval_sharding(config)
+  sharding = setup.eval_sharding(config)
   dataset = small_run.dataset()
-  assert task_source.choose_placement(config, machine, dataset) == 'device'
+  assert task_source.choose_placement(config, sharding, dataset) == 'device'
 
   class Device:
     def __init__(self, limit):
@@ -96,21 +96,23 @@ def test_images_go_where_there_is_room(small, monkeypatch):
   class Mesh:
     local_devices = [Device(3 * dataset.images.nbytes)]
 
-  machine = machine._replace(mesh=Mesh)
-  assert task_source.choose_placement(config, machine, dataset) == 'device'
+  sharding = sharding._replace(mesh=Mesh)
+  assert task_source.choose_placement(config, sharding, dataset) == 'device'
   Mesh.local_devices = [Device(3 * dataset.images.nbytes - 3)]
-  assert task_source.choose_placement(config, machine, dataset) == 'host'
-  for place in ('host', 'device'):
-    told = small_run.config(data__placement=place)
-    assert task_source.choose_placement(told, machine, dataset) == place
+  assert task_source.choose_placement(config, sharding, dataset) == 'host'
+  for placement in ('host', 'device'):
+    config = small_run.config(data__placement=placement)
+    chosen = task_source.choose_placement(config, sharding, dataset)
+    assert chosen == placement
 
 
-def taken(lengths, given):
-  machine = setup.eval_sharding(small_run.config())
+def prefetch(lengths, host_data):
+  """Returns the data of calls of these lengths, from step 5 on."""
+  sharding = setup.eval_sharding(small_run.config())
   rows, step = [], 5
-  with task_source.Prefetcher(given, machine, 4) as ahead:
+  with task_source.Prefetcher(host_data, sharding, 4) as prefetcher:
     for n in lengths:
-      (array,) = ahead.take(step, n)
+      (array,) = prefetcher.take(step, n)
       assert array.shape == (4, 8, 2)
       assert len(array.sharding.device_set) == 8
       rows.append(np.asarray(array)[:n])
@@ -119,29 +121,29 @@ def taken(lengths, given):
 
 
 @pytest.mark.parametrize('lengths', [(6 * (1,)), (4, 2), (1, 3, 2)])
-def test_ahead_gives_every_step_its_own(lengths):
-  def given(step):
+def test_prefetcher_returns_the_data_of_each_step(lengths):
+  def host_data(step):
     return (np.full((8, 2), step, np.uint8),)
 
   np.testing.assert_array_equal(
-    taken(lengths, given)[:, 3, 1], [5, 6, 7, 8, 9, 10]
+    prefetch(lengths, host_data)[:, 3, 1], [5, 6, 7, 8, 9, 10]
   )
 
 
-def test_ahead_brings_errors_to_the_loop():
-  def given(step):
-    raise UserError('the disk is gone')
+def test_prefetcher_raises_errors_of_its_thread():
+  def host_data(step):
+    raise UserError('cannot read')
 
-  with pytest.raises(UserError, match='the disk is gone'):
-    taken([1], given)
-
-
-def test_nothing_is_given_where_nothing_is_missing():
-  with task_source.Prefetcher(None, None, 4) as ahead:
-    assert ahead.take(0, 3) == ()
+  with pytest.raises(UserError, match='cannot read'):
+    prefetch([1], host_data)
 
 
-def test_ways_differ_between_training_validation_and_test(
+def test_prefetcher_without_host_data_returns_nothing():
+  with task_source.Prefetcher(None, None, 4) as prefetcher:
+    assert prefetcher.take(0, 3) == ()
+
+
+def test_ways_may_differ_between_training_validation_and_test(
   small, tmp_path, capsys
 ):
   config = small_run.config(
@@ -153,15 +155,16 @@ def test_ways_differ_between_training_validation_and_test(
   result = evaluate.evaluate(config, tmp_path)
   assert result['ways'] == 7
   assert 'glyphs test, 7-way 1-shot' in capsys.readouterr().out
-  # As good as under an evaluation that knows of no training.
+  # Compare with an evaluation task by task.
   phase = setup.eval_phase(config)
   learner = setup.phase_learner(config, phase)
   params, stats = transfer.transfer_params(learner, saved.params, saved.stats)
-  fixed = task_source.eval_tasks(config, phase, 10, setup.eval_sharding(config))
+  sharding = setup.eval_sharding(config)
+  tasks = task_source.eval_tasks(config, phase, 10, sharding)
   accuracies = []
-  (positions,) = fixed.given(np.arange(10))
-  for key, position in zip(fixed.keys, positions, strict=True):
-    episode = fixed.build_episode(key, np.asarray(fixed.shared), position)
+  (positions,) = tasks.host_data(np.arange(10))
+  for key, position in zip(tasks.keys, positions, strict=True):
+    episode = tasks.build_episode(key, np.asarray(tasks.shared), position)
     assert set(np.asarray(episode.query.targets)) == set(range(7))
     adapted, task_stats, _ = learner.adapt(params, stats, episode.support)
     logits = learner.predict(adapted, task_stats, episode.query.inputs)

@@ -1,4 +1,4 @@
-"""The program of meta-training and the loop around it."""
+"""Tests of `maml_jax.train`: the jitted step, and whole small runs."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import small_run
 
 from maml_jax.data.episodes import sample_episode, task_keys
 from maml_jax.experiment import checkpoint, metrics_log, run_dir, setup
-from maml_jax.sharding import DeviceLayout, make_mesh, mean_over_tasks
+from maml_jax.sharding import DeviceLayout, make_mesh, map_tasks
 from maml_jax.train import (
   CallLengthController,
   init_state,
@@ -29,34 +29,33 @@ def small(monkeypatch, tmp_path_factory):
   small_run.use(monkeypatch, tmp_path_factory.getbasetemp() / 'cache')
 
 
-def sampler(config):
+def episode_sampler(config):
+  """Returns `sample_episode(key, dataset)` for the training tasks."""
   phase = setup.train_phase(config)
   transform = setup.phase_transform(config, phase)
   return partial(sample_episode, **phase.shape, transform=transform)
 
 
-def step_and_state(config, *, mesh=None, chunk=None, learner=None, parts=1):
-  """The step of a config, its first state and its data set."""
+def make_step_and_state(config, *, learner=None, **kwargs):
+  """Returns the jitted step of a config, its first state and a data set."""
   learner = learner or setup.phase_learner(config, setup.train_phase(config))
   tx = setup.make_outer_optimizer(config)
   step = make_train_step(
     learner,
     tx,
-    sampler(config),
+    episode_sampler(config),
     key=jax.random.key(1),
     meta_batch_size=config.train.meta_batch_size,
     max_steps=config.train.steps_per_call,
-    mesh=mesh,
-    tasks_per_chunk=chunk,
-    query_splits=parts,
+    **kwargs,
   )
   state = init_state(learner, tx, jax.random.key(2))
   return step, state, small_run.on_device(small_run.dataset())
 
 
 def run(config, lengths, **kwargs):
-  """The state after calls of these lengths, and all metrics."""
-  step, state, dataset = step_and_state(config, **kwargs)
+  """Returns the state after calls of these lengths, and all metrics."""
+  step, state, dataset = make_step_and_state(config, **kwargs)
   rows = []
   for n in lengths:
     state, values = step(state, dataset, n)
@@ -75,92 +74,105 @@ def assert_equal(a, b):
 
 
 @pytest.mark.parametrize('first_order', [False, True])
-def test_jitted_equals_op_by_op(first_order):
+def test_jitted_step_equals_op_by_op(first_order):
   config = small_run.config(
     inner__first_order=first_order, train__meta_batch_size=2
   )
-  jitted = run(config, [2], chunk=1)
+  jitted = run(config, [2], tasks_per_chunk=1)
   with jax.disable_jit():
-    eager = run(config, [2], chunk=1)
+    eager = run(config, [2], tasks_per_chunk=1)
   assert_close(jitted, eager)
 
 
-def test_devices_and_chunks_change_nothing():
+def test_results_do_not_depend_on_devices_and_chunks():
   config = small_run.config(model__norm='global', train__meta_batch_size=16)
   expected = run(config, [2])
   assert expected[1]['finite'].all()
-  assert_close(run(config, [2], mesh=make_mesh(), chunk=1), expected)
-  one = make_mesh(jax.devices()[:1])
-  assert_close(run(config, [2], mesh=one, chunk=4), expected)
+  for devices, tasks_per_chunk in ((8, 1), (1, 4)):
+    mesh = make_mesh(jax.devices()[:devices])
+    results = run(config, [2], mesh=mesh, tasks_per_chunk=tasks_per_chunk)
+    assert_close(results, expected)
 
 
-def test_devices_that_share_a_query_set_change_nothing(small):
+def test_results_do_not_depend_on_splits_of_query_sets(small):
   config = small_run.config(model__norm='global', train__meta_batch_size=4)
   expected = run(config, [2])
-  assert_close(run(config, [2], mesh=make_mesh(), chunk=1, parts=2), expected)
+  results = run(
+    config, [2], mesh=make_mesh(), tasks_per_chunk=1, query_splits=2
+  )
+  assert_close(results, expected)
 
 
-@pytest.mark.parametrize('devices, chunk', [(1, 1), (8, 1), (8, None)])
-def test_devices_and_chunks_draw_the_same_episodes(devices, chunk):
+@pytest.mark.parametrize(
+  'devices, tasks_per_chunk', [(1, 1), (8, 1), (8, None)]
+)
+def test_episodes_do_not_depend_on_devices_and_chunks(devices, tasks_per_chunk):
   config = small_run.config(data__augment_support='flip')
-  draw, dataset = sampler(config), small_run.on_device(small_run.dataset())
+  sample = episode_sampler(config)
+  dataset = small_run.on_device(small_run.dataset())
+  keys = task_keys(jax.random.key(0), 7, 16)
 
-  def drawn(mesh, chunk):
-    over_tasks = mean_over_tasks(
-      lambda dataset, key: ((), draw(key, dataset)), mesh, chunk
+  def draw(mesh, tasks_per_chunk):
+    over_tasks = map_tasks(
+      lambda dataset, key: sample(key, dataset), mesh, tasks_per_chunk
     )
-    return jax.jit(over_tasks)(dataset, task_keys(jax.random.key(0), 7, 16))[1]
+    return jax.jit(over_tasks)(dataset, keys)
 
   mesh = make_mesh(jax.devices()[:devices])
-  assert_equal(drawn(mesh, chunk), drawn(None, None))
+  assert_equal(draw(mesh, tasks_per_chunk), draw(None, None))
 
 
-def test_calls_of_any_length_end_in_the_same_bits():
-  kwargs = {'mesh': make_mesh(), 'chunk': 1}
+def test_results_are_bit_identical_for_any_call_length():
+  kwargs = {'mesh': make_mesh(), 'tasks_per_chunk': 1}
   config = small_run.config(train__steps_per_call=6, outer__optimizer='adam')
   assert_equal(run(config, [1, 3, 2], **kwargs), run(config, [6], **kwargs))
 
 
-def test_state_keeps_types_and_placement(small):
-  machine = setup.eval_sharding(small_run.config())
-  step, state, dataset = step_and_state(
-    small_run.config(), mesh=machine.mesh, tasks_per_chunk=machine.tasks_per_chunk
+def test_state_keeps_types_and_sharding(small):
+  sharding = setup.eval_sharding(small_run.config())
+  step, state, dataset = make_step_and_state(
+    small_run.config(),
+    mesh=sharding.mesh,
+    tasks_per_chunk=sharding.tasks_per_chunk,
   )
-  state = machine.replicate(state)
+  state = sharding.replicate(state)
   before = jax.tree.map(lambda x: (x.aval, x.sharding), state)
-  after, _ = step(state, machine.replicate(dataset), 1)
+  after, _ = step(state, sharding.replicate(dataset), 1)
   assert jax.tree.map(lambda x: (x.aval, x.sharding), after) == before
 
 
-def test_flags_a_gradient_that_is_not_finite_though_it_is_clipped(small):
+def test_step_reports_nonfinite_gradient_despite_clipping(small):
   config = small_run.config(outer__clip_value=1.0)
   phase = setup.train_phase(config)
   learner = setup.phase_learner(config, phase)
 
   @jax.custom_vjp
-  def steep(x):
+  def with_infinite_gradient(x):
     return x
 
-  steep.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.inf,))
+  with_infinite_gradient.defvjp(
+    lambda x: (x, None), lambda _, g: (g * jnp.inf,)
+  )
 
   def loss(params, stats, episode):
     value, aux = learner.loss(params, stats, episode)
-    return steep(value), aux
+    return with_infinite_gradient(value), aux
 
   state, rows = run(config, [1], learner=learner._replace(loss=loss))
   assert not rows['finite'].any()
 
 
-def records(path, split):
+def read_split(path, split):
+  """Returns the records of a run for 'train' or 'val'."""
   return [r for r in metrics_log.read_records(path) if r['split'] == split]
 
 
-def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
+def test_run_writes_metrics_and_best_checkpoint(small, tmp_path, capsys):
   config = small_run.config()
   assert train(config, tmp_path) == 0
-  val = records(tmp_path, 'val')
+  val = read_split(tmp_path, 'val')
   assert [r['step'] for r in val] == [5, 10]
-  assert [r['step'] for r in records(tmp_path, 'train')] == [3, 5, 6, 9, 10]
+  assert [r['step'] for r in read_split(tmp_path, 'train')] == [3, 5, 6, 9, 10]
   assert checkpoint.load(tmp_path, 'latest').step == 10
   best = max(val, key=lambda r: r['accuracy'])
   saved = checkpoint.load(tmp_path)
@@ -169,7 +181,8 @@ def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
   assert saved.config == config
   assert list((tmp_path / 'tensorboard').iterdir())
   first, *epochs, done, where = capsys.readouterr().out.splitlines()
-  assert '8 tasks a step on 8 x cpu, images on the device; from step 0' in first
+  assert '8 tasks per step on 8 x cpu, images on the device;' in first
+  assert 'starting at step 0 of 10' in first
   assert [line.split(',')[0] for line in epochs] == ['epoch 1/2', 'epoch 2/2']
   for line in (*epochs, done):
     assert '(transductive, 2 queries per class): loss' in line
@@ -177,9 +190,9 @@ def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  'overrides, words',
+  'overrides, devices',
   [
-    ({}, 'on 8 x cpu,'),
+    ({}, 'on 8 x cpu, images'),
     (
       {'train__meta_batch_size': 6},
       'on 6 of 8 x cpu (--train.meta_batch_size=8 would use all),',
@@ -190,25 +203,27 @@ def test_trains_validates_and_keeps_the_best(small, tmp_path, capsys):
     ),
     (
       {'train__meta_batch_size': 4, 'model__norm': 'support'},
-      'on 8 x cpu, 2 for each task,',
+      'on 8 x cpu, 2 per task,',
     ),
   ],
 )
-def test_uses_and_names_the_devices_that_fit(
-  small, tmp_path, capsys, overrides, words
+def test_first_line_describes_used_devices(
+  small, tmp_path, capsys, overrides, devices
 ):
   config = small_run.config(**{'train__num_epochs': 0} | overrides)
   assert train(config, tmp_path) == 0
-  assert words in capsys.readouterr().out
+  assert devices in capsys.readouterr().out
 
 
-def test_goes_on_with_other_devices(small, tmp_path, monkeypatch):
-  """From eight to one, and from one to eight."""
+def test_resume_on_other_devices_gives_the_same_results(
+  small, tmp_path, monkeypatch
+):
+  """Resumes on one device after eight, and on eight after one."""
   paths = [tmp_path / name for name in ('8', '8 1', '1 8')]
   for path, order in zip(paths, ((8, 8), (8, 1), (1, 8)), strict=True):
     for epochs, devices in enumerate(order, 1):
       monkeypatch.setattr(
-        'maml_jax.experiment.best_layout',
+        'maml_jax.experiment.setup.choose_layout',
         lambda *_, n=devices, **__: DeviceLayout(n, 1),
       )
       assert train(small_run.config(train__num_epochs=epochs), path) == 0
@@ -217,45 +232,46 @@ def test_goes_on_with_other_devices(small, tmp_path, monkeypatch):
     assert_close(other[2:6], expected[2:6])
 
 
-def test_goes_on_where_it_was_and_leaves_a_finished_run_alone(small, tmp_path):
-  straight, parts = tmp_path / 'straight', tmp_path / 'parts'
-  train(small_run.config(), straight)
-  train(small_run.config(train__num_epochs=1), parts)
+def test_resume_is_bit_exact_and_finished_run_is_unchanged(small, tmp_path):
+  uninterrupted, resumed = tmp_path / 'uninterrupted', tmp_path / 'resumed'
+  train(small_run.config(), uninterrupted)
+  train(small_run.config(train__num_epochs=1), resumed)
   for _ in range(2):
-    assert train(small_run.config(), parts) == 0
-    a, b = (checkpoint.load(path, 'latest') for path in (straight, parts))
+    assert train(small_run.config(), resumed) == 0
+    paths = uninterrupted, resumed
+    a, b = (checkpoint.load(path, 'latest') for path in paths)
     assert_equal(a.params, b.params)
     assert_equal(a.opt_state, b.opt_state)
-    rows = [metrics_log.read_records(path) for path in (straight, parts)]
-    for row in rows[0] + rows[1]:
-      del row['seconds']
-    assert rows[0] == rows[1]
+    records = [metrics_log.read_records(path) for path in paths]
+    for record in records[0] + records[1]:
+      del record['seconds']
+    assert records[0] == records[1]
 
 
-def test_refuses_another_config_and_names_what_differs(small, tmp_path):
+def test_other_config_is_rejected_with_its_differences(small, tmp_path):
   train(small_run.config(train__num_epochs=1), tmp_path)
   before = (tmp_path / 'config.json').read_text()
   with pytest.raises(UserError) as error:
     train(small_run.config(inner__num_steps=2, seed=3), tmp_path)
   assert 'inner.num_steps: 1 -> 2; seed: 0 -> 3' in str(error.value)
   assert (tmp_path / 'config.json').read_text() == before
-  same_course = small_run.config(train__steps_per_call=7, eval__queries=1)
-  assert train(same_course, tmp_path) == 0
+  ignored = small_run.config(train__steps_per_call=7, eval__queries=1)
+  assert train(ignored, tmp_path) == 0
 
 
-def test_a_config_with_which_nothing_was_trained_binds_nobody(small, tmp_path):
+def test_config_may_change_before_the_first_checkpoint(small, tmp_path):
   train(small_run.config(train__num_epochs=0), tmp_path)
   assert train(small_run.config(train__num_epochs=0, seed=3), tmp_path) == 0
 
 
-def test_refuses_a_workdir_in_use_or_unusable(small, tmp_path):
+def test_locked_or_unwritable_workdir_is_rejected(small, tmp_path):
   config = small_run.config(train__num_epochs=0)
   with run_dir.lock_run_dir(tmp_path, config):
     with pytest.raises(UserError, match='another process is training'):
       train(config, tmp_path)
   assert train(config, tmp_path) == 0
   (tmp_path / 'file').touch()
-  with pytest.raises(UserError, match='cannot write'):
+  with pytest.raises(UserError, match='cannot write to'):
     train(config, tmp_path / 'file' / 'run')
 
 
@@ -265,16 +281,19 @@ def test_refuses_a_workdir_in_use_or_unusable(small, tmp_path):
     ({'task__ways': 9}, '9 ways, but glyphs train has 8 classes'),
     ({'task__queries': 5}, '1 shots and 5 queries are 6 images'),
     ({'val__queries': 9}, 'glyphs val'),
-    ({'train__tasks_per_chunk': 3}, '8 tasks do not divide .* in chunks of 3'),
+    (
+      {'train__tasks_per_chunk': 3},
+      '8 tasks cannot be divided .* in chunks of 3',
+    ),
   ],
 )
-def test_refuses_what_cannot_be_run(small, tmp_path, overrides, message):
+def test_invalid_config_is_rejected(small, tmp_path, overrides, message):
   with pytest.raises(UserError, match=message):
     train(small_run.config(**overrides), tmp_path)
 
 
-def test_stops_before_saving_what_is_not_finite(small, tmp_path, capsys):
-  """The learning rate explodes in the second epoch."""
+def test_run_stops_before_saving_a_nonfinite_state(small, tmp_path, capsys):
+  """The learning rate overflows in the second epoch."""
   config = small_run.config(
     outer__schedule='step',
     outer__milestones=1,
@@ -292,20 +311,20 @@ def test_stops_before_saving_what_is_not_finite(small, tmp_path, capsys):
   assert max(r['step'] for r in metrics_log.read_records(tmp_path)) <= bad
 
 
-def test_saves_within_long_epochs(small, tmp_path, monkeypatch):
+def test_long_epochs_are_saved_before_they_end(small, tmp_path, monkeypatch):
   steps, save = [], checkpoint.CheckpointWriter.save
 
-  def noted(self, state):
+  def record_and_save(self, state):
     steps.append(int(state.step))
     save(self, state)
 
-  monkeypatch.setattr(checkpoint.CheckpointWriter, 'save', noted)
+  monkeypatch.setattr(checkpoint.CheckpointWriter, 'save', record_and_save)
   monkeypatch.setattr(checkpoint, 'SECONDS_BETWEEN_SAVES', -1.0)
   train(small_run.config(train__num_epochs=1), tmp_path)
   assert steps[-1] == 5 and len(steps) > 1
 
 
-def test_log_drops_what_lies_beyond_the_step_and_mutilated_lines(tmp_path):
+def test_log_drops_later_records_and_truncated_lines(tmp_path):
   with metrics_log.MetricsLog(tmp_path, 0) as log:
     for step in (1, 2, 3):
       log.train({'loss': np.ones(2), 'accuracy': np.array([0.0, 1.0])}, 3.0)
@@ -325,30 +344,30 @@ def test_log_drops_what_lies_beyond_the_step_and_mutilated_lines(tmp_path):
   assert rows[-1]['accuracy'] == 0.25
 
 
-def test_pace_fits_calls_to_the_time_they_take(monkeypatch):
+def test_call_length_follows_call_duration(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(time, 'monotonic', lambda: now[0])
-  pace = CallLengthController()
-  assert pace.length == 1
-  now[0] += 60  # compiling
-  assert pace.lap(1) == 60 and pace.length == 1
+  controller = CallLengthController()
+  assert controller.length == 1
+  now[0] += 60  # compilation
+  assert controller.lap(1) == 60 and controller.length == 1
   now[0] += 0.5
-  assert pace.lap(1) == 0.5 and pace.length == 4
+  assert controller.lap(1) == 0.5 and controller.length == 4
   now[0] += 100  # validation
-  pace.start()
+  controller.start()
   now[0] += 0.1
-  pace.lap(4)
-  assert pace.length == 80
+  controller.lap(4)
+  assert controller.length == 80
 
 
-def test_heeds_a_stop_after_the_call_that_runs(small, tmp_path, monkeypatch):
-  class Stopped(signals.StopSignal):
+def test_run_stops_after_the_current_call(small, tmp_path, monkeypatch):
+  class StopAfterFirstRecord(signals.StopSignal):
     def __bool__(self):
       return bool(metrics_log.read_records(tmp_path))
 
     status = 143
 
-  monkeypatch.setattr('maml_jax.train.Stop', Stopped)
+  monkeypatch.setattr('maml_jax.train.StopSignal', StopAfterFirstRecord)
   assert train(small_run.config(), tmp_path) == 143
   step = checkpoint.load(tmp_path, 'latest').step
   assert 0 < step < 10

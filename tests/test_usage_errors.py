@@ -1,7 +1,8 @@
-"""What people get wrong: each is answered by one clear line, and loses nothing.
+"""Usage errors: each prints one line, exits with 2 and changes no file.
 
-`{c}` is a sound checkpoint of three ways, `{s}` a sound support folder, `{m}` a
-sound model, `{d}` a directory of the test, `{p}` the presets.
+In command lines, `{c}` is a valid checkpoint of three ways, `{s}` a valid
+support folder, `{m}` a valid model, `{d}` a directory of the test and `{p}` the
+directory of the presets.
 """
 
 import os
@@ -13,23 +14,28 @@ import subprocess
 import sys
 
 import image_folders
+import jax_settings
 import pytest
 
+import maml_jax
 from maml_jax import cli
-from maml_jax.fewshot import classifier
-from maml_jax.utils import compilation_cache
 from maml_jax.utils.errors import NonFiniteError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-PRESET = REPOSITORY / 'configs' / 'glyphs_5w1s.py'
 ADAPT = '--mode=adapt --checkpoint={c} --output={d}/out '
 PREDICT = '--mode=predict '
 
 
+@pytest.fixture(scope='module', autouse=True)
+def disable_compilation_cache():
+  with jax_settings.compilation_cache_disabled():
+    yield
+
+
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  """The sound things, and what is wrong with others."""
-  path = tmp_path_factory.mktemp('wrong')
+def folder(tmp_path_factory):
+  """A directory with valid and invalid inputs."""
+  path = tmp_path_factory.mktemp('usage')
   image_folders.make_checkpoint(path / 'checkpoint')
   image_folders.make_checkpoint(
     path / 'sinusoid',
@@ -39,163 +45,208 @@ def place(tmp_path_factory):
     val__ways=1,
     eval__ways=1,
   )
-  image_folders.folder(path / 'support', 2)
-  image_folders.folder(path / 'one', 2, classes=['bar'])
+  image_folders.write_class_folders(path / 'support', 2)
+  image_folders.write_class_folders(path / 'one', 2, classes=['bar'])
   (path / 'nothing').mkdir()
-  image_folders.folder(path / 'hollow', 2)
-  shutil.rmtree(path / 'hollow' / 'disc')
-  (path / 'hollow' / 'disc').mkdir()
-  image_folders.folder(path / 'texts', 2)
+  image_folders.write_class_folders(path / 'empty_class', 2)
+  shutil.rmtree(path / 'empty_class' / 'disc')
+  (path / 'empty_class' / 'disc').mkdir()
+  image_folders.write_class_folders(path / 'texts', 2)
   for file in (path / 'texts' / 'disc').iterdir():
     file.unlink()
-  (path / 'texts' / 'disc' / 'a.jpg').write_text('this is no image')
+  (path / 'texts' / 'disc' / 'a.jpg').write_text('not an image')
   shutil.copytree(path / 'texts', path / 'broken')
-  cut = (path / 'support' / 'disc' / '0.png').read_bytes()[:100]
-  (path / 'broken' / 'disc' / 'a.jpg').write_bytes(cut)
+  truncated = (path / 'support' / 'disc' / '0.png').read_bytes()[:100]
+  (path / 'broken' / 'disc' / 'a.jpg').write_bytes(truncated)
   (path / 'file').write_text('a file')
-  (path / 'text.npz').write_text('this is no model')
+  (path / 'config.py').write_text('def get_config(:')
   shutil.copytree(path / 'checkpoint', path / 'damaged')
   for file in (path / 'damaged' / 'state').rglob('*'):
     if file.is_file() and file.stat().st_size > 1000:
       file.write_bytes(file.read_bytes()[:-9])
-  (path / 'config.py').write_text('def get_config(:')
-  few = classifier.load(path / 'checkpoint')
-  images = [image_folders.picture(name, 0) for name in image_folders.CLASSES]
-  few.fit(images, image_folders.CLASSES, num_steps=0).save(path / 'model.npz')
-  whole = (path / 'model.npz').read_bytes()
-  (path / 'cut.npz').write_bytes(whole[: len(whole) // 2])
-  altered = bytearray(whole)
-  altered[len(whole) // 2] ^= 255
-  (path / 'altered.npz').write_bytes(altered)
+  write_models(path)
   return path
 
 
-def told(place, words: str) -> list[str]:
-  """The words of a command line."""
-  names = {
-    'c': place / 'checkpoint',
-    's': place / 'support',
-    'd': place,
-    'm': place / 'model.npz',
+def write_models(path):
+  """Writes a valid model, a truncated one, a corrupt one, and a text."""
+  names = image_folders.CLASSES
+  images = [image_folders.draw_picture(name, 0) for name in names]
+  learner = maml_jax.load(path / 'checkpoint')
+  learner.fit(images, names, num_steps=0).save(path / 'model.npz')
+  content = bytearray((path / 'model.npz').read_bytes())
+  (path / 'truncated.npz').write_bytes(content[: len(content) // 2])
+  content[len(content) // 2] ^= 255
+  (path / 'corrupt.npz').write_bytes(content)
+  (path / 'text.npz').write_text('not a model')
+
+
+def arguments(folder, text: str) -> list[str]:
+  """Returns the arguments of a command line with placeholders."""
+  values = {
+    'c': folder / 'checkpoint',
+    's': folder / 'support',
+    'd': folder,
+    'm': folder / 'model.npz',
     'p': REPOSITORY / 'configs',
   }
-  return words.format(**names).split()
+  return text.format(**values).split()
 
 
-def contents(place) -> dict[pathlib.Path, bytes]:
+def file_contents(folder) -> dict[pathlib.Path, bytes]:
+  """Returns the content of all files except those under 'out'."""
   return {
     path: path.read_bytes()
-    for path in place.rglob('*')
-    if path.is_file() and path.is_relative_to(place) and 'out' not in path.parts
+    for path in folder.rglob('*')
+    if path.is_file() and 'out' not in path.relative_to(folder).parts
   }
 
 
-WRONG = {
-  'no checkpoint': ('--mode=adapt --support={s}', 'needs --checkpoint=DIR'),
-  'no support': (ADAPT, 'needs --support=DIR'),
-  'support missing': (ADAPT + '--support={d}/nope', 'no such folder: .*nope'),
-  'support is a file': (ADAPT + '--support={d}/file', 'file is a file'),
-  'support is an image': (ADAPT + '--support={s}/bar/0.png', 'is a file'),
-  'one class': (ADAPT + '--support={d}/one', "two .*; there is only 'bar'"),
-  'no class': (ADAPT + '--support={d}/nothing', 'of two classes or more'),
-  'images, no classes': (ADAPT + '--support={s}/bar', 'two classes or more'),
-  'empty class': (ADAPT + '--support={d}/hollow', "'disc' has no image"),
-  'text called jpg': (ADAPT + '--support={d}/texts', "'disc' has no image"),
-  'broken image': (ADAPT + '--support={d}/broken', "'disc' has no image"),
-  'checkpoint missing': (
+USAGE_ERRORS = {
+  'no_checkpoint': ('--mode=adapt --support={s}', 'needs --checkpoint=DIR'),
+  'no_support': (ADAPT, 'needs --support=DIR'),
+  'missing_support': (ADAPT + '--support={d}/nope', 'nope: no such folder'),
+  'support_is_file': (ADAPT + '--support={d}/file', 'file: not a folder'),
+  'support_is_image': (ADAPT + '--support={s}/bar/0.png', 'not a folder'),
+  'one_class': (ADAPT + '--support={d}/one', "two or more .* only 'bar'"),
+  'no_class': (ADAPT + '--support={d}/nothing', 'two or more .* found none'),
+  'support_without_class_folders': (
+    ADAPT + '--support={s}/bar',
+    'expected two or more class folders',
+  ),
+  'empty_class': (
+    ADAPT + '--support={d}/empty_class',
+    "class 'disc' has no readable image",
+  ),
+  'text_named_jpg': (
+    ADAPT + '--support={d}/texts',
+    "class 'disc' has no readable image",
+  ),
+  'broken_image': (
+    ADAPT + '--support={d}/broken',
+    "class 'disc' has no readable image",
+  ),
+  'missing_checkpoint': (
     '--mode=adapt --checkpoint={d}/nope --support={s} --output={d}/out',
     'no such directory: .*nope',
   ),
-  'checkpoint is a file': (
+  'checkpoint_is_file': (
     '--mode=adapt --checkpoint={d}/file --support={s} --output={d}/out',
     'no such directory: .*file',
   ),
-  'no checkpoint there': (
+  'directory_without_checkpoint': (
     '--mode=adapt --checkpoint={d}/nothing --support={s} --output={d}/out',
     'no best checkpoint in .*nothing',
   ),
-  'checkpoint damaged': (
+  'damaged_checkpoint': (
     '--mode=adapt --checkpoint={d}/damaged --support={s} --output={d}/out',
     'damaged checkpoint .*damaged: ',
   ),
-  'checkpoint of a regression': (
+  'checkpoint_of_regression': (
     '--mode=adapt --checkpoint={d}/sinusoid --support={s} --output={d}/out',
-    'is of a regression, not of images',
+    'is a regression: it has no images',
   ),
-  'config of another model': (
+  'config_of_other_model': (
     ADAPT + '--support={s} --config={p}/omniglot_20w1s.py',
-    'is of another config: .*data.name: glyphs -> omniglot',
+    'with a different config: .*data.name: glyphs -> omniglot',
   ),
-  'norm it was not trained for': (
+  'norm_without_statistics': (
     ADAPT + '--support={s} --eval.norm=global',
     'norm needs .*, which the checkpoint lacks',
   ),
-  'query missing': (
+  'missing_query': (
     ADAPT + '--support={s} --query={d}/nope',
     'no such file or folder: .*nope',
   ),
-  'query empty': (ADAPT + '--support={s} --query={d}/nothing', 'holds no'),
-  'query unreadable': (
+  'empty_query': (
+    ADAPT + '--support={s} --query={d}/nothing',
+    'no files in folder .*nothing',
+  ),
+  'unreadable_query': (
     ADAPT + '--support={s} --num_steps=0 --query {d}/texts/disc {d}/file',
-    'none of the images that were asked for can be read',
+    'none of the query images is readable',
   ),
-  'output in support': (
+  'output_in_support': (
     ADAPT + '--support={s} --output={s}/out',
-    'would be taken for an image next time',
+    'would read its files as images',
   ),
-  'output in query': (
+  'output_in_query': (
     ADAPT + '--support={s} --query={d}/texts --output={d}/texts/bar/new',
-    'would be taken for an image next time',
+    'would read its files as images',
   ),
-  'output forbidden': (
+  'forbidden_output': (
     ADAPT + '--support={s} --output=/proc/out',
     'cannot write to /proc/out: No such file or directory',
   ),
-  'output is a file': (
+  'output_is_file': (
     ADAPT + '--support={s} --output={d}/file',
     'cannot write to .*file: File exists',
   ),
-  'output below a file': (
+  'output_below_file': (
     ADAPT + '--support={s} --output={d}/file/out',
     'cannot write to .*file/out: Not a directory',
   ),
-  'head misspelt': (
+  'misspelled_head': (
     ADAPT + '--support={s} --head=prototypes',
     'did you mean prototype?',
   ),
-  'steps are no number': (
+  'num_steps_not_integer': (
     ADAPT + '--support={s} --num_steps=many',
     "--num_steps: invalid int value: 'many'",
   ),
-  'steps below 0': (ADAPT + '--support={s} --num_steps=-1', 'at least 0'),
-  'no model': (PREDICT + '{s}', 'needs --model=FILE'),
-  'nothing to predict': (PREDICT + '--model={m}', 'needs images'),
-  'model missing': (PREDICT + '--model={d}/nope {s}', 'no such model: .*no'),
-  'model is a text': (PREDICT + '--model={d}/text.npz {s}', 'is no model'),
-  'model is an image': (PREDICT + '--model={s}/bar/0.png {s}', 'is no mo'),
-  'model is cut': (PREDICT + '--model={d}/cut.npz {s}', 'or damaged'),
-  'model is altered': (PREDICT + '--model={d}/altered.npz {s}', 'or damaged'),
-  'model is a checkpoint': (PREDICT + '--model={c} {s}', 'no such model'),
-  'image missing': (PREDICT + '--model={m} {s} no.jpg', 'no such .*: no.jpg'),
-  'no image': (PREDICT + '--model={m} {d}/file', 'none of the images'),
-  'support for predict': (
-    PREDICT + '--model={m} --support={s}',
-    '--mode=predict takes no --support, only --mode=adapt does',
+  'negative_num_steps': (
+    ADAPT + '--support={s} --num_steps=-1',
+    '--num_steps=-1: must be at least 0',
   ),
-  'field for predict': (PREDICT + '--model={m} --seed=1', 'unknown argument'),
-  'query for train': ('--query={s}', '--mode=train takes no --query, only'),
-  'mode misspelt': ('--mode=adpat', 'did you mean adapt?'),
-  'flag misspelt': (ADAPT + '--suport={s}', 'did you mean --support?'),
-  'field misspelt': ('--eval.num_step=5', 'did you mean eval.num_steps?'),
-  'section misspelt': ('--config.iner.num_steps=5', 'did you mean inner.'),
-  'encoder misspelt': ('--model.encoder=resnet21', 'did you mean resnet12?'),
-  'data set misspelt': ('--data.name=omnigot', 'did you mean omniglot?'),
-  'value of another type': ('--task.ways=five', 'task.ways=five: not an int'),
-  'value out of range': ('--task.shots=0', 'task.shots=0: at least 1'),
-  'config misspelt': ('--config={p}/omniglot.py', 'did you mean .*omniglot_'),
-  'config broken': ('--config={d}/config.py', 'config.py'),
-  'nothing trained': ('--mode=eval --workdir={d}/nope', 'no best checkpoint'),
-  'images missing': (
+  'no_model': (PREDICT + '{s}', 'needs --model=FILE'),
+  'nothing_to_predict': (PREDICT + '--model={m}', 'needs image files'),
+  'missing_model': (PREDICT + '--model={d}/nope {s}', 'no such model: .*nope'),
+  'model_is_text': (PREDICT + '--model={d}/text.npz {s}', 'is not a model'),
+  'model_is_image': (PREDICT + '--model={s}/bar/0.png {s}', 'is not a model'),
+  'truncated_model': (
+    PREDICT + '--model={d}/truncated.npz {s}',
+    'or it is damaged',
+  ),
+  'corrupt_model': (PREDICT + '--model={d}/corrupt.npz {s}', 'it is damaged'),
+  'model_is_checkpoint': (PREDICT + '--model={c} {s}', 'no such model'),
+  'missing_image': (
+    PREDICT + '--model={m} {s} no.jpg',
+    'no such file or folder: no.jpg',
+  ),
+  'no_readable_image': (
+    PREDICT + '--model={m} {d}/file',
+    'none of the images is readable',
+  ),
+  'support_for_predict': (
+    PREDICT + '--model={m} --support={s}',
+    '--mode=predict does not accept --support; it belongs to --mode=adapt',
+  ),
+  'field_for_predict': (PREDICT + '--model={m} --seed=1', 'unknown argument'),
+  'query_for_train': (
+    '--query={s}',
+    '--mode=train does not accept --query; it belongs to --mode=adapt',
+  ),
+  'misspelled_mode': ('--mode=adpat', 'did you mean adapt?'),
+  'misspelled_flag': (ADAPT + '--suport={s}', 'did you mean --support?'),
+  'misspelled_field': ('--eval.num_step=5', 'did you mean eval.num_steps?'),
+  'misspelled_section': ('--config.iner.num_steps=5', 'did you mean inner.'),
+  'misspelled_encoder': ('--model.encoder=resnet21', 'did you mean resnet12?'),
+  'misspelled_data_set': ('--data.name=omnigot', 'did you mean omniglot?'),
+  'value_of_other_type': ('--task.ways=five', 'task.ways=five: not an int'),
+  'value_out_of_range': (
+    '--task.shots=0',
+    'task.shots=0: must be at least 1',
+  ),
+  'misspelled_config': (
+    '--config={p}/omniglot.py',
+    'did you mean .*omniglot_',
+  ),
+  'invalid_config_file': ('--config={d}/config.py', 'config.py'),
+  'eval_without_training': (
+    '--mode=eval --workdir={d}/nope',
+    'no best checkpoint',
+  ),
+  'missing_data_root': (
     '--config={p}/folder.py --data.root={d}/nope --workdir={d}/out/run '
     '--train.meta_batch_size=8',
     'folder: no such directory: .*nope',
@@ -203,62 +254,61 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize('name', WRONG)
-def test_wrong_use_is_one_clear_line(name, place, capsys, monkeypatch):
-  monkeypatch.setenv('MAML_JAX_CACHE', str(place / 'out' / 'cache'))
-  monkeypatch.setattr(
-    compilation_cache, 'enable_compilation_cache', lambda **_: None
-  )
-  words, message = WRONG[name]
-  before = contents(place)
-  assert cli.main(told(place, words)) == 2
+@pytest.mark.parametrize('name', USAGE_ERRORS)
+def test_usage_error_is_one_line_and_changes_no_file(name, folder, capsys):
+  text, message = USAGE_ERRORS[name]
+  before = file_contents(folder)
+  assert cli.main(arguments(folder, text)) == 2
   out, err = capsys.readouterr()
   *warnings, last = err.splitlines()
   assert re.search(f'^error: .*{message}', last), last
   assert all(line.startswith('warning: ') for line in warnings)
   assert 'Traceback' not in out + err
-  assert contents(place) == before
+  assert file_contents(folder) == before
 
 
 @pytest.mark.parametrize(
-  'words',
+  'text',
   [
     '--mode=adapt --checkpoint={c} --support={d}/one',
     '--mode=predict --model={d}/nope {s}',
     '--mode=adapt --checkpoint={c} --support={s} --sede=1',
   ],
+  ids=['one_class', 'missing_model', 'misspelled_flag'],
 )
-def test_as_a_process_too(words, place):
-  argv = [sys.executable, str(REPOSITORY / 'main.py'), *told(place, words)]
-  done = subprocess.run(argv, capture_output=True, text=True, cwd=place)
-  assert done.returncode == 2
-  assert re.fullmatch('error: .+\n', done.stderr)
-  assert done.stdout == ''
-
-
-def test_full_disk_keeps_what_there_was(place, tmp_path, capsys, monkeypatch):
-  """The kernel refuses files above a size, as it does on a full disk."""
-  monkeypatch.setattr(
-    compilation_cache, 'enable_compilation_cache', lambda **_: None
+def test_main_py_exits_with_one_line(text, folder):
+  main = str(REPOSITORY / 'main.py')
+  process = subprocess.run(
+    [sys.executable, main, *arguments(folder, text)],
+    capture_output=True,
+    text=True,
+    cwd=folder,
   )
-  old = tmp_path / 'model.npz'
-  old.write_text('an older model')
-  words = f'--mode=adapt --checkpoint={{c}} --support={{s}} --output={tmp_path}'
+  assert re.fullmatch('error: .+\n', process.stderr)
+  assert process.returncode == 2
+  assert process.stdout == ''
+
+
+def test_failed_write_keeps_existing_model(folder, tmp_path, capsys):
+  """A limit on the size of files takes effect like a full disk."""
+  model = tmp_path / 'model.npz'
+  model.write_text('an older model')
+  text = f'--mode=adapt --checkpoint={{c}} --support={{s}} --output={tmp_path}'
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
   try:
-    status = cli.main(told(place, words + ' --num_steps=0'))
+    status = cli.main(arguments(folder, text + ' --num_steps=0'))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert status == 2
-  line = f'error: cannot write {old}: File too large\n'
+  line = f'error: cannot write {model}: File too large\n'
   assert capsys.readouterr().err == line
   assert os.listdir(tmp_path) == ['model.npz']
-  assert old.read_text() == 'an older model'
+  assert model.read_text() == 'an older model'
 
 
 @pytest.mark.parametrize(
-  'raised, status, line',
+  'error, status, line',
   [
     (
       OSError(28, 'No space left on device', '/x/y'),
@@ -277,17 +327,20 @@ def test_full_disk_keeps_what_there_was(place, tmp_path, capsys, monkeypatch):
     ),
     (KeyboardInterrupt(), 130, ''),
   ],
+  ids=['full_disk', 'permission', 'non_finite', 'interrupt'],
 )
-def test_what_befalls_a_mode(raised, status, line, capsys, monkeypatch):
+def test_expected_errors_have_exit_status_and_one_line(
+  error, status, line, capsys, monkeypatch
+):
   def fail(*_):
-    raise raised
+    raise error
 
   monkeypatch.setattr(cli, 'mode_function', lambda name: fail)
   assert cli.main([]) == status
   assert capsys.readouterr().err == line
 
 
-def test_a_bug_is_not_hidden(monkeypatch):
+def test_unexpected_error_is_raised(monkeypatch):
   def fail(*_):
     raise KeyError('a bug')
 

@@ -1,4 +1,4 @@
-"""Few-shot image data sets, prepared once and memory-mapped from then on.
+"""Few-shot image data sets, prepared once and memory-mapped afterwards.
 
 python -m maml_jax.data list
 python -m maml_jax.data prepare mini_imagenet --from DIR
@@ -30,15 +30,15 @@ from maml_jax.utils.errors import UserError, check_choice, printable
 from maml_jax.utils.files import oserror_message
 
 __all__ = [
-  'FUNCTIONS',
+  'REGRESSIONS',
   'SPECS',
   'SPLITS',
-  'Spec',
+  'DatasetSpec',
   'class_names',
   'load_dataset',
-  'places',
   'prepare',
-  'root',
+  'prepared_dir',
+  'prepared_dirs',
   'spec',
 ]
 
@@ -57,39 +57,45 @@ SPECS: dict[str, DatasetSpec] = {
   )
 }
 
-# Without images: `sample_episode` of these modules draws tasks from nothing.
+# Regression problems without files: `sample_episode` of these modules generates
+# tasks.
 REGRESSIONS = {'sinusoid': sinusoid}
 
 PathLike = str | os.PathLike
 
 
 def spec(name: str) -> DatasetSpec:
-  """The facts about a data set: image shape, channel means, layout, ..."""
+  """Returns the specification of a data set: image shape, channel means, ...
+
+  Raises:
+    UserError: there is no such data set.
+  """
   check_choice('data set', name, SPECS)
   return SPECS[name]
 
 
 def prepared_dir(name: str, data_dir: PathLike | None = None) -> Path:
-  """The directory of a prepared data set, whether or not it exists.
+  """Returns the directory of a prepared data set, whether or not it exists.
 
   Args:
     name: one of `SPECS`.
-    data_dir: where prepared data are kept; by default the environment variable
-      MAML_JAX_DATA, else ~/.cache/maml_jax.
+    data_dir: the root directory of prepared data sets; default: the environment
+      variable MAML_JAX_DATA, else ~/.cache/maml_jax.
   """
-  return _base(data_dir) / name / spec(name).version
+  return _data_root(data_dir) / name / spec(name).version
 
 
 def prepared_dirs(name: str, data_dir: PathLike | None = None) -> list[Path]:
-  """The places to give as `data_dir` where a data set is prepared.
+  """Returns every `data_dir` under which a data set is already prepared.
 
-  There is one at most, but of a personal data set one for each directory.
+  The list has at most one entry, except for user-provided data sets, which have
+  one for each image directory.
   """
-  base, facts = _base(data_dir), spec(name)
-  found = (
-    [base, *sorted(base.glob(f'{name}/*'))] if facts.user_provided else [base]
-  )
-  return [place for place in found if prepared_dir(name, place).exists()]
+  root = _data_root(data_dir)
+  candidates = [root]
+  if spec(name).user_provided:
+    candidates += sorted(root.glob(f'{name}/*'))
+  return [path for path in candidates if prepared_dir(name, path).exists()]
 
 
 def load_dataset(
@@ -97,41 +103,51 @@ def load_dataset(
 ) -> Dataset:
   """Loads one split of a prepared data set.
 
-  Arrays that are missing or damaged are decoded anew from the TFDS files. A
-  data set that needs no files of yours is prepared on first use.
+  Missing or damaged arrays are decoded again from the TFDS files. A generated
+  data set is prepared on first use.
 
   Args:
     name: one of `SPECS`.
-    split: 'train', 'val' or 'test'; they share no class.
-    data_dir: where prepared data are kept, see `root`; or the directory of the
-      images of a personal data set, which is then prepared if it is not.
+    split: 'train', 'val' or 'test'; no two of them share a class.
+    data_dir: the root directory of prepared data sets, see `prepared_dir`; or,
+      for a user-provided data set, the directory of the images, which is
+      prepared on first use.
 
   Returns:
-    A `Dataset` of NumPy arrays, `image` uint8 [M, H, W, C], memory-mapped,
+    A `Dataset` of NumPy arrays: `images` uint8 [M, H, W, C], memory-mapped,
     `index` int32 [classes, max], `size` int32 [classes].
 
   Raises:
     UserError: there is no such data set or split, or it is not prepared.
   """
-  facts = spec(name)
+  dataset_spec = spec(name)
   check_choice('split', split, SPLITS)
-  data_dir = _resolve(facts, data_dir)
-  folder = prepared_dir(name, data_dir)
-  dataset = store.read_arrays(folder, facts, split)
+  data_dir = _resolve_data_dir(dataset_spec, data_dir)
+  directory = prepared_dir(name, data_dir)
+  dataset = store.read_arrays(directory, dataset_spec, split)
   if dataset is None:
-    if (damaged := store.arrays_dir(folder, split)).exists():
-      warnings.warn(f'{damaged} is damaged: it is made anew', stacklevel=2)
-    _restore(facts, split, folder, data_dir)
-    dataset = store.read_arrays(folder, facts, split)
+    if (arrays := store.arrays_dir(directory, split)).exists():
+      warnings.warn(f'{arrays} is damaged: rebuilding it', stacklevel=2)
+    _rebuild_arrays(dataset_spec, split, directory, data_dir)
+    dataset = store.read_arrays(directory, dataset_spec, split)
   return dataset
 
 
 def class_names(
   name: str, split: str, data_dir: PathLike | None = None
 ) -> list[str]:
-  """Names of the classes, in the order of `Dataset.index`."""
+  """Returns the names of the classes, in the order of `Dataset.index`.
+
+  Args:
+    name: see `load_dataset`.
+    split: see `load_dataset`.
+    data_dir: see `load_dataset`.
+
+  Raises:
+    UserError: there is no such data set or split, or it is not prepared.
+  """
   load_dataset(name, split, data_dir)
-  data_dir = _resolve(spec(name), data_dir)
+  data_dir = _resolve_data_dir(spec(name), data_dir)
   return list(store.read_classes(prepared_dir(name, data_dir), split))
 
 
@@ -140,117 +156,135 @@ def prepare(
   source: PathLike | None = None,
   data_dir: PathLike | None = None,
 ) -> Path:
-  """Prepares a data set from the files in `source`, replacing an earlier one.
+  """Prepares a data set from source files and replaces an existing one.
 
   Args:
     name: one of `SPECS`.
-    source: a directory that holds one of the layouts in `spec(name).layout`;
-      not needed by a data set that is made from nothing.
-    data_dir: where prepared data are kept, see `root`; by default a place of
-      its own for each directory of a personal data set.
+    source: a directory with one of the layouts in `spec(name).layout`; None for
+      a generated data set.
+    data_dir: the root directory of prepared data sets, see `prepared_dir`; a
+      user-provided data set defaults to a separate one for each `source`.
 
   Returns:
     The directory of the prepared data set.
 
   Raises:
-    UserError: `source` does not hold what is expected.
+    UserError: `source` does not have the expected content, or the directory
+      cannot be written.
   """
-  facts = spec(name)
-  if facts.generated and source is not None:
-    raise UserError(f'{name} is made from no files: leave out --from {source}')
-  if facts.user_provided and source is not None and data_dir is None:
-    data_dir = _own_place(name, source)
-  splits = _find(facts, source, data_dir)
-  verify_counts(facts, splits)
-  folder = prepared_dir(name, data_dir)
+  dataset_spec = spec(name)
+  if dataset_spec.generated and source is not None:
+    raise UserError(
+      f'{name} is generated and takes no source files: omit --from {source}'
+    )
+  if dataset_spec.user_provided and source is not None and data_dir is None:
+    data_dir = _user_data_dir(name, source)
+  splits = _find_splits(dataset_spec, source, data_dir)
+  verify_counts(dataset_spec, splits)
+  directory = prepared_dir(name, data_dir)
   try:
-    store.write_dataset(folder, facts, splits)
+    store.write_dataset(directory, dataset_spec, splits)
   except OSError as error:
     raise UserError(
-      f'{name}: cannot write {folder}: {oserror_message(error)}'
+      f'{name}: cannot write {directory}: {oserror_message(error)}'
     ) from error
-  except RuntimeError as error:  # of array_record
+  except RuntimeError as error:  # from array_record
     reason = printable(str(error).partition(';')[0])
-    raise UserError(f'{name}: cannot write {folder}: {reason}') from error
-  return folder
+    raise UserError(f'{name}: cannot write {directory}: {reason}') from error
+  return directory
 
 
-def _base(data_dir: PathLike | None) -> Path:
-  base = data_dir or os.environ.get('MAML_JAX_DATA') or '~/.cache/maml_jax'
-  return Path(base).expanduser()
+def _data_root(data_dir: PathLike | None) -> Path:
+  root = data_dir or os.environ.get('MAML_JAX_DATA') or '~/.cache/maml_jax'
+  return Path(root).expanduser()
 
 
-def _own_place(name: str, source: PathLike) -> Path:
-  """The place of what is prepared from one directory: .../NAME-HASH."""
+def _user_data_dir(name: str, source: PathLike) -> Path:
+  """Returns the `data_dir` for one image directory: ROOT/NAME/SOURCE-HASH."""
   path = Path(source).expanduser().resolve()
   digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-  return _base(None) / name / f'{path.name}-{digest}'
+  return _data_root(None) / name / f'{path.name}-{digest}'
 
 
-def _resolve(facts: DatasetSpec, data_dir: PathLike | None) -> PathLike | None:
-  """Where a data set is prepared, if `data_dir` may be the one of its images.
+def _resolve_data_dir(
+  dataset_spec: DatasetSpec, data_dir: PathLike | None
+) -> PathLike | None:
+  """Returns the root directory of prepared data for a `data_dir`.
 
-  Prepares it first, if it is not yet.
+  If `data_dir` is the image directory of a user-provided data set, prepares it
+  on first use.
   """
+  name = dataset_spec.name
   if (
-    not facts.user_provided
+    not dataset_spec.user_provided
     or not data_dir
-    or prepared_dir(facts.name, data_dir).exists()
+    or prepared_dir(name, data_dir).exists()
   ):
     return data_dir
   images = Path(data_dir).expanduser()
   if not images.is_dir():
-    raise UserError(f'{facts.name}: no such directory: {images}')
-  place = _own_place(facts.name, images)
-  if not prepared_dir(facts.name, place).exists():
-    print(f'{facts.name}: preparing the images of {images}, once, in {place}')
-    prepare(facts.name, images)
-  return place
+    raise UserError(f'{name}: no such directory: {images}')
+  user_dir = _user_data_dir(name, images)
+  if not prepared_dir(name, user_dir).exists():
+    print(f'{name}: first use of {images}: preparing its images in {user_dir}')
+    prepare(name, images)
+  return user_dir
 
 
-def _find(
-  facts: DatasetSpec, directory: PathLike | None, data_dir: PathLike | None
+def _find_splits(
+  dataset_spec: DatasetSpec,
+  source: PathLike | None,
+  data_dir: PathLike | None,
 ) -> Splits:
-  """Lists the records of each split; there is at least one."""
-  if facts.generated:
-    return facts.source(None)
-  if directory is None:
-    problem = 'no directory given'
-  elif not (path := Path(directory).expanduser()).exists():
+  """Returns the records of each split; raises UserError if there are none."""
+  if dataset_spec.generated:
+    return dataset_spec.find_records(None)
+  if source is None:
+    problem = 'no source directory given'
+  elif not (path := Path(source).expanduser()).exists():
     problem = f'no such directory: {path}'
   else:
-    splits = facts.source(path)
+    splits = dataset_spec.find_records(path)
     if any(splits.values()):
       return splits
-    problem = f'found none of its images in {path}'
-  raise UserError(f'{facts.name}: {problem}\n{_advice(facts, data_dir)}')
+    problem = f'no images of this data set found in {path}'
+  help_text = _preparation_help(dataset_spec, data_dir)
+  raise UserError(f'{dataset_spec.name}: {problem}\n{help_text}')
 
 
-def _restore(
-  facts: DatasetSpec, split: str, folder: Path, data_dir: PathLike | None
+def _rebuild_arrays(
+  dataset_spec: DatasetSpec,
+  split: str,
+  directory: Path,
+  data_dir: PathLike | None,
 ) -> None:
-  """Makes arrays that are missing or damaged, if there is anything to."""
-  if facts.generated:
-    prepare(facts.name, data_dir=data_dir)
+  """Rebuilds missing or damaged arrays; raises UserError if it cannot."""
+  if dataset_spec.generated:
+    prepare(dataset_spec.name, data_dir=data_dir)
     return
-  problem = f'is not prepared: there is no {folder}'
-  if folder.exists():
+  problem = f'is not prepared: {directory} does not exist'
+  if directory.exists():
     try:
-      return store.write_arrays(folder, facts, split)
-    except Exception as error:  # Damaged files can raise nearly anything.
-      problem = f'cannot be read from {folder}: {error}'
-  raise UserError(f'{facts.name} {problem}\n{_advice(facts, data_dir)}')
+      return store.write_arrays(directory, dataset_spec, split)
+    except Exception as error:  # damaged files can raise nearly anything
+      problem = f'cannot be read from {directory}: {error}'
+  help_text = _preparation_help(dataset_spec, data_dir)
+  raise UserError(f'{dataset_spec.name} {problem}\n{help_text}')
 
 
-def _advice(facts: DatasetSpec, data_dir: PathLike | None) -> str:
-  place = f' --data_dir {data_dir}' if data_dir else ''
-  naming = (
-    '\nor name DIR by --config.data.root=DIR' if facts.user_provided else ''
+def _preparation_help(
+  dataset_spec: DatasetSpec, data_dir: PathLike | None
+) -> str:
+  """Returns the command that prepares a data set, and the accepted layouts."""
+  data_dir_flag = f' --data_dir {data_dir}' if data_dir else ''
+  alternative = (
+    '\nor set --config.data.root=DIR' if dataset_spec.user_provided else ''
   )
-  layouts = ''.join(f'\n  - {line}' for line in facts.layout.splitlines())
+  lines = dataset_spec.layout.splitlines()
+  layouts = ''.join(f'\n  - {line}' for line in lines)
   return (
     'prepare it with'
-    f'\n  python -m maml_jax.data prepare {facts.name} --from DIR{place}'
-    f'{naming}'
-    f'\nwhere DIR holds one of:{layouts}'
+    f'\n  python -m maml_jax.data prepare {dataset_spec.name} --from DIR'
+    f'{data_dir_flag}{alternative}'
+    f'\nwhere DIR contains one of:{layouts}'
   )

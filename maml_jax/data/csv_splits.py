@@ -1,4 +1,4 @@
-"""CSV files that say which image belongs to which class of a split."""
+"""CSV files that list the images and the class labels of each split."""
 
 import csv
 from collections import defaultdict
@@ -9,107 +9,134 @@ from typing import NamedTuple
 from maml_jax.data import records
 from maml_jax.utils.errors import UserError
 
-SPLITS_DIR = 'fs-splits'  # where the tables are, unless beside the images
+__all__ = ['Row', 'find_csv_splits', 'read_csv', 'records_from_rows']
+
+SPLITS_DIR = 'fs-splits'  # directory of the CSV files
 
 
 class Row(NamedTuple):
-  """One image of a split."""
+  """One image of a split.
 
-  path: PurePosixPath  # of the image, or the end of its path
+  Attributes:
+    path: the path of the image, or the last components of it.
+    label: the class label.
+  """
+
+  path: PurePosixPath
   label: str
 
 
 def find_csv_splits(
   name: str, directory: Path, *optional: str
 ) -> dict[str, list[Row]]:
-  """Reads the tables under `directory`, by split; none if there is none.
+  """Reads the CSV files of a data set.
 
   Args:
-    name: of the data set.
-    directory: what holds them, beside the images or in a folder `fs-splits`.
-    *optional: splits that need no table.
+    name: the name of the data set, for messages.
+    directory: contains the CSV files, or a directory `fs-splits` with them.
+    *optional: splits that may lack a CSV file.
+
+  Returns:
+    The rows by split; empty if there are no CSV files.
 
   Raises:
-    UserError: some splits have a table and others have none.
+    UserError: only some of the splits have a CSV file, or a row is incomplete.
   """
   for folder in (directory / SPLITS_DIR, directory):
     paths = {split: folder / f'{split}.csv' for split in records.SPLITS}
     rows = {
-      s: read_csv(name, path) for s, path in paths.items() if path.is_file()
+      split: read_csv(name, path)
+      for split, path in paths.items()
+      if path.is_file()
     }
     missing = set(paths).difference(rows, optional)
     if rows and missing:
       raise UserError(
-        f'{name}: {folder} lacks {", ".join(sorted(missing))} beside'
-        f' {", ".join(rows)} (.csv)'
+        f'{name}: {folder} contains {_file_names(rows)} but not'
+        f' {_file_names(sorted(missing))}'
       )
     if rows:
       return rows
   return {}
 
 
-def read_csv(name: str, table: Path) -> list[Row]:
-  """Reads rows of a file name and a label; a heading is skipped.
+def _file_names(splits: Iterable[str]) -> str:
+  return ', '.join(f'{split}.csv' for split in splits)
+
+
+def read_csv(name: str, path: Path) -> list[Row]:
+  """Reads rows of a file name and a label; skips a header.
+
+  Args:
+    name: the name of the data set, for messages.
+    path: the CSV file.
 
   Raises:
-    UserError: a row is incomplete; `name` is the data set's.
+    UserError: a row is incomplete.
   """
   rows = []
-  with open(table, newline='', encoding='utf-8-sig') as file:
+  with open(path, newline='', encoding='utf-8-sig') as file:
     for fields in csv.reader(file):
       fields = [field.strip() for field in fields]
-      if not any(fields) or [f.lower() for f in fields[:1]] == ['filename']:
+      is_header = [f.lower() for f in fields[:1]] == ['filename']
+      if is_header or not any(fields):
         continue
       if len(fields) < 2 or not all(fields[:2]):
-        raise UserError(f'{name}: {table} lacks filename or label: {fields}')
-      path = PurePosixPath(fields[0].replace('\\', '/'))
-      rows.append(Row(path, fields[1]))
+        raise UserError(
+          f'{name}: {path}: row without filename or label: {fields}'
+        )
+      image = PurePosixPath(fields[0].replace('\\', '/'))
+      rows.append(Row(image, fields[1]))
   return rows
 
 
 def records_from_rows(
   name: str, directory: Path, rows: Mapping[str, Iterable[Row]]
 ) -> records.Splits:
-  """Looks the images of the rows up, under `directory`.
+  """Returns the records of the images that CSV rows refer to.
 
-  A row means the one image whose path ends in its file name.
+  A row refers to the only image under `directory` whose path ends in the path
+  of the row.
 
-  Classes go by their label if it is a word. If it is a number they go by the
-  folder of their images where that is the same for one class and different
-  for others, else by split and number.
+  Classes are named by their labels, unless all labels of the split are numbers.
+  Numbered classes are named by the folder of their images if each class has a
+  single folder with a unique name, else by split and number.
 
   Args:
-    name: of the data set.
-    directory: what holds the images, at any depth.
+    name: the name of the data set, for messages.
+    directory: contains the images, at any depth.
     rows: by split.
 
   Raises:
-    UserError: an image is missing, or might be one of several.
+    UserError: a row matches no image or several images.
   """
   images = records.scan_images(directory)
-  by_name = defaultdict(list)
+  images_by_name = defaultdict(list)
   for path in images:
-    by_name[path.name].append(path)
+    images_by_name[path.name].append(path)
 
-  def look_up(split: str, wanted: PurePosixPath) -> PurePosixPath:
+  def find_image(split: str, wanted: PurePosixPath) -> PurePosixPath:
     parts = wanted.parts
-    paths = [p for p in by_name[wanted.name] if p.parts[-len(parts) :] == parts]
+    paths = [
+      path
+      for path in images_by_name[wanted.name]
+      if path.parts[-len(parts) :] == parts
+    ]
     if len(paths) != 1:
-      which = 'several' if paths else 'none'
       raise UserError(
-        f'{name}: {split}.csv lists {wanted}, which is {which} of the'
-        f' {len(images)} images under {directory}'
+        f'{name}: {split}.csv lists {wanted}, which matches'
+        f' {len(paths) or "none"} of the {len(images)} images under {directory}'
       )
     return paths[0]
 
   splits = {}
   for split in records.SPLITS:
-    found = {row: look_up(split, row.path) for row in rows.get(split, ())}
-    names = _class_names(split, found)
+    paths = {row: find_image(split, row.path) for row in rows.get(split, ())}
+    names = _class_names(split, paths)
     splits[split] = sorted(
       (
         records.Record(names[row.label], str(row.path), images[path])
-        for row, path in found.items()
+        for row, path in paths.items()
       ),
       key=lambda record: record[:2],
     )
@@ -117,16 +144,17 @@ def records_from_rows(
 
 
 def _class_names(
-  split: str, found: Mapping[Row, PurePosixPath]
+  split: str, paths: Mapping[Row, PurePosixPath]
 ) -> dict[str, str]:
-  labels = {row.label for row in found}
+  """Returns the class name of each label, given the image of each row."""
+  labels = {row.label for row in paths}
   if not all(label.isdecimal() for label in labels):
     return {label: label for label in labels}
   folders = defaultdict(set)
-  for row, path in found.items():
+  for row, path in paths.items():
     folders[row.label].add(path.parent)
-  distinct = set().union(*folders.values())
-  one_each = all(len(paths) == 1 for paths in folders.values())
-  if one_each and len({path.name for path in distinct}) == len(labels):
-    return {label: paths.pop().name for label, paths in folders.items()}
+  all_folders = set().union(*folders.values())
+  one_each = all(len(found) == 1 for found in folders.values())
+  if one_each and len({path.name for path in all_folders}) == len(labels):
+    return {label: found.pop().name for label, found in folders.items()}
   return {label: f'{split} class {label}' for label in labels}

@@ -1,8 +1,8 @@
-"""Drawing few-shot tasks on the device, under jit.
+"""Few-shot tasks drawn on the device, under jit.
 
-A task is first drawn as *positions* of images, int32 [W, S + Q], and then
-gathered from wherever the images lie. Legend: W ways, S shots, Q queries per
-class, M images of the split.
+A task is first drawn as image positions, int32 [W, S + Q]; then its images are
+gathered from the host or the device. Shape legend: T tasks, W ways, S shots,
+Q queries per class.
 """
 
 import jax
@@ -12,6 +12,17 @@ import numpy as np
 from maml_jax.types import Batch, Episode
 from maml_jax.utils.errors import UserError
 
+__all__ = [
+  'build_task',
+  'draw_distinct_tasks',
+  'draw_positions',
+  'draw_task_positions',
+  'make_transform',
+  'sample_episode',
+  'split_episode',
+  'task_keys',
+]
+
 
 def draw_positions(key, index, size, *, ways, shots, queries):
   """Draws W distinct classes and S + Q distinct images of each, uniformly.
@@ -19,48 +30,56 @@ def draw_positions(key, index, size, *, ways, shots, queries):
   Args:
     key: a typed random key.
     index: [classes, max] int32, positions of the images of each class.
-    size: [classes] int32, how many of them are no padding.
+    size: [classes] int32, number of images of each class; the rest is padding.
     ways: W.
     shots: S.
     queries: Q.
 
   Returns:
-    [W, S + Q] int32 positions; the first S of each row are the support set.
+    [W, S + Q] int32 positions; the first S of each row form the support set.
   """
   class_key, image_key = jax.random.split(key)
-  num_classes, most = index.shape
+  num_classes, max_images = index.shape
   classes = jax.random.permutation(class_key, num_classes)[:ways]
-  # The images with the S + Q smallest of independent uniform numbers.
-  draws = jax.random.uniform(image_key, (ways, most))
-  padding = jnp.arange(most)[None] >= size[classes][:, None]
+  # Each image gets a uniform number; those with the S + Q smallest are drawn.
+  draws = jax.random.uniform(image_key, (ways, max_images))
+  padding = jnp.arange(max_images)[None] >= size[classes][:, None]
   _, columns = jax.lax.top_k(-jnp.where(padding, 2.0, draws), shots + queries)
   return jnp.take_along_axis(index[classes], columns, axis=1)
 
 
-def split_episode(image, *, shots):
-  """Labels the images of one task, and parts them.
+def split_episode(images, *, shots):
+  """Splits the images of one task into support and query, and labels them.
 
   Args:
-    image: [W, S + Q, H, W, C], of whatever type.
+    images: [W, S + Q, ...], images or other arrays of any dtype.
     shots: S.
 
   Returns:
-    An `Episode` of these images and labels 0..W-1, class after class.
+    An `Episode` of these images and labels 0..W-1, ordered by class.
   """
-  ways = image.shape[0]
+  ways = images.shape[0]
 
-  def batch(image):
-    count = image.shape[1]
+  def make_batch(images):
+    count = images.shape[1]
     return Batch(
-      image.reshape(ways * count, *image.shape[2:]),
+      images.reshape(ways * count, *images.shape[2:]),
       jnp.repeat(jnp.arange(ways, dtype=jnp.int32), count),
     )
 
-  return Episode(batch(image[:, :shots]), batch(image[:, shots:]))
+  return Episode(make_batch(images[:, :shots]), make_batch(images[:, shots:]))
 
 
 def draw_task_positions(key, dataset, *, ways, shots, queries):
-  """The positions [W, S + Q] of the task that `sample_episode` draws."""
+  """Returns the image positions [W, S + Q] of the task of `sample_episode`.
+
+  Args:
+    key: see `sample_episode`.
+    dataset: a `Dataset`; only `index` and `size` are used.
+    ways: W.
+    shots: S.
+    queries: Q.
+  """
   draw_key, _ = jax.random.split(key)
   return draw_positions(
     draw_key,
@@ -72,83 +91,92 @@ def draw_task_positions(key, dataset, *, ways, shots, queries):
   )
 
 
-def build_task(key, image, *, shots, transform):
-  """The `Episode` of the images [W, S + Q, H, W, C] of `draw_task`."""
+def build_task(key, images, *, shots, transform):
+  """Returns the `Episode` of the images at the positions of a task.
+
+  Args:
+    key: the key passed to `draw_task_positions`.
+    images: uint8 [W, S + Q, H, W, C], the images at these positions.
+    shots: S.
+    transform: see `sample_episode`.
+  """
   _, transform_key = jax.random.split(key)
-  return transform(transform_key, split_episode(image, shots=shots))
+  return transform(transform_key, split_episode(images, shots=shots))
 
 
 def sample_episode(key, dataset, *, ways, shots, queries, transform):
-  """Draws one task: a pure function of `key` and the data set.
+  """Draws one task, a pure function of `key` and the data set.
 
   Args:
     key: a typed random key.
     dataset: a `Dataset` on the device.
     ways: W, at most the number of classes.
     shots: S.
-    queries: Q; S + Q at most the images of the smallest class.
-    transform: `transform(key, episode) -> episode`: uint8 images to float32,
-      normalised and augmented.
+    queries: Q; S + Q is at most the number of images of the smallest class.
+    transform: `transform(key, episode) -> episode`, which augments and
+      normalizes uint8 images and returns float32 images.
 
   Returns:
-    An `Episode` with a support of W*S and a query of W*Q images, disjoint.
+    An `Episode` with W*S support images and W*Q query images, all distinct.
   """
   positions = draw_task_positions(
     key, dataset, ways=ways, shots=shots, queries=queries
   )
-  image = jnp.take(dataset.images, positions, axis=0)
-  return build_task(key, image, shots=shots, transform=transform)
+  images = jnp.take(dataset.images, positions, axis=0)
+  return build_task(key, images, shots=shots, transform=transform)
 
 
 def make_transform(mean=None, std=None):
-  """Scales uint8 images to 0..1 float32, then normalises if told how.
+  """Makes a transform of uint8 images to float32, optionally normalized.
 
   Args:
-    mean: per channel, in 0..1; None: leave at 0..1.
-    std: per channel.
+    mean: mean of each channel, in 0..1; None scales images to 0..1 only.
+    std: standard deviation of each channel; required if `mean` is given.
 
   Returns:
     A `transform(key, episode) -> episode`.
   """
 
-  def channels(values):
+  def per_channel(values):
     return jnp.array(values, jnp.float32).reshape(1, 1, 1, -1)
 
-  def scale(batch):
-    image = batch.inputs.astype(jnp.float32) / 255
+  def normalize(batch):
+    images = batch.inputs.astype(jnp.float32) / 255
     if mean is not None:
-      image = (image - channels(mean)) / channels(std)
-    return batch._replace(inputs=image)
+      images = (images - per_channel(mean)) / per_channel(std)
+    return batch._replace(inputs=images)
 
   def transform(key, episode):
-    del key  # nothing here is random
-    return Episode(scale(episode.support), scale(episode.query))
+    del key  # deterministic
+    return Episode(normalize(episode.support), normalize(episode.query))
 
   return transform
 
 
 def task_keys(key, step, num_tasks):
-  """The keys of the tasks of one meta-iteration: [T], whatever the devices."""
+  """Returns the keys [T] of the tasks of one meta-iteration.
+
+  They do not depend on the number of devices.
+  """
   return jax.random.split(jax.random.fold_in(key, step), num_tasks)
 
 
 def draw_distinct_tasks(key, dataset, num_tasks, *, ways, shots, queries):
-  """A fixed stream of tasks, no two of them alike.
+  """Draws a fixed sequence of distinct tasks.
 
-  Two tasks are alike if each class of one has the support and the query set of
-  a class of the other, in any order. The first n tasks do not depend on
-  `num_tasks`.
+  Two tasks are equal if they have the same classes with the same support and
+  query sets, in any order. The first n tasks do not depend on `num_tasks`.
 
   Args:
-    key: a typed random key; the stream is a pure function of it.
-    dataset: a `Dataset`; its images are not touched.
+    key: a typed random key; the sequence is a pure function of it.
+    dataset: a `Dataset`; only `index` and `size` are used.
     num_tasks: T.
     ways: W.
     shots: S.
     queries: Q.
 
   Returns:
-    positions [T, W, S + Q] int32, NumPy.
+    Image positions, a NumPy array [T, W, S + Q] int32.
 
   Raises:
     UserError: the data set has too few images for so many distinct tasks.
@@ -165,26 +193,26 @@ def draw_distinct_tasks(key, dataset, num_tasks, *, ways, shots, queries):
       )
     )
   )
-  found, seen, start = [], set(), 0
-  while len(found) < num_tasks:
-    new = 0
+  tasks, seen, start = [], set(), 0
+  while len(tasks) < num_tasks:
+    num_new = 0
     for positions in np.asarray(draw(jnp.arange(start, start + num_tasks))):
-      name = _name(positions, shots)
-      if name not in seen and len(found) < num_tasks:
-        seen.add(name)
-        found.append(positions)
-        new += 1
+      identity = _task_identity(positions, shots)
+      if identity not in seen and len(tasks) < num_tasks:
+        seen.add(identity)
+        tasks.append(positions)
+        num_new += 1
     start += num_tasks
-    if not new:
+    if not num_new:
       raise UserError(
-        f'only {len(found)} distinct {ways}-way {shots}-shot tasks with '
-        f'{queries} queries found where {num_tasks} are asked for'
+        f'requested {num_tasks} distinct {ways}-way {shots}-shot tasks with '
+        f'{queries} queries per class, found only {len(tasks)}'
       )
-  return np.stack(found)
+  return np.stack(tasks)
 
 
-def _name(positions, shots):
-  """The same bytes for tasks that are alike."""
+def _task_identity(positions, shots):
+  """Returns bytes that are the same for equal tasks only."""
   support = np.sort(positions[:, :shots], axis=1)
   query = np.sort(positions[:, shots:], axis=1)
   rows = np.concatenate([support, query], axis=1)

@@ -1,7 +1,7 @@
-"""Images from anywhere, as a network takes those of its data set.
+"""Images from arbitrary sources, converted to the format of a data set.
 
-They are not trusted: what cannot be read, or is too large, is refused with the
-reason, whatever the decoder says to it.
+The files are not trusted: unreadable and oversized ones raise
+UnreadableImageError with a short reason.
 """
 
 import contextlib
@@ -18,20 +18,33 @@ import numpy as np
 from maml_jax.data import records
 from maml_jax.utils.errors import UserError
 
-FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')  # others run programs
-MAX_BYTES = 256 << 20  # of one file
-MAX_PIXELS = 150_000_000  # of one image; the largest cameras have fewer
-THUMBNAIL_SIZE = 112  # pixels, the longer side
+__all__ = [
+  'Picture',
+  'UnreadableImageError',
+  'from_array',
+  'list_class_folders',
+  'list_files',
+  'open_image',
+  'read_image',
+  'resize',
+  'to_array',
+]
+
+# Pillow runs external programs for some other formats.
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
+MAX_BYTES = 256 << 20  # per file
+MAX_PIXELS = 150_000_000  # per image; more than the largest cameras have
+THUMBNAIL_SIZE = 112  # longer side, in pixels
 
 
 class Picture(NamedTuple):
-  """One image file that was read.
+  """The content of one image file.
 
   Attributes:
-    path: of the file, as it was given.
-    pixels: uint8 [H, W, C], as the data set has them, see `to_array`.
-    thumbnail: uint8 [h, w, 3], as people see it.
-    digest: the same for files of the same content.
+    path: the path of the file, as given.
+    pixels: uint8 [H, W, C] in the format of the data set, see `to_array`.
+    thumbnail: uint8 [h, w, 3], for display.
+    digest: SHA-256 of the file.
   """
 
   path: Path
@@ -41,58 +54,58 @@ class Picture(NamedTuple):
 
 
 class UnreadableImageError(ValueError):
-  """A file that is no image, is broken or too large; says why."""
+  """A file is not an image, is broken or is too large; states the reason."""
 
 
-def files_below(folder: Path) -> list[Path]:
-  """The regular files under a folder, at any depth, sorted, hidden ones apart.
+def list_files(folder: Path) -> list[Path]:
+  """Lists the regular files under a folder, at any depth, sorted.
 
-  Links are followed, none upwards or in a circle. What is neither a file nor a
-  folder, a pipe for example, is left out.
+  Omits hidden files, and everything that is neither a file nor a folder, such
+  as pipes. Follows symbolic links, except those that lead to a parent folder or
+  to a folder that was already visited.
   """
   found, seen = [], {*map(str, Path(os.path.realpath(folder)).parents)}
-  for place, folders, files in os.walk(folder, followlinks=True):
-    real = os.path.realpath(place)
+  for current, folders, files in os.walk(folder, followlinks=True):
+    real = os.path.realpath(current)
     folders[:] = [f for f in folders if not f.startswith('.')]
     if real in seen:
       folders.clear()
       continue
     seen.add(real)
-    paths = (Path(place, name) for name in files if not name.startswith('.'))
+    paths = (Path(current, name) for name in files if not name.startswith('.'))
     found += [path for path in paths if path.is_file()]
   return sorted(found)
 
 
-def class_folders(
+def list_class_folders(
   folder: Path,
 ) -> tuple[dict[str, list[Path]], list[Path]]:
-  """The files of each folder in a folder, and those that lie in none.
+  """Lists the files of each class folder in a folder.
 
   Returns:
-    Files by name of the class, sorted; and the files beside the classes.
+    The files of each class by class name, sorted; and the files that are not in
+    a class folder.
   """
-  classes, beside = {}, []
+  classes, other_files = {}, []
   for path in sorted(folder.iterdir()):
     if path.name.startswith(('.', '__MACOSX')):
       continue
     if path.is_dir():
-      classes[path.name] = files_below(path)
+      classes[path.name] = list_files(path)
     elif path.is_file():
-      beside.append(path)
-  return classes, beside
+      other_files.append(path)
+  return classes, other_files
 
 
 def read_image(path: Path, spec: records.DatasetSpec) -> Picture:
-  """Reads an image file of any format that Pillow knows.
-
-  It is turned as its EXIF data say, if they can be read.
+  """Reads an image file and applies its EXIF orientation, if it is valid.
 
   Args:
-    path: of the file.
-    spec: of the data set that it is to be like.
+    path: the file, in one of `FORMATS`.
+    spec: the data set whose image format is needed.
 
   Raises:
-    Unreadable: it cannot be read.
+    UnreadableImageError: the file cannot be read.
   """
   try:
     if path.stat().st_size > MAX_BYTES:
@@ -101,52 +114,52 @@ def read_image(path: Path, spec: records.DatasetSpec) -> Picture:
     with open_image(encoded) as image:
       pixels = to_array(image, spec)
       image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-      thumbnail = np.asarray(_opaque(image, 'RGB'))
+      thumbnail = np.asarray(_convert_mode(image, 'RGB'))
   except UnreadableImageError:
     raise
   except MemoryError as error:
-    raise UnreadableImageError('takes more memory than there is') from error
-  except Exception as error:  # Broken files can raise nearly anything.
-    raise UnreadableImageError(_reason(error, path)) from error
+    raise UnreadableImageError('not enough memory') from error
+  except Exception as error:  # broken files can raise nearly anything
+    raise UnreadableImageError(_error_reason(error, path)) from error
   return Picture(path, pixels, thumbnail, hashlib.sha256(encoded).hexdigest())
 
 
 @contextlib.contextmanager
 def open_image(encoded: bytes) -> Iterator:
-  """Opens an image with Pillow, turned as its EXIF data say.
+  """Opens an image with Pillow and applies its EXIF orientation, if valid.
 
   Raises:
-    Unreadable: it has too many pixels.
+    UnreadableImageError: it has too many pixels.
   """
-  from PIL import Image, ImageOps
+  from PIL import Image, ImageOps  # saves start-up time
 
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # what is wrong comes up as an error
+    warnings.simplefilter('ignore')  # problems that matter raise errors
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       if image.width * image.height > MAX_PIXELS:
         raise UnreadableImageError(
-          f'{image.width} x {image.height} pixels are too many'
+          f'too many pixels: {image.width} x {image.height}'
         )
-      with contextlib.suppress(Exception):  # EXIF can be broken in any way
+      with contextlib.suppress(Exception):  # broken EXIF data
         image = ImageOps.exif_transpose(image)
       yield image
 
 
 def from_array(image: np.ndarray, spec: records.DatasetSpec) -> np.ndarray:
-  """Brings one image to the size and the channels of a data set.
+  """Converts an array to an image in the format of a data set.
 
   Args:
-    image: [H, W] or [H, W, C] of any size, C = 1, 3, or 4 with transparency;
+    image: [H, W] or [H, W, C] of any size; C = 1, 3, or 4 with transparency;
       uint8 0..255, or floats or booleans 0..1.
-    spec: of the data set.
+    spec: the data set whose image format is needed.
 
   Returns:
-    uint8 [H, W, C] of the data set, see `to_array`.
+    uint8 [H, W, C] with the shape of the data set's images, see `to_array`.
 
   Raises:
-    UserError: it is no such array.
+    UserError: the shape, dtype or value range is invalid.
   """
-  from PIL import Image
+  from PIL import Image  # saves start-up time
 
   image = np.asarray(image)
   if image.ndim == 3 and image.shape[-1] == 1:
@@ -154,67 +167,67 @@ def from_array(image: np.ndarray, spec: records.DatasetSpec) -> np.ndarray:
   channels = image.shape[2:]
   if image.ndim not in (2, 3) or channels not in ((), (3,), (4,)):
     raise UserError(
-      f'an image is [H, W] or [H, W, C] with C = 1, 3 or 4, not {image.shape}'
+      'expected an image [H, W] or [H, W, C] with C = 1, 3 or 4, got shape '
+      f'{image.shape}'
     )
   if not image.size:
-    raise UserError(f'an image of shape {image.shape} has no pixels')
+    raise UserError(f'image of shape {image.shape} has no pixels')
   if image.dtype != np.uint8:
     image = _to_uint8(image)
   return to_array(Image.fromarray(image), spec)
 
 
 def to_array(image, spec: records.DatasetSpec) -> np.ndarray:
-  """Brings an image of PIL to the size and the channels of a data set.
+  """Converts a PIL image to the size and channels of a data set.
 
-  What is transparent becomes white. Of a data set of ink, light on black, the
-  ground is made black: an image whose border is lighter than its mean is
-  inverted, and the median of its border is taken off. What was drawn like that
-  already is not changed.
+  Transparent pixels become white. For a data set of light ink on black
+  (`spec.light_on_dark`), an image whose border is lighter than its mean is
+  inverted, and the median of the border is subtracted so that the background
+  is black. Images that are light on black already stay unchanged.
 
   Args:
-    image: of any size and mode.
-    spec: of the data set.
+    image: a PIL image of any size and mode.
+    spec: the data set whose image format is needed.
 
   Returns:
     uint8 [H, W, C], 0..255.
   """
   pixels = resize(image, spec)
-  return _light_on_black(pixels) if spec.light_on_dark else pixels
+  return _to_light_on_black(pixels) if spec.light_on_dark else pixels
 
 
 def resize(image, spec: records.DatasetSpec) -> np.ndarray:
-  """`to_array`, but that dark and light stay as they are."""
-  from PIL import Image
+  """Converts a PIL image like `to_array`, but does not invert it."""
+  from PIL import Image  # saves start-up time
 
   height, width, channels = spec.image_shape
-  image = _opaque(image, 'L' if channels == 1 else 'RGB')
+  image = _convert_mode(image, 'L' if channels == 1 else 'RGB')
   if image.size != (width, height):
     image = image.resize((width, height), Image.Resampling.BILINEAR)
   return np.asarray(image).reshape(spec.image_shape)
 
 
-def _opaque(image, mode: str):
-  """An image of PIL in mode 'L' or 'RGB'; what is transparent becomes white."""
-  from PIL import Image
+def _convert_mode(image, mode: str):
+  """Converts a PIL image to mode 'L' or 'RGB', on a white background."""
+  from PIL import Image  # saves start-up time
 
-  if image.mode.startswith('I;16'):  # PIL would cut at 255
+  if image.mode.startswith('I;16'):  # Pillow would clip at 255
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode in ('I', 'F'):
-    raise UnreadableImageError(
-      'its pixels have 32 bits, of which no range is known'
-    )
+    raise UnreadableImageError('32-bit pixels have no defined value range')
   if image.has_transparency_data:
     image = image.convert('RGBA')
-    paper = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(paper, image)
+    background = Image.new('RGBA', image.size, 'white')
+    image = Image.alpha_composite(background, image)
   return image.convert(mode)
 
 
-def _reason(error: Exception, path: Path) -> str:
-  from PIL import Image, UnidentifiedImageError
+def _error_reason(error: Exception, path: Path) -> str:
+  """Returns a short reason why Pillow or the system cannot read a file."""
+  from PIL import Image, UnidentifiedImageError  # saves start-up time
 
   if isinstance(error, UnidentifiedImageError):
-    return 'empty' if not path.stat().st_size else 'not an image'
+    return 'empty file' if not path.stat().st_size else 'not an image'
   if isinstance(error, Image.DecompressionBombError):
     return 'too many pixels'
   if isinstance(error, OSError) and error.strerror:
@@ -223,23 +236,24 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
+  """Converts floats or booleans 0..1; raises UserError for other values."""
   values = image.astype(np.float32)
   low, high = values.min(), values.max()
-  if not (low >= 0 and high <= 1):  # so for NaN, too
+  if not (low >= 0 and high <= 1):  # also true for NaN
     raise UserError(
-      f'images are uint8 0..255 or floats 0..1, not {image.dtype} '
+      f'expected uint8 in 0..255 or floats in 0..1, got {image.dtype} in '
       f'{low:.3g}..{high:.3g}'
     )
   return np.rint(255 * values).astype(np.uint8)
 
 
-def _light_on_black(pixels: np.ndarray) -> np.ndarray:
-  """Ink of any image, light on a ground that is black."""
+def _to_light_on_black(pixels: np.ndarray) -> np.ndarray:
+  """Returns an image of ink as light ink on a black background."""
   edges = pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]
-  ground = np.median(np.concatenate(edges))
-  if ground > pixels.mean():
-    pixels, ground = 255 - pixels, 255 - ground
-  if not ground:
+  background = np.median(np.concatenate(edges))
+  if background > pixels.mean():
+    pixels, background = 255 - pixels, 255 - background
+  if not background:
     return pixels
-  light = np.maximum(pixels - ground, 0) * (255 / max(255 - ground, 1))
-  return np.rint(light).astype(np.uint8)
+  ink = np.maximum(pixels - background, 0) * (255 / max(255 - background, 1))
+  return np.rint(ink).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Rows of an array in an .npz file, without loading the array."""
+"""Reader for single rows of an array in an .npz file."""
 
 import zipfile
 from pathlib import Path
@@ -7,29 +7,35 @@ import numpy as np
 
 from maml_jax.utils.errors import UserError
 
-_LOCAL_HEADER = 30  # bytes of a zip entry before its name and extra field
+__all__ = ['RowReader']
+
+_LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name and extra field
 
 
-class Rows:
-  """Reads row after row of one member of an .npz file.
+class RowReader:
+  """Reads rows of one array of an .npz file without loading the whole array.
 
-  A member that is stored as it is (`np.savez`) is memory-mapped. A compressed
-  one (`np.savez_compressed`) is decompressed as far as the row: cheap if rows
-  are asked for in their order, and never more than one of them in memory.
+  An uncompressed array (`np.savez`) is memory-mapped. A compressed array
+  (`np.savez_compressed`) is decompressed up to the requested row, which is fast
+  if rows are read in ascending order; only one row is in memory at a time.
+
+  Args:
+    path: the .npz file.
+    name: the name of the array.
 
   Attributes:
-    shape: of the array.
-    dtype: of the array; never objects, which would be a pickle.
+    shape: the shape of the array.
+    dtype: the dtype of the array; never object, which would need pickle.
 
   Raises:
-    UserError: there is no such member, or it is no plain array.
+    UserError: there is no such array, or its format is not supported.
   """
 
-  def __init__(self, path: Path, member: str):
+  def __init__(self, path: Path, name: str):
     try:
-      self._open(path, f'{member}.npy')
-    except Exception as error:  # Broken files can raise nearly anything.
-      raise UserError(f'cannot read {member!r} of {path}: {error}') from error
+      self._open(path, f'{name}.npy')
+    except Exception as error:  # broken files can raise nearly anything
+      raise UserError(f'cannot read {name!r} of {path}: {error}') from error
 
   def _open(self, path: Path, member: str) -> None:
     archive = zipfile.ZipFile(path)
@@ -39,17 +45,17 @@ class Rows:
       (1, 0): np.lib.format.read_array_header_1_0,
       (2, 0): np.lib.format.read_array_header_2_0,
     }[version]
-    self.shape, by_column, self.dtype = read_header(stream)
-    if by_column or self.dtype.hasobject:
-      raise ValueError('it should be a plain array in C order')
+    self.shape, fortran_order, self.dtype = read_header(stream)
+    if fortran_order or self.dtype.hasobject:
+      raise ValueError('expected an array of numbers in C order')
     start, entry = stream.tell(), archive.getinfo(member)
     if entry.compress_type == zipfile.ZIP_STORED:
       with open(path, 'rb') as file:
         file.seek(entry.header_offset)
-        header = file.read(_LOCAL_HEADER)
+        header = file.read(_LOCAL_HEADER_BYTES)
       lengths = int.from_bytes(header[26:28], 'little')
       lengths += int.from_bytes(header[28:30], 'little')
-      start += entry.header_offset + _LOCAL_HEADER + lengths
+      start += entry.header_offset + _LOCAL_HEADER_BYTES + lengths
       self._array = np.memmap(path, self.dtype, 'r', start, self.shape)
     else:
       self._array, self._stream, self._start = None, stream, start

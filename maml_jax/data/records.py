@@ -1,8 +1,9 @@
-"""What a data set is made of: a `Spec`, and `Record`s read from files.
+"""Specifications of data sets, and records of images read from their files.
 
-A new data set is one module with a `Spec` whose `source` turns a directory
-into records. Folders and zip archives look the same to it through `scan`, so
-most sources only say which file belongs to which class and split.
+A new data set is one module with a `DatasetSpec`, whose `find_records` lists
+the images in a directory as `Record`s. `scan_images` treats folders and zip
+archives alike, so that most data sets only have to assign a class and a split
+to each file.
 """
 
 import dataclasses
@@ -21,21 +22,42 @@ import numpy as np
 
 from maml_jax.utils.errors import UserError, printable
 
+__all__ = [
+  'IMAGENET_MEAN',
+  'IMAGENET_STD',
+  'SPLITS',
+  'DatasetSpec',
+  'Images',
+  'Record',
+  'Splits',
+  'encode_png',
+  'list_tfds_records',
+  'load_tfds_builder',
+  'scan_images',
+  'verify_counts',
+]
+
 SPLITS = ('train', 'val', 'test')
 IMAGE_SUFFIXES = frozenset('.bmp .gif .jpeg .jpg .png .tif .tiff .webp'.split())
 
-MAX_BYTES = 2**28  # of one encoded image; what is larger is none
+MAX_BYTES = 2**28  # per encoded image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Record(NamedTuple):
-  """One image that has not been read yet."""
+  """One image that has not been read yet.
 
-  label: str  # name of the class
-  key: str  # orders the images of a class; unique within it
-  read: Callable[[], bytes]  # an encoded image: PNG, JPEG, WebP, ...
+  Attributes:
+    label: the class name.
+    key: orders the images of a class; unique within the class.
+    read: returns the encoded image: PNG, JPEG, WebP, ...
+  """
+
+  label: str
+  key: str
+  read: Callable[[], bytes]
 
 
 Splits = Mapping[str, list[Record]]
@@ -44,33 +66,36 @@ Images = Mapping[PurePosixPath, Callable[[], bytes]]
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-  """The facts about one data set.
+  """The specification of one data set.
 
   Attributes:
-    name: what users call it.
+    name: the name of the data set in configs and on the command line.
     image_shape: (H, W, C) of the decoded images, uint8 0..255.
-    layout: what the directory given to `prepare` may hold, for people.
-    source: lists the records of each split, given that directory. It reads no
-      image. `None` as directory asks for a data set that needs no files.
-    mean: channel means for normalising, of values in [0, 1]; None: do not.
-    std: channel standard deviations, likewise.
-    num_classes: classes per split, verified; None if it depends on the files.
-    images_per_class: verified likewise.
-    generated: made on first use, from no files at all.
-    user_provided: every directory that it is prepared from gives another data set,
-      kept apart from the others and made on first use.
-    invert: images are drawn dark on light; they are kept light on dark.
-    light_on_dark: images are ink, light on black; those from elsewhere are made
-      so, see `images.to_array`.
-    rotations: 4 to add each class turned by 90, 180 and 270 degrees as new
-      classes, else 1.
-    version: to be raised when the same files would give other arrays.
+    layout: the accepted contents of the source directory, one per line, for
+      help texts.
+    find_records: lists the records of each split, given the source directory
+      (None for a generated data set), without reading images.
+    mean: channel means of pixel values in 0..1, for normalization; None
+      disables it.
+    std: channel standard deviations of pixel values in 0..1.
+    num_classes: expected number of classes by split; None if it depends on the
+      files.
+    images_per_class: expected number of images per class; None if it varies.
+    generated: the data set needs no source files and is made on first use.
+    user_provided: each source directory makes a separate data set, which is
+      prepared on first use.
+    invert: the source images are dark on light; they are stored light on dark.
+    light_on_dark: the images are light ink on black; images from other sources
+      are converted to that, see `images.to_array`.
+    rotations: 4 adds each class rotated by 90, 180 and 270 degrees as three new
+      classes; 1 adds none.
+    version: must be increased when the same files give different arrays.
   """
 
   name: str
   image_shape: tuple[int, int, int]
   layout: str
-  source: Callable[[Path | None], Splits]
+  find_records: Callable[[Path | None], Splits]
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   num_classes: Mapping[str, int] | None = None
@@ -84,36 +109,37 @@ class DatasetSpec:
 
 
 def scan_images(path: Path) -> Images:
-  """Lists the images under a folder, those inside its zip archives included.
+  """Lists the images under a folder, including those in its zip archives.
+
+  Nothing is extracted to disk.
 
   Args:
-    path: a folder, searched to any depth, or one zip archive.
+    path: a folder, which is searched at any depth, or one zip archive.
 
   Returns:
-    A function that reads the image, by path; in sorted order. The path is
-    relative to the folder, or to the root of the archive. Nothing is
-    extracted.
+    A function that reads the image, by path, sorted by path. Paths are relative
+    to the folder, or to the root of the archive.
 
   Raises:
-    UserError: an archive is broken, or an entry points outside of it.
+    UserError: an archive is broken, or an entry has a path outside of it.
   """
-  found = {}
-  for file in sorted(_walk(path)):
+  readers = {}
+  for file in sorted(_list_files(path)):
     if file.suffix.lower() == '.zip':
-      for entry, read in _entries(file):
-        found.setdefault(entry, read)
+      for entry, read in _list_zip_entries(file):
+        readers.setdefault(entry, read)
     else:
       name = PurePosixPath(file.relative_to(path))
-      found.setdefault(name, functools.partial(_read_file, file))
+      readers.setdefault(name, functools.partial(_read_file, file))
   return {
-    name: found[name]
-    for name in sorted(found)
-    if name.suffix.lower() in IMAGE_SUFFIXES and not _hidden(name)
+    name: readers[name]
+    for name in sorted(readers)
+    if name.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
   }
 
 
-def _walk(path: Path) -> Iterable[Path]:
-  """The files under a folder; links are followed, but not in circles."""
+def _list_files(path: Path) -> Iterable[Path]:
+  """Lists the files under a folder; follows links, but not in cycles."""
   if path.is_file():
     yield path
   seen = set()
@@ -129,71 +155,78 @@ def _read_file(path: Path) -> bytes:
   return path.read_bytes()
 
 
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-  _check_size(entry.file_size)  # no more is unpacked
+def _read_zip_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+  _check_size(entry.file_size)  # zipfile unpacks at most this size
   return archive.read(entry)
 
 
 def _check_size(size: int) -> None:
   if size > MAX_BYTES:
-    raise UserError(f'it is of {size} bytes; at most {MAX_BYTES} are read')
+    raise UserError(f'size of {size} bytes exceeds the limit of {MAX_BYTES}')
 
 
-def _entries(
+def _list_zip_entries(
   archive: Path,
 ) -> Iterable[tuple[PurePosixPath, Callable[[], bytes]]]:
+  """Yields the path and a read function of each file in a zip archive."""
   try:
     file = zipfile.ZipFile(archive)
-  except Exception as error:  # Broken files can raise nearly anything.
+  except Exception as error:  # broken files can raise nearly anything
     raise UserError(f'cannot read the archive {archive}: {error}') from error
   for entry in file.infolist():
     path = PurePosixPath(entry.filename.replace('\\', '/'))
-    drive = str(path)[1:2] == ':'
-    if path.is_absolute() or drive or '..' in path.parts:
+    has_drive = str(path)[1:2] == ':'
+    if path.is_absolute() or has_drive or '..' in path.parts:
       raise UserError(
-        f'refused: {archive} holds an entry that points outside of it:'
-        f' {entry.filename!r}'
+        f'unsafe archive {archive}: the path of entry {entry.filename!r} is'
+        ' outside of the archive'
       )
     if not entry.is_dir():
-      yield path, functools.partial(_read_entry, file, entry)
+      yield path, functools.partial(_read_zip_entry, file, entry)
 
 
-def _hidden(path: PurePosixPath) -> bool:
+def _is_hidden(path: PurePosixPath) -> bool:
   return any(part.startswith(('.', '__MACOSX')) for part in path.parts)
 
 
-def tfds_records(name: str, directory: Path, tfds_name: str) -> list[Record]:
-  """Lists all the images of a data set as TFDS prepares it, class by class.
+def list_tfds_records(
+  name: str, directory: Path, tfds_name: str
+) -> list[Record]:
+  """Lists the records of a data set prepared by TFDS, sorted by class.
 
   Args:
-    name: the data set that is made of it.
-    directory: what holds NAME/VERSION/, or is one of these two directories.
-    tfds_name: its name in TFDS; it has features 'image' and 'label'.
+    name: the name of the data set here, for messages.
+    directory: contains NAME/VERSION/, or is one of these two directories.
+    tfds_name: the name of the data set in TFDS; it has the features 'image' and
+      'label'.
+
+  Returns:
+    The records of all TFDS splits; empty if there are no such files.
 
   Raises:
-    UserError: the files are broken, or of a format without random access.
+    UserError: the files are broken, or have a format without random access.
   """
   for pattern in (f'{tfds_name}/*/', '*/', ''):
     for info in sorted(directory.glob(f'{pattern}dataset_info.json')):
       folder = info.parent
       try:
         if json.loads(info.read_text('utf-8')).get('name') == tfds_name:
-          return _read_tfds(name, folder)
+          return _read_tfds_records(name, folder)
       except UserError:
         raise
-      except Exception as error:  # Broken files can raise nearly anything.
+      except Exception as error:  # broken files can raise nearly anything
         raise UserError(f'{name}: cannot read {folder}: {error}') from error
   return []
 
 
-def tfds_builder(folder: Path):
-  """The builder of prepared TFDS files, which say what it is to be made of.
+def load_tfds_builder(folder: Path):
+  """Loads the TFDS builder of prepared files.
 
   Raises:
-    UserError: they ask for features that are none of TFDS, which would import
-      any module by name.
+    UserError: the files name features outside of TFDS, for which TFDS would
+      import arbitrary modules.
   """
-  import tensorflow_datasets as tfds
+  import tensorflow_datasets as tfds  # saves start-up time
 
   pending = [json.loads((folder / 'features.json').read_text('utf-8'))]
   while pending:
@@ -204,43 +237,47 @@ def tfds_builder(folder: Path):
       name = node.get(key, '') if isinstance(node, dict) else ''
       if isinstance(name, str) and '.' in name:
         if not name.startswith('tensorflow_datasets.core.features.'):
-          raise UserError(f'refused: {folder} asks for {printable(name)}')
+          raise UserError(
+            f'unsafe TFDS files in {folder}: feature {printable(name)} is not'
+            ' part of TFDS'
+          )
   return tfds.builder_from_directory(folder)
 
 
-def _read_tfds(name: str, folder: Path) -> list[Record]:
-  import tensorflow_datasets as tfds
+def _read_tfds_records(name: str, folder: Path) -> list[Record]:
+  import tensorflow_datasets as tfds  # saves start-up time
 
-  builder = tfds_builder(folder)
-  kind = builder.info.file_format.value
-  if kind != 'array_record':
+  builder = load_tfds_builder(folder)
+  file_format = builder.info.file_format.value
+  if file_format != 'array_record':
     raise UserError(
-      f'{name}: {folder} holds {kind} files, which have no random access; make'
-      f' others with: tfds build {builder.name} --file_format=array_record'
+      f'{name}: {folder} contains {file_format} files, which do not support'
+      f' random access; rebuild them with: tfds build {builder.name}'
+      ' --file_format=array_record'
     )
   features = builder.info.features
-  encoded = {
+  decoders = {
     key: tfds.decode.SkipDecoding()
     for key, feature in features.items()
     if isinstance(feature, tfds.features.Image)
   }
   records = []
   for split in sorted(builder.info.splits):
-    examples = builder.as_data_source(split, decoders=encoded)
+    examples = builder.as_data_source(split, decoders=decoders)
     for i, example in enumerate(examples):
       label = features['label'].int2str(example['label'])
-      read = functools.partial(_tfds_image, examples, i)
+      read = functools.partial(_read_tfds_image, examples, i)
       records.append(Record(label, f'{split} {i:06d}', read))
   return sorted(records, key=lambda record: record.label)
 
 
-def _tfds_image(examples: Sequence, i: int) -> bytes:
+def _read_tfds_image(examples: Sequence, i: int) -> bytes:
   return examples[i]['image']
 
 
 def encode_png(image: np.ndarray) -> bytes:
-  """Encodes uint8 [H, W, 3] without loss."""
-  from PIL import Image
+  """Encodes a uint8 image [H, W, 3] as PNG."""
+  from PIL import Image  # saves start-up time
 
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, 'png', compress_level=1)
@@ -248,7 +285,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def verify_counts(spec: DatasetSpec, splits: Splits) -> None:
-  """Raises `UserError` unless `splits` has the counts that `spec` promises."""
+  """Raises UserError unless `splits` has the counts specified by `spec`."""
   sizes = {split: Counter(r.label for r in splits[split]) for split in SPLITS}
   for split in SPLITS:
     expected = spec.num_classes and spec.num_classes[split]
@@ -265,6 +302,6 @@ def verify_counts(spec: DatasetSpec, splits: Splits) -> None:
           f'{spec.name}: class {label!r} of split {split!r} has {size} images,'
           f' expected {spec.images_per_class}'
         )
-  for label, splits_of in Counter(chain(*sizes.values())).items():
-    if splits_of > 1:
+  for label, num_splits in Counter(chain(*sizes.values())).items():
+    if num_splits > 1:
       raise UserError(f'{spec.name}: class {label!r} is in several splits')

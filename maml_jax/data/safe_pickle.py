@@ -1,4 +1,4 @@
-"""Reading pickles that hold NumPy arrays, and nothing that could run code."""
+"""Loader for pickles of NumPy arrays that never runs code from the file."""
 
 import math
 import os
@@ -12,15 +12,17 @@ import numpy as np
 
 from maml_jax.utils.errors import UserError, printable
 
+__all__ = ['ByteRange', 'find_byte_ranges', 'load', 'load_images']
+
 
 def load(path: Path) -> Any:
   """Loads a pickle of plain containers, numbers, strings and NumPy arrays.
 
-  Nothing else that the file names is imported or called, and no array is made
-  but of bytes that are there. Pickles of Python 2 are read too.
+  No other global is imported or called, and the memory of every array is backed
+  by bytes in the file. Pickles written by Python 2 are supported.
 
   Raises:
-    UserError: the file is no pickle, or asks for anything else.
+    UserError: the file is not a valid pickle, or contains anything else.
   """
   try:
     with open(path, 'rb') as file:
@@ -28,148 +30,168 @@ def load(path: Path) -> Any:
       file.seek(0)
       return _Unpickler(file, encoding='latin1').load()
   except UserError as error:
-    raise UserError(f'refused: {path} {error}') from error
-  except Exception as error:  # A broken pickle can raise nearly anything.
+    raise UserError(f'unsafe pickle {path}: {error}') from error
+  except Exception as error:  # a broken pickle can raise nearly anything
     raise UserError(f'cannot read the pickle {path}: {error}') from error
 
 
 def load_images(
   name: str, path: Path, image_shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, list, dict]:
-  """Loads a pickle of {'data': uint8 [N, H, W, C], 'labels': N of them, ...}.
+  """Loads a pickled dict with images and labels.
+
+  Args:
+    name: the name of the data set, for messages.
+    path: the pickle, a dict with 'data', uint8 [N, H, W, C], and 'labels', a
+      list of length N.
+    image_shape: (H, W, C).
 
   Returns:
     The images, their labels, and the whole dict.
 
   Raises:
-    UserError: it is something else; `name` is the data set's.
+    UserError: the content is not as described.
   """
   content = load(path)
   if not isinstance(content, dict) or not {'data', 'labels'} <= content.keys():
-    raise UserError(f'{name}: {path} should hold a dict of data, labels')
+    raise UserError(
+      f"{name}: {path}: expected a dict with the keys 'data' and 'labels'"
+    )
   data, labels = np.asarray(content['data']), list(content['labels'])
   if data.dtype != np.uint8 or data.shape != (len(labels), *image_shape):
     expected = ', '.join(map(str, image_shape))
     raise UserError(
-      f'{name}: {path} holds data {data.dtype}{list(data.shape)} and'
-      f' {len(labels)} labels, expected uint8[N, {expected}] and N labels'
+      f'{name}: {path}: expected data uint8[N, {expected}] and N labels, got'
+      f' {data.dtype}{list(data.shape)} and {len(labels)} labels'
     )
   return data, labels, content
 
 
 class ByteRange(NamedTuple):
-  """Where some bytes lie in a pickle."""
+  """The location of a byte string in a pickle.
+
+  Attributes:
+    path: the pickle.
+    start: offset in the file, in bytes.
+    size: length in the file, in bytes.
+    is_text: the bytes are stored as UTF-8 text with one character per byte, as
+      Python 3 stores bytes in protocol 2.
+  """
 
   path: Path
   start: int
   size: int
-  as_text: bool  # one character a byte, as Python 3 writes for Python 2
+  is_text: bool
 
   def read(self) -> bytes:
+    """Reads the byte string."""
     with open(self.path, 'rb') as file:
       file.seek(self.start)
       content = file.read(self.size)
-    return content.decode().encode('latin1') if self.as_text else content
+    return content.decode().encode('latin1') if self.is_text else content
 
 
 def find_byte_ranges(path: Path, prefix: bytes) -> list[ByteRange]:
-  """Finds the bytes in a pickle that begin with `prefix`, in their order.
+  """Finds the byte strings in a pickle that begin with `prefix`, in order.
 
-  It does not matter what holds them: a list of `bytes`, or of arrays of bytes.
-  The file is read through but nothing of it is rebuilt, so that it may be
-  larger than the memory, and may hold anything.
+  The byte strings may be `bytes` objects or the contents of arrays. The file is
+  scanned but no object is created, so that the file may be larger than memory
+  and may contain arbitrary objects.
 
   Raises:
-    UserError: the file is no pickle.
+    UserError: the file is not a valid pickle.
   """
-  blobs = []
+  ranges = []
   try:
     with open(path, 'rb') as file:
       for opcode, content, _ in pickletools.genops(file):
-        # Text that is Latin-1 bytes: UTF-8 in the file if of Python 3.
-        as_text = 'BINUNICODE' in opcode.name
+        is_text = 'BINUNICODE' in opcode.name
         if isinstance(content, str) and 'BIN' in opcode.name:
-          found = content.startswith(prefix.decode('latin1'))
+          matches = content.startswith(prefix.decode('latin1'))
         elif isinstance(content, bytes | bytearray):
-          found = content.startswith(prefix)
+          matches = content.startswith(prefix)
         else:
           continue
-        if found:
-          size = len(content.encode() if as_text else content)
-          blobs.append(ByteRange(path, file.tell() - size, size, as_text))
-  except Exception as error:  # A broken pickle can raise nearly anything.
+        if matches:
+          size = len(content.encode() if is_text else content)
+          ranges.append(ByteRange(path, file.tell() - size, size, is_text))
+  except Exception as error:  # a broken pickle can raise nearly anything
     raise UserError(f'cannot read the pickle {path}: {error}') from error
-  return blobs
+  return ranges
 
 
 def _check_opcodes(file) -> None:
-  """Refuses what arrays need not, and a memo beyond the size of the file."""
+  """Raises UserError for unneeded opcodes and oversized memo indices."""
   size = os.fstat(file.fileno()).st_size
   for opcode, content, _ in pickletools.genops(file):
-    if opcode.name in _FORBIDDEN:
-      raise UserError(f'asks for {opcode.name}; only arrays are accepted')
-    if opcode.name in _MEMO and int(content) > size:
-      raise UserError(f'counts {content} parts in {size} bytes')
+    if opcode.name in _FORBIDDEN_OPCODES:
+      raise UserError(f'opcode {opcode.name} is not allowed')
+    if opcode.name in _MEMO_OPCODES and int(content) > size:
+      raise UserError(
+        f'memo index {content} exceeds the file size of {size} bytes'
+      )
 
 
 class _Unpickler(pickle.Unpickler):
-  """Finds no globals but those that rebuild arrays."""
+  """Resolves only the globals that are needed to rebuild arrays."""
 
   def find_class(self, module: str, name: str) -> Any:
     name = f'{module}.{name}'
-    known = name.replace('numpy._core.', 'numpy.core.')  # moved in NumPy 2
+    known = name.replace('numpy._core.', 'numpy.core.')  # renamed in NumPy 2
     if known not in _GLOBALS:
       raise UserError(
-        f'asks for {printable(name)}; only NumPy arrays are accepted'
+        f'global {printable(name)} is not allowed; only NumPy arrays are'
       )
     return _GLOBALS[known]
 
 
 class _Array(np.ndarray):
-  """An array that takes no state but plain numbers, or a list of objects.
+  """An array that validates its pickled state.
 
-  NumPy trusts a state, and may read memory that is none if it lies.
+  NumPy trusts the state and reads invalid memory if it is inconsistent. Here
+  it may contain only plain numbers or a list of objects.
   """
 
   def __setstate__(self, state):
-    *_, shape, dtype, by_column, content = state
-    dtype = _dtype_of(dtype)
+    *_, shape, dtype, fortran_order, content = state
+    dtype = _to_numpy_dtype(dtype)
     if not all(type(n) is int and 0 <= n < 2**40 for n in shape):
-      raise UserError(f'holds an array of shape {printable(shape)}')
-    number = math.prod(shape)
+      raise UserError(f'invalid array shape {printable(shape)}')
+    num_elements = math.prod(shape)
     kind = list if dtype.hasobject else bytes
-    size = number if dtype.hasobject else number * dtype.itemsize
+    size = num_elements if dtype.hasobject else num_elements * dtype.itemsize
     if isinstance(content, str):  # bytes of Python 2
       content = content.encode('latin1')
     if not isinstance(content, kind) or len(content) != size:
-      raise UserError(f'holds an array {printable(shape)} of other contents')
-    super().__setstate__((1, shape, dtype, bool(by_column), content))
+      raise UserError(
+        f'data of an array of shape {printable(shape)} has the wrong type or'
+        ' size'
+      )
+    super().__setstate__((1, shape, dtype, bool(fortran_order), content))
 
 
 class _DType:
-  """What is asked for as a dtype, until all of it is known."""
+  """A pickled dtype whose byte order is set after its creation."""
 
   __slots__ = ('_code', '_order')
 
   def __init__(self, code, *_):
     self._code, self._order = str(code), '='
     if not re.fullmatch(r'[biufSUO]\d{0,6}', self._code):
-      raise UserError(
-        f'asks for numbers {printable(code)}; only plain ones are'
-      )
+      raise UserError(f'dtype {printable(code)} is not supported')
 
   def __setstate__(self, state):
     self._order = state[1]
     if self._order not in ('<', '>', '|', '='):
-      raise UserError('asks for numbers in no order')
+      raise UserError('invalid byte order of a dtype')
 
-  def numpy(self) -> np.dtype:
-    """The dtype."""
+  def to_numpy(self) -> np.dtype:
+    """Returns the NumPy dtype."""
     return np.dtype(self._code).newbyteorder(self._order)
 
 
-class _Maker:
-  """A function that a pickle can call, and do nothing else with."""
+class _Callable:
+  """A function that a pickle can call but not modify."""
 
   __slots__ = ('_function',)
 
@@ -180,63 +202,63 @@ class _Maker:
     return self._function(*args)
 
   def __setstate__(self, _):
-    raise UserError('changes a function')
+    raise UserError('setting the state of a function is not allowed')
 
 
-def _dtype_of(dtype: Any) -> np.dtype:
+def _to_numpy_dtype(dtype: Any) -> np.dtype:
   if not isinstance(dtype, _DType):
-    raise UserError('holds an array of no known numbers')
-  return dtype.numpy()
+    raise UserError('array with an invalid dtype')
+  return dtype.to_numpy()
 
 
-def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray:
-  """An array that waits for its state."""
-  if kind is not _NDARRAY or shape != (0,):
-    raise UserError(f'asks for an empty array {printable(shape)}')
+def _reconstruct(array_type: Any, shape: Any, code: Any) -> np.ndarray:
+  """Returns an empty array whose state is set afterwards."""
+  if array_type is not _NDARRAY or shape != (0,):
+    raise UserError(f'invalid initial array of shape {printable(shape)}')
   return _Array((0,), np.uint8)
 
 
 def _from_buffer(buffer, dtype, shape, order='C') -> np.ndarray:
   if not isinstance(buffer, bytes | bytearray) or order not in ('C', 'F'):
-    raise UserError('holds an array of other contents')
-  dtype = _dtype_of(dtype)
+    raise UserError('array with an invalid buffer or order')
+  dtype = _to_numpy_dtype(dtype)
   return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
 def _scalar(dtype, content) -> np.generic:
   if isinstance(content, str):  # bytes of Python 2
     content = content.encode('latin1')
-  dtype = _dtype_of(dtype)
+  dtype = _to_numpy_dtype(dtype)
   if not isinstance(content, bytes) or len(content) != dtype.itemsize:
-    raise UserError('holds a number of other contents')
+    raise UserError('data of a scalar has the wrong type or size')
   return np.frombuffer(content, dtype)[0]
 
 
-def _refuse(*_):
-  raise UserError('makes an array of nothing')
+def _forbid_call(*_):
+  raise UserError('calling numpy.ndarray is not allowed')
 
 
 def _encode(text: str, encoding: str) -> bytes:
-  """How Python 3 writes bytes in the protocols of Python 2."""
+  """Rebuilds bytes as Python 3 stores them in protocol 2."""
   if encoding != 'latin1':
     raise UserError(
-      f'asks for {printable(encoding)}; only latin1 bytes are accepted'
+      f'encoding {printable(encoding)} is not allowed; only latin1 is'
     )
   return text.encode('latin1')
 
 
-_NDARRAY = _Maker(_refuse)
+_NDARRAY = _Callable(_forbid_call)
 _GLOBALS = {
-  'numpy.dtype': _Maker(_DType),
+  'numpy.dtype': _Callable(_DType),
   'numpy.ndarray': _NDARRAY,
-  'numpy.core.multiarray._reconstruct': _Maker(_empty),
-  'numpy.core.multiarray.scalar': _Maker(_scalar),
-  'numpy.core.numeric._frombuffer': _Maker(_from_buffer),
-  '_codecs.encode': _Maker(_encode),
+  'numpy.core.multiarray._reconstruct': _Callable(_reconstruct),
+  'numpy.core.multiarray.scalar': _Callable(_scalar),
+  'numpy.core.numeric._frombuffer': _Callable(_from_buffer),
+  '_codecs.encode': _Callable(_encode),
 }
-# Other ways to call and to import, and to share memory.
-_FORBIDDEN = frozenset(
+# Other ways to call and import, and to share memory.
+_FORBIDDEN_OPCODES = frozenset(
   'INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID BINPERSID NEXT_BUFFER'
   ' READONLY_BUFFER DUP'.split()
 )
-_MEMO = frozenset('PUT BINPUT LONG_BINPUT'.split())
+_MEMO_OPCODES = frozenset('PUT BINPUT LONG_BINPUT'.split())

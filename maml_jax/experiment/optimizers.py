@@ -1,9 +1,11 @@
-"""The outer optimiser and its schedules, as PyTorch defines them."""
+"""The outer optimizer and its learning rate schedules, as in PyTorch."""
 
 import jax.numpy as jnp
 import optax
 
 from maml_jax.utils.errors import UserError
+
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'make_optimizer', 'make_schedule']
 
 OPTIMIZERS = ('sgd', 'rmsprop', 'adam', 'adamw')
 SCHEDULES = ('constant', 'step', 'cosine')
@@ -18,31 +20,31 @@ def make_schedule(
   warmup_epochs=0,
   steps_per_epoch=1,
 ):
-  """The learning rate of every meta-iteration, constant within an epoch.
+  """Makes a learning rate schedule that is constant within each epoch.
 
   Args:
-    lr: the learning rate to start from.
-    schedule: 'constant'; 'step': times `gamma` at the start of every epoch in
-      `milestones`; 'cosine': down to 0 at the last of `milestones`, PyTorch's
-      CosineAnnealingLR.
+    lr: the initial learning rate.
+    schedule: 'constant'; 'step': multiplied by `gamma` at the start of each
+      epoch in `milestones` (PyTorch's MultiStepLR); 'cosine': cosine annealing
+      to 0 at the last of `milestones` (PyTorch's CosineAnnealingLR).
     milestones: epochs, counted from 0.
-    gamma: factor of 'step'.
-    warmup_epochs: epochs over which the rate first rises linearly from
-      near 0, step by step.
+    gamma: the factor of 'step'.
+    warmup_epochs: epochs of linear warmup from 0, which changes the rate in
+      every meta-iteration.
     steps_per_epoch: meta-iterations per epoch.
 
   Returns:
-    A function of the step, an int array [], to the rate, a float array [].
+    A function from the step, an int array [], to the rate, a float array [].
 
   Raises:
-    UserError: an unknown schedule, or one without milestones.
+    UserError: the schedule is unknown or lacks milestones.
   """
   if schedule not in SCHEDULES:
     raise UserError(
       f'unknown outer.schedule {schedule!r} (choices: {", ".join(SCHEDULES)})'
     )
   if schedule != 'constant' and not milestones:
-    raise UserError(f'outer.schedule={schedule!r} needs outer.milestones')
+    raise UserError(f'outer.schedule={schedule!r} requires outer.milestones')
 
   def rate(step):
     epoch = step // steps_per_epoch
@@ -62,21 +64,23 @@ def make_schedule(
 def make_optimizer(
   optimizer, learning_rate, *, momentum=0.9, weight_decay=0.0, clip_value=None
 ):
-  """The outer optimiser: clip by value, L2, then the update rule.
+  """Makes the outer optimizer: clipping, weight decay, then the update rule.
 
   Args:
-    optimizer: 'sgd', with `momentum`; 'rmsprop', decay 0.99, epsilon 1e-8
-      outside the root; 'adam'; or 'adamw'.
+    optimizer: 'sgd', with `momentum`; 'rmsprop', with decay 0.99 and epsilon
+      1e-8 outside the square root; 'adam'; or 'adamw'.
     learning_rate: a float or a schedule.
-    momentum: of 'sgd'.
-    weight_decay: L2 added to the clipped gradient; under 'adamw' decoupled.
-    clip_value: gradients are clipped to +-clip_value elementwise; None: never.
+    momentum: momentum of 'sgd'.
+    weight_decay: L2 penalty, added to the clipped gradient; decoupled for
+      'adamw'.
+    clip_value: clip each component of the gradient to +-clip_value; None:
+      never.
 
   Returns:
     An `optax.GradientTransformation`.
 
   Raises:
-    UserError: an unknown optimiser.
+    UserError: the optimizer is unknown.
   """
   rules = {
     'sgd': lambda: optax.trace(momentum) if momentum else optax.identity(),
@@ -89,10 +93,10 @@ def make_optimizer(
       f'unknown outer.optimizer {optimizer!r} '
       f'(choices: {", ".join(OPTIMIZERS)})'
     )
-  parts = [rules[optimizer]()]
+  transforms = [rules[optimizer]()]
   if weight_decay:
-    place = 1 if optimizer == 'adamw' else 0
-    parts.insert(place, optax.add_decayed_weights(weight_decay))
+    index = 1 if optimizer == 'adamw' else 0
+    transforms.insert(index, optax.add_decayed_weights(weight_decay))
   if clip_value is not None:
-    parts.insert(0, optax.clip(clip_value))
-  return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+    transforms.insert(0, optax.clip(clip_value))
+  return optax.chain(*transforms, optax.scale_by_learning_rate(learning_rate))

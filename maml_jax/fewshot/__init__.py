@@ -1,1 +1,1 @@
-"""Few-shot classification of your own images."""
+"""Few-shot classification of your own images with a trained checkpoint."""

@@ -1,262 +1,173 @@
-"""Your own images: learn from folders of them, then answer for others.
+"""The modes `adapt` and `predict` of the command line.
 
     python main.py --mode=adapt --checkpoint=C --support=DIR --query=DIR
     python main.py --mode=predict --model=OUTPUT/model.npz FILES
 
-DIR/CLASS/ holds the images of a class; what is asked for may lie in folders or
-not. What cannot be read is named and left out.
+DIR/CLASS/ contains the images of a class; query images need no class folders.
 """
 
-import csv
-import io
-import json
-import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from maml_jax import data
-from maml_jax.data import images
-from maml_jax.data.images import Picture, UnreadableImageError
+from maml_jax.fewshot import contact_sheet
+from maml_jax.fewshot.image_folders import (
+  ImageReader,
+  Query,
+  SupportSet,
+  find_queries,
+  find_support,
+  read_support,
+)
+from maml_jax.fewshot.predictions import (
+  LeaveOneOut,
+  Prediction,
+  describe_accuracy,
+  format_table,
+  measure_accuracy,
+  summarize_accuracy,
+  write_predictions,
+)
 from maml_jax.utils.console import escape_control, print_result, print_warning
 from maml_jax.utils.errors import UserError
-from maml_jax.utils.files import write_text
+from maml_jax.utils.files import oserror_message
+
+__all__ = ['adapt', 'predict']
 
 MODEL_FILE = 'model.npz'
-READ_BATCH_SIZE = 256  # query images, so that any number fits into memory
-MAX_SUPPORT_IMAGES = 1000  # images to learn from
-MAX_LEFT_OUT = 40  # images to judge by
-MAX_DRAWN_QUERIES = 180  # images that were asked for, on the contact sheet
-MAX_TABLE_ROWS = 40  # of a table; all are in the files
-
-
-class Query(NamedTuple):
-  """An image to answer for, not read yet.
-
-  Attributes:
-    path: of the file.
-    truth: the name of its folder, in the folder that was asked for; '' if it
-      lies in none.
-  """
-
-  path: pathlib.Path
-  truth: str
-
-
-class Prediction(NamedTuple):
-  """What a classifier says of an image.
-
-  Attributes:
-    file: as it was named.
-    probabilities: by class.
-    truth: the true class; '' where that is not known.
-    in_support: whether it was learned from.
-    thumbnail: uint8 [h, w, 3]; None of those that are not drawn.
-  """
-
-  file: str
-  probabilities: dict[str, float]
-  truth: str
-  in_support: bool
-  thumbnail: np.ndarray | None
-
-  @property
-  def predicted(self) -> str:
-    return max(self.probabilities, key=self.probabilities.get)
-
-  @property
-  def probability(self) -> float:
-    return self.probabilities[self.predicted]
-
-  @property
-  def is_correct(self) -> bool | None:
-    return self.predicted == self.truth if self.truth else None
-
-
-class LeaveOneOut(NamedTuple):
-  """How well each of some support images is told from the others.
-
-  Attributes:
-    rows: [n] int, which images.
-    probabilities: [n, W].
-    right: how many of them were.
-  """
-
-  rows: np.ndarray
-  probabilities: np.ndarray
-  right: int
+READ_BATCH_SIZE = 256  # query images in memory at a time
+MAX_LEFT_OUT = 40  # support images that are left out, one at a time
+MAX_TABLE_ROWS = 40  # of printed tables; the files contain all rows
 
 
 def adapt(flags, config) -> None:
-  """Adapts a checkpoint to the classes of a folder; see `--help`.
+  """Runs --mode=adapt: adapts a checkpoint to the classes of a folder.
 
   Args:
-    flags: `checkpoint`, `support`, `query`, `paths`, `output`, `head`,
+    flags: `checkpoint`, `support`, `query`, `paths`, `output`, `head` and
       `num_steps`.
-    config: of the checkpoint, perhaps with another `eval` section.
+    config: of the checkpoint; its `eval` section may differ.
 
   Raises:
-    UserError: something of it is missing, of another kind, or cannot be
-      written.
-    NotFinite: of a parameter, after adaptation.
+    UserError: an argument is missing or invalid, or a file cannot be written.
+    NonFiniteError: the adaptation diverged.
   """
-  _check(flags, config)
-  support = pathlib.Path(flags.support)
-  classes = _classes(support)
-  queries = _queries([*(flags.query or ()), *flags.paths])
-  output = pathlib.Path(flags.output or f'adapted/{support.resolve().name}')
-  _claim(output, [support, *(flags.query or ()), *flags.paths])
-  skipped = {}
-  pictures, label = _read_support(classes, data.spec(config.data.name), skipped)
+  _check_adapt_flags(flags, config)
+  folder = pathlib.Path(flags.support)
+  class_files = find_support(folder)
+  query_paths = [*(flags.query or ()), *flags.paths]
+  queries = find_queries(query_paths)
+  output = pathlib.Path(flags.output or f'adapted/{folder.resolve().name}')
+  _make_output_folder(output, [folder, *query_paths])
+  reader = ImageReader(data.spec(config.data.name))
+  support = read_support(class_files, reader)
 
-  from maml_jax.fewshot import classifier
-  from maml_jax.utils import compilation_cache  # seconds; complaints come first
+  # Imports Flax and Orbax, which takes seconds; errors above come first.
+  from maml_jax.fewshot import adaptation
+  from maml_jax.utils.compilation_cache import enable_compilation_cache
 
-  compilation_cache.enable_compilation_cache(least_seconds=0.0)
-  loaded = classifier.load(
+  enable_compilation_cache(least_seconds=0.0)
+  learner = adaptation.load(
     flags.checkpoint, which=config.eval.checkpoint, config=config
   )
-  program = classifier.make_adaptation_program(
-    loaded, len(classes), flags.num_steps, flags.head
+  program = adaptation.make_adaptation_program(
+    learner, len(support.classes), flags.num_steps, flags.head
   )
-  pixels = np.stack([picture.pixels for picture in pictures])
-  learned = classifier.fit_classifier(
-    loaded, program, pixels, label, np.array(list(classes))
+  classifier = adaptation.fit_classifier(
+    learner, program, support.pixels, support.labels, np.array(support.classes)
   )
-  learned.save(output / MODEL_FILE)
-  left_out = _leave_out(loaded, program, pixels, label)
-  print(_about(classes, label, program))
-  facts = {
+  classifier.save(output / MODEL_FILE)
+  left_out = _leave_one_out(learner, program, support)
+  print(_describe_adaptation(program, support))
+  metadata = {
     'model': str(output / MODEL_FILE),
-    'checkpoint': str(loaded.path),
-    **_facts(classes, label, program),
-    'leave_one_out': _judge(left_out, label, list(classes)),
+    'checkpoint': str(learner.path),
+    **_adaptation_metadata(program, support),
+    'leave_one_out': _report_leave_one_out(left_out, support),
   }
-  known = {picture.digest for picture in pictures}
-  answers = _answer(learned, queries, skipped, known)
-  _finish(output, facts, answers, skipped)
-  support_rows = _support_rows(
-    list(classes), pictures, label, left_out, learned, pixels
-  )
-  _draw(output, facts, support_rows, answers)
-  _name_files(output, answers, [MODEL_FILE])
-  if queries and not answers:
-    raise UserError('none of the images that were asked for can be read')
+  digests = {picture.digest for picture in support.pictures}
+  predictions = _predict_queries(classifier, queries, reader, digests)
+  _report_predictions(output, metadata, predictions, reader.skipped)
+  support_rows = _support_rows(classifier, support, left_out)
+  _save_contact_sheet(output, metadata, predictions, support_rows)
+  _print_files(output, predictions, [MODEL_FILE])
+  if queries and not predictions:
+    raise UserError('none of the query images is readable')
 
 
 def predict(flags, config) -> None:
-  """Answers for image files with a model that `adapt` has written.
+  """Runs --mode=predict: classifies images with a model saved by `adapt`.
 
   Args:
-    flags: `model`, `paths`, `output`.
+    flags: `model`, `paths` and `output`.
     config: None.
 
   Raises:
-    UserError: no such file, no such model, or nothing that can be read.
+    UserError: an argument is missing or invalid, or no image is readable.
   """
+  del config
   if not flags.model:
-    raise UserError('--mode=predict needs --model=FILE, left by --mode=adapt')
+    raise UserError('--mode=predict needs --model=FILE, saved by --mode=adapt')
   if not flags.paths:
-    raise UserError('--mode=predict needs images: name files or folders')
-  queries = _queries(flags.paths)
+    raise UserError('--mode=predict needs image files or folders')
+  queries = find_queries(flags.paths)
   model = pathlib.Path(flags.model)
   model = model / MODEL_FILE if model.is_dir() else model
   if not model.is_file():
     raise UserError(f'no such model: {model}')
-  if flags.output:
-    output = pathlib.Path(flags.output)
-    _claim(output, flags.paths)
+  output = pathlib.Path(flags.output) if flags.output else None
+  if output:
+    _make_output_folder(output, flags.paths)
 
-  from maml_jax.fewshot import classifier
-  from maml_jax.utils import compilation_cache
+  # Imports Flax, which takes seconds; errors above come first.
+  from maml_jax.fewshot.classifier import load_classifier
+  from maml_jax.utils.compilation_cache import enable_compilation_cache
 
-  compilation_cache.enable_compilation_cache(least_seconds=0.0)
-  learned = classifier.load_classifier(model)
-  skipped = {}
-  answers = _answer(learned, queries, skipped, set())
-  if not answers:
-    raise UserError('none of the images that were asked for can be read')
-  if flags.output:
-    facts = {'model': str(model)}
-    _finish(output, facts, answers, skipped)
-    _draw(output, facts, [], answers)
-    _name_files(output, answers, [])
+  enable_compilation_cache(least_seconds=0.0)
+  classifier = load_classifier(model)
+  reader = ImageReader(data.spec(classifier.config.data.name))
+  predictions = _predict_queries(classifier, queries, reader, set())
+  if not predictions:
+    raise UserError('none of the images is readable')
+  if output:
+    metadata = {'model': str(model)}
+    _report_predictions(output, metadata, predictions, reader.skipped)
+    _save_contact_sheet(output, metadata, predictions, [])
+    _print_files(output, predictions, [])
   else:
-    _table(answers, len(answers), print_result)
+    for line in format_table(predictions):
+      print_result(line)
 
 
-def _check(flags, config) -> None:
+def _check_adapt_flags(flags, config) -> None:
   if not flags.checkpoint:
-    raise UserError('--mode=adapt needs --checkpoint=DIR, of a run or alone')
+    raise UserError('--mode=adapt needs --checkpoint=DIR')
   if not flags.support:
-    raise UserError('--mode=adapt needs --support=DIR, a folder per class')
+    raise UserError('--mode=adapt needs --support=DIR, with a folder per class')
   if config.data.name in data.REGRESSIONS:
-    raise UserError(f'{flags.checkpoint} is of a regression, not of images')
+    raise UserError(
+      f'--checkpoint={flags.checkpoint} is a regression: it has no images'
+    )
   if flags.num_steps is not None and flags.num_steps < 0:
-    raise UserError(f'--num_steps={flags.num_steps}: at least 0')
+    raise UserError(f'--num_steps={flags.num_steps}: must be at least 0')
 
 
-def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-  """The files of each class, two classes or more."""
-  if not folder.exists():
-    raise UserError(f'no such folder: {folder}')
-  if not folder.is_dir():
-    raise UserError(
-      f'{folder} is a file: --support names a folder with a folder of images '
-      'for each class'
-    )
-  try:
-    classes, beside = images.class_folders(folder)
-  except OSError as error:
-    raise UserError(f'cannot read {folder}: {error.strerror}') from error
-  for path in beside:
-    print_warning(f'left out {path}: it lies in no class folder')
-  if len(classes) < 2:
-    found = f'there is only {list(classes)[0]!r}' if classes else 'it has none'
-    raise UserError(
-      f'{folder} needs a folder of images for each of two classes or more; '
-      f'{found}'
-    )
-  return classes
+def _make_output_folder(
+  output: pathlib.Path, inputs: Iterable[str | os.PathLike]
+) -> None:
+  """Creates the output folder and checks that it is writable.
 
-
-def _queries(paths: Sequence[str]) -> list[Query]:
-  """The files that are named, and those in folders that are, each once."""
-  found, seen = [], {}
-  for path in map(pathlib.Path, paths):
-    if path.is_dir():
-      files = [
-        Query(file, file.relative_to(path).parts[0])
-        if len(file.relative_to(path).parts) > 1
-        else Query(file, '')
-        for file in images.files_below(path)
-      ]
-      if not files:
-        raise UserError(f'{path} holds no files')
-    elif path.exists():
-      files = [Query(path, '')]
-    else:
-      raise UserError(f'no such file or folder: {path}')
-    for query in files:
-      real = os.path.realpath(query.path)
-      if real in seen:
-        print_warning(f'{query.path} is named twice, and answered once')
-      else:
-        seen[real] = query
-        found.append(query)
-  return found
-
-
-def _claim(output: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
-  """Makes the folder of what is to be written, and tries to write there."""
+  Raises:
+    UserError: it is not writable, or it is inside one of the inputs.
+  """
   for source in inputs:
     if output.resolve().is_relative_to(pathlib.Path(source).resolve()):
       raise UserError(
-        f'--output={output} lies in {source}: what is written there would be '
-        'taken for an image next time'
+        f'--output={output} is inside {source}: the next run would read its '
+        'files as images'
       )
   try:
     output.mkdir(parents=True, exist_ok=True)
@@ -264,302 +175,178 @@ def _claim(output: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
     probe.write_bytes(b'x')
     probe.unlink()
   except OSError as error:
-    raise UserError(f'cannot write to {output}: {error.strerror}') from error
+    reason = oserror_message(error)
+    raise UserError(f'cannot write to {output}: {reason}') from error
 
 
-def _read_support(
-  classes: Mapping[str, Sequence[pathlib.Path]], spec, skipped: dict
-) -> tuple[list[Picture], np.ndarray]:
-  """Reads what is to be learned from: pictures, and the class of each [N]."""
-  pictures, label = [], []
-  most = max(MAX_SUPPORT_IMAGES // len(classes), 1)
-  for c, (name, files) in enumerate(classes.items()):
-    if len(files) > most:
-      print_warning(
-        f'of the {len(files)} files of {name}, {most} are learned from'
-      )
-      rows = np.linspace(0, len(files) - 1, most).astype(int)
-      files = [files[row] for row in rows]
-    read = list(_read(files, spec, skipped))
-    if not read:
-      raise UserError(f'class {name!r} has no image that can be read')
-    pictures += read
-    label += [c] * len(read)
-  _name_repeated(pictures, label, list(classes))
-  return pictures, np.array(label, np.int32)
+def _leave_one_out(learner, program, support: SupportSet) -> LeaveOneOut | None:
+  """Returns predictions for left-out images; None if a class has only one."""
+  from maml_jax.fewshot.adaptation import leave_one_out  # takes seconds
 
-
-def _read(files, spec, skipped: dict) -> Iterable[Picture]:
-  for path in files:
-    try:
-      yield images.read_image(path, spec)
-    except UnreadableImageError as error:
-      skipped[str(path)] = str(error)
-      print_warning(f'left out {path}: {error}')
-
-
-def _name_repeated(pictures, label, names) -> None:
-  first = {}
-  for picture, c in zip(pictures, label, strict=True):
-    path, other = first.setdefault(picture.digest, (picture.path, c))
-    if path != picture.path:
-      what = 'in two classes' if other != c else 'twice'
-      print_warning(f'{path} and {picture.path} are the same image, {what}')
-
-
-def _leave_out(loaded, program, pixels, label) -> LeaveOneOut | None:
-  """Judges by images that were left out; None if a class has but one."""
-  from maml_jax.fewshot.classifier import leave_one_out
-
-  if np.bincount(label).min() < 2:
+  labels = support.labels
+  if support.class_sizes.min() < 2:
     return None
-  n = min(len(label), max(MAX_LEFT_OUT // 4, MAX_LEFT_OUT * 50 // len(label)))
-  rows = np.linspace(0, len(label) - 1, n).astype(int)
-  probabilities = leave_one_out(loaded, program, pixels, label, rows)
-  right = int((probabilities.argmax(-1) == label[rows]).sum())
-  return LeaveOneOut(rows, probabilities, right)
+  max_left_out = max(MAX_LEFT_OUT // 4, MAX_LEFT_OUT * 50 // len(labels))
+  n = min(len(labels), max_left_out)
+  rows = np.linspace(0, len(labels) - 1, n).astype(int)
+  probabilities = leave_one_out(learner, program, support.pixels, labels, rows)
+  num_correct = int((probabilities.argmax(-1) == labels[rows]).sum())
+  return LeaveOneOut(rows, probabilities, num_correct)
 
 
-def _judge(left_out: LeaveOneOut | None, label, names) -> dict | None:
-  """Says what leaving out has shown, as a sign of what to expect."""
+def _report_leave_one_out(
+  left_out: LeaveOneOut | None, support: SupportSet
+) -> dict | None:
+  """Prints the leave-one-out accuracy and returns it for predictions.json."""
+  name = 'leave-one-out accuracy on the support set'
   if left_out is None:
-    single = [names[c] for c in np.flatnonzero(np.bincount(label) < 2)]
-    print(
-      'leave-one-out accuracy: not known, for there is one image only of '
-      + ', '.join(map(escape_control, single))
-    )
+    single = np.flatnonzero(support.class_sizes < 2)
+    classes = ', '.join(escape_control(support.classes[c]) for c in single)
+    print(f'{name}: not available; classes with a single image: {classes}')
     return None
-  right, n = left_out.right, len(left_out.rows)
-  low, high = wilson_interval(right, n)
-  print_result(
-    f'leave-one-out accuracy on the support set: {_share(right, n)}'
-    + (f', of {len(label)} images' if n < len(label) else '')
-  )
-  if low <= 1 / len(names):
+  num_images, num_left_out = len(support.labels), len(left_out.rows)
+  accuracy = summarize_accuracy(left_out.num_correct, num_left_out)
+  note = ''
+  if num_left_out < num_images:
+    note = f', measured on {num_left_out} of {num_images} images'
+  print_result(f'{name}: {describe_accuracy(accuracy)}{note}')
+  chance = 1 / len(support.classes)
+  if accuracy['interval'][0] <= chance:
     print_warning(
-      f'the support set tells {len(names)} classes apart no better than a '
-      'guess may: give more or clearer images, or another checkpoint'
+      'the leave-one-out accuracy is not significantly above chance '
+      f'({100 * chance:.0f} %): add more or clearer images, or use another '
+      'checkpoint'
     )
-  return {
-    'right': right,
-    'images': n,
-    'accuracy': right / n,
-    'interval': [low, high],
-  }
+  return accuracy
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-  """The 95 % interval of a probability after `right` successes in n trials.
-
-  Wilson 1927, "Probable inference, the law of succession, and statistical
-  inference": it stays within 0..1, and has a width where all are right.
-  """
-  z = 1.959964
-  centre = (right + z * z / 2) / (n + z * z)
-  half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
-  return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
-def _share(right: int, n: int) -> str:
-  low, high = wilson_interval(right, n)
+def _describe_adaptation(program, support: SupportSet) -> str:
+  sizes = support.class_sizes
+  low, high = sizes.min(), sizes.max()
+  count = f'{low}' if low == high else f'{low} to {high}'
+  phase = program.phase
   return (
-    f'{100 * right / n:.1f} % ({right} of {n}; 95 % interval '
-    f'{100 * low:.0f} to {100 * high:.0f} %)'
+    f'{len(sizes)} classes with {count} images each; {phase.num_steps} inner '
+    f'steps, initial head: {program.head}, batch norm: {phase.norm}'
   )
 
 
-def _about(classes, label, program) -> str:
-  sizes = np.bincount(label)
-  heads = {
-    'checkpoint': "the checkpoint's own head",
-    'zero': 'a zero head',
-    'prototype': 'a head of class means (prototypes)',
-  }
-  few = (
-    f'{sizes.min()}'
-    if sizes.min() == sizes.max()
-    else (f'{sizes.min()} to {sizes.max()}')
-  )
-  return (
-    f'{len(sizes)} classes, {few} images each: {program.phase.num_steps} '
-    f'inner steps from {heads[program.head]}, batch norm {program.phase.norm}'
-  )
-
-
-def _facts(classes, label, program) -> dict:
-  """`_about` for machines."""
-  sizes = np.bincount(label).tolist()
+def _adaptation_metadata(program, support: SupportSet) -> dict:
+  """Returns what `_describe_adaptation` shows, for predictions.json."""
+  sizes = support.class_sizes.tolist()
   return {
-    'classes': dict(zip(classes, sizes, strict=True)),
+    'classes': dict(zip(support.classes, sizes, strict=True)),
     'head': program.head,
     'num_steps': program.phase.num_steps,
     'norm': program.phase.norm,
   }
 
 
-def _answer(learned, queries, skipped, known) -> list[Prediction]:
-  """Answers for all that can be read, some at a time."""
-  spec = data.spec(learned.config.data.name)
-  names = [str(name) for name in learned.classes]
-  answers = []
+def _predict_queries(
+  classifier, queries: Sequence[Query], reader: ImageReader, digests: set[str]
+) -> list[Prediction]:
+  """Classifies all readable images, `READ_BATCH_SIZE` at a time.
+
+  Args:
+    classifier: a `Classifier`.
+    queries: the images.
+    reader: reads them.
+    digests: of the support images.
+  """
+  from maml_jax.fewshot.classifier import softmax  # takes seconds
+
+  names = [str(name) for name in classifier.classes]
+  predictions = []
   for start in range(0, len(queries), READ_BATCH_SIZE):
-    part = queries[start : start + READ_BATCH_SIZE]
-    truth = {q.path: q.truth if q.truth in names else '' for q in part}
-    pictures = list(_read(truth, spec, skipped))
+    batch = queries[start : start + READ_BATCH_SIZE]
+    truths = {q.path: q.truth if q.truth in names else '' for q in batch}
+    pictures = list(reader.read(truths))
     if not pictures:
       continue
     pixels = np.stack([picture.pixels for picture in pictures])
-    for picture, row in zip(pictures, learned.answer(pixels), strict=True):
-      answers.append(
-        Prediction(
-          str(picture.path),
-          dict(zip(names, map(float, row), strict=True)),
-          truth[picture.path],
-          picture.digest in known,
-          picture.thumbnail if len(answers) < MAX_DRAWN_QUERIES else None,
-        )
+    rows = softmax(classifier.logits(pixels))
+    for picture, row in zip(pictures, rows, strict=True):
+      is_drawn = len(predictions) < contact_sheet.MAX_QUERY_TILES
+      prediction = Prediction(
+        str(picture.path),
+        dict(zip(names, map(float, row), strict=True)),
+        truths[picture.path],
+        picture.digest in digests,
+        picture.thumbnail if is_drawn else None,
       )
-  for answer in answers:
-    if answer.in_support:
+      predictions.append(prediction)
+  for prediction in predictions:
+    if prediction.in_support:
       print_warning(
-        f'{answer.file} is in the support set, too: its answer says nothing'
+        f'{prediction.file} is also in the support set: it does not count '
+        'towards the accuracy'
       )
-  return answers
+  return predictions
 
 
-def _accuracy(answers: Sequence[Prediction]) -> dict | None:
-  """Of those whose class is known and that were not learned from."""
-  judged = [a.is_correct for a in answers if a.truth and not a.in_support]
-  if not judged:
-    return None
-  low, high = wilson_interval(sum(judged), len(judged))
-  return {
-    'right': sum(judged),
-    'images': len(judged),
-    'accuracy': sum(judged) / len(judged),
-    'interval': [low, high],
-  }
-
-
-def _finish(output, facts, answers, skipped) -> None:
-  """Prints and writes the answers."""
-  facts['skipped'] = skipped
-  if not answers:
+def _report_predictions(
+  output: pathlib.Path,
+  metadata: dict,
+  predictions: Sequence[Prediction],
+  skipped: dict[str, str],
+) -> None:
+  """Prints predictions and their accuracy and writes them to files."""
+  if not predictions:
     return
-  _table(answers, MAX_TABLE_ROWS, print)
-  facts['accuracy'] = accuracy = _accuracy(answers)
+  shown = predictions[:MAX_TABLE_ROWS]
+  print('\n'.join(format_table(shown)))
+  if len(predictions) > len(shown):
+    print(f'... and {len(predictions) - len(shown)} more in predictions.csv')
+  accuracy = measure_accuracy(predictions)
   if accuracy:
-    share = _share(accuracy['right'], accuracy['images'])
-    print_result(f'accuracy, by the names of the folders: {share}')
-  facts['predictions'] = [
-    {
-      'file': a.file,
-      'class': a.predicted,
-      'probability': a.probability,
-      'truth': a.truth or None,
-      'in_support': a.in_support,
-      'probabilities': a.probabilities,
-    }
-    for a in answers
-  ]
-  lines = io.StringIO()
-  table = csv.writer(lines, lineterminator='\n')
-  table.writerow(['file', 'class', 'probability'])
-  for a in answers:
-    row = (
-      escape_control(a.file),
-      escape_control(a.predicted),
-      f'{a.probability:.6f}',
+    print_result(
+      f'accuracy on the labeled query images: {describe_accuracy(accuracy)}'
     )
-    table.writerow(row)
-  write_text(output / 'predictions.csv', lines.getvalue())
-  write_text(output / 'predictions.json', json.dumps(facts, indent=2))
+  metadata = {**metadata, 'skipped': skipped, 'accuracy': accuracy}
+  write_predictions(output, metadata, predictions)
 
 
-def _table(answers: Sequence[Prediction], most: int, say) -> None:
-  shown = answers[:most]
-  width = min(max(len(escape_control(a.file)) for a in shown), 60)
-  column = min(max(len(escape_control(a.predicted)) for a in shown), 30)
-  for a in shown:
-    truth = (
-      '' if a.is_correct is not False else f'  (is {escape_control(a.truth)})'
-    )
-    say(
-      f'{escape_control(a.file):{width}}  {escape_control(a.predicted):{column}} '
-      f'{100 * a.probability:6.1f} %{truth}'
-    )
-  if len(answers) > most:
-    print(f'... and {len(answers) - most} more in predictions.csv')
+def _support_rows(
+  classifier, support: SupportSet, left_out: LeaveOneOut | None
+) -> list[contact_sheet.Row]:
+  """Returns the support images with leave-one-out predictions, if available.
 
+  Other images have the predictions of the adapted model.
+  """
+  from maml_jax.fewshot.classifier import softmax  # takes seconds
 
-def _support_rows(names, pictures, label, left_out, learned, pixels):
-  """Rows of a contact sheet: each support image as it was judged left out."""
-  from maml_jax.fewshot import contact_sheet
-
-  probabilities = learned.answer(pixels)
+  probabilities = softmax(classifier.logits(support.pixels))
   if left_out:
     probabilities[left_out.rows] = left_out.probabilities
-  tiles = {name: [] for name in names}
-  for picture, c, row in zip(pictures, label, probabilities, strict=True):
-    best = int(row.argmax())
-    tiles[names[c]].append(
-      contact_sheet.Tile(
-        picture.thumbnail,
-        escape_control(picture.path.name),
-        escape_control(names[best]),
-        float(row[best]),
-        best == c,
-      )
-    )
-  return [
-    contact_sheet.Row(escape_control(name), row) for name, row in tiles.items()
-  ]
+  return contact_sheet.support_rows(support, probabilities)
 
 
-def _draw(output, facts, support_rows, answers) -> None:
-  from maml_jax.fewshot import contact_sheet
-
+def _save_contact_sheet(
+  output: pathlib.Path,
+  metadata: dict,
+  predictions: Sequence[Prediction],
+  support_rows: Sequence[contact_sheet.Row],
+) -> None:
   query = None
-  if answers:
-    accuracy = facts.get('accuracy')
-    heading = f'query: {len(answers)} images'
-    if accuracy:
-      heading += f', {accuracy["right"]} of {accuracy["images"]} right'
-    if len(answers) > MAX_DRAWN_QUERIES:
-      heading += f' (the first {MAX_DRAWN_QUERIES} are shown)'
-    query = contact_sheet.Row(
-      heading,
-      [
-        contact_sheet.Tile(
-          a.thumbnail,
-          escape_control(pathlib.Path(a.file).name),
-          escape_control(a.predicted),
-          a.probability,
-          a.is_correct,
-        )
-        for a in answers[:MAX_DRAWN_QUERIES]
-      ],
+  if predictions:
+    query = contact_sheet.query_row(predictions, measure_accuracy(predictions))
+  subtitle = 'below each image: the most probable class and its probability'
+  if support_rows and (accuracy := metadata['leave_one_out']):
+    subtitle += (
+      f'; support images: leave-one-out predictions ({accuracy["right"]} of '
+      f'{accuracy["images"]} correct)'
     )
-  remark = 'below each image: the most probable class and its probability'
-  if support_rows:
-    judged = facts['leave_one_out']
-    remark += (
-      f'; of a support image, as if it had been left out ({judged["right"]} '
-      f'of {judged["images"]} right)'
-      if judged
-      else '; support images were learned from'
-    )
-  title = escape_control(facts.get('checkpoint', facts['model']))
-  sheet = contact_sheet.draw(title, remark, support_rows, query)
-  path = output / 'contact_sheet.png'
-  try:
-    contact_sheet.save(sheet, path)
-  except OSError as error:
-    raise UserError(f'cannot write {path}: {error.strerror}') from error
+  elif support_rows:
+    subtitle += '; support images: predictions for training images'
+  title = escape_control(metadata.get('checkpoint', metadata['model']))
+  sheet = contact_sheet.draw_contact_sheet(title, subtitle, support_rows, query)
+  contact_sheet.save_contact_sheet(sheet, output / 'contact_sheet.png')
 
 
-def _name_files(output: pathlib.Path, answers, files: list[str]) -> None:
+def _print_files(
+  output: pathlib.Path, predictions: Sequence[Prediction], files: list[str]
+) -> None:
   files = ['contact_sheet.png', *files]
-  if answers:
+  if predictions:
     files = ['predictions.csv', 'predictions.json', *files]
-  print(f'in {escape_control(output)}: {", ".join(files)}')
+  print(f'saved in {escape_control(output)}: {", ".join(files)}')

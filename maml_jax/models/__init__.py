@@ -1,7 +1,7 @@
-"""Encoders, heads and batch norm; the only package that imports flax.
+"""Models: encoders, a linear head and batch norm, built by `make_model`.
 
-`make_model` is the way in. `ENCODERS` maps every name a config may use to the
-module that builds it.
+`ENCODERS` maps the names of `config.model.encoder` to Flax modules. No other
+package imports Flax.
 """
 
 import fnmatch
@@ -16,40 +16,49 @@ from maml_jax.models.convnet import ConvNet4
 from maml_jax.models.layers import Head
 from maml_jax.models.mlp import MLP
 from maml_jax.models.norm import MODES, BatchNorm
-from maml_jax.models.resnet import NARROW, WIDE, ResNet12, ResNet18
+from maml_jax.models.resnet import BASE_WIDTHS, WIDE_WIDTHS, ResNet12, ResNet18
 from maml_jax.types import Model
 from maml_jax.utils.errors import UserError, check_choice
+
+__all__ = ['ENCODERS', 'Network', 'Norm', 'make_model']
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
   'convnet4': partial(ConvNet4, width=32),
   'wide_convnet4': partial(ConvNet4, width=64),
-  'resnet12': partial(ResNet12, widths=NARROW),
-  'wide_resnet12': partial(ResNet12, widths=WIDE),
-  'resnet10': partial(ResNet18, widths=NARROW, blocks=1),
-  'wide_resnet10': partial(ResNet18, widths=WIDE, blocks=1),
-  'resnet18': partial(ResNet18, widths=NARROW, blocks=2),
-  'wide_resnet18': partial(ResNet18, widths=WIDE, blocks=2),
+  'resnet12': partial(ResNet12, widths=BASE_WIDTHS),
+  'wide_resnet12': partial(ResNet12, widths=WIDE_WIDTHS),
+  'resnet10': partial(ResNet18, widths=BASE_WIDTHS, blocks=1),
+  'wide_resnet10': partial(ResNet18, widths=WIDE_WIDTHS, blocks=1),
+  'resnet18': partial(ResNet18, widths=BASE_WIDTHS, blocks=2),
+  'wide_resnet18': partial(ResNet18, widths=WIDE_WIDTHS, blocks=2),
   'mlp': partial(MLP, width=40),
 }
 
+# A mode for all layers, or (pattern of layer names, mode) pairs.
 Norm = str | tuple[tuple[str, str], ...]
 
 
 class Network(nn.Module):
-  """An encoder and a linear head, or none."""
+  """An encoder with an optional linear head.
+
+  Attributes:
+    encoder: a module from images to features [N, D].
+    classifier: a module from features to logits [N, W]; None returns the
+      features.
+  """
 
   encoder: nn.Module
   classifier: nn.Module | None
 
-  def __call__(self, image, *, train):
-    features = self.encoder(image, train=train)
+  def __call__(self, inputs, *, train):
+    features = self.encoder(inputs, train=train)
     return features if self.classifier is None else self.classifier(features)
 
 
 def make_model(
   encoder: str,
   num_ways: int | None,
-  image_shape: tuple[int, int, int],
+  image_shape: tuple[int, ...],
   *,
   norm: Norm = 'batch',
   meta_test: bool = False,
@@ -66,36 +75,38 @@ def make_model(
 
   Args:
     encoder: a key of `ENCODERS`.
-    num_ways: outputs of the head, W; None: no head, features [N, D] in the
-      place of logits, and of params the 'encoder' alone.
-    image_shape: (H, W, C) of one image.
-    norm: a mode of batch norm for all layers (see `models.norm`), or pairs
-      (pattern, mode): a layer such as 'conv1' or 'layer2' takes the mode of the
-      first pattern that matches its name.
-    meta_test: build the network of meta-test: layers of mode `global` use
-      their running moments in the inner loop too.
-    norm_scale: learn a scale in batch norm beside the bias.
+    num_ways: W, the number of classes; None builds a network without a head
+      that returns features [N, D] and has no params under 'classifier'.
+    image_shape: (H, W, C) of one image; for 'mlp', the shape of one input.
+    norm: a batch norm mode for all layers (see `models.norm`), or (pattern,
+      mode) pairs: a layer such as 'conv1' or 'layer2' has the mode of the first
+      pattern that matches its name.
+    meta_test: whether the network is for meta-test, in which layers of mode
+      `global` use their running moments in the support pass, too.
+    norm_scale: whether batch norm has a learned scale in addition to the bias.
     norm_eps: added to the variance in batch norm.
-    norm_momentum: what running moments keep of themselves at an update.
-    init: 'torch' (PyTorch's defaults) or 'xavier' (the official MAML's).
+    norm_momentum: weight of the old running moments in an update.
+    init: 'torch' (PyTorch's defaults) or 'xavier' (as in the official MAML
+      code).
     temperature: factor on the logits.
-    learn_temperature: learn that factor, in the outer loop only.
-    dtype: of images, activations and the factors of products inside the
-      network, such as 'bfloat16'; None: that of the images. Parameters,
-      `stats`, batch norm and logits are float32 whatever it is.
-    **encoder_args: passed to the encoder, such as `width`.
+    learn_temperature: whether the outer loop learns the temperature.
+    dtype: dtype of images, activations and kernels inside the network, such as
+      'bfloat16'; None: the dtype of the images. Parameters, `stats`, batch norm
+      and logits are always float32.
+    **encoder_args: arguments of the encoder, such as `width`.
 
   Returns:
     A `Model`. `params` has the keys 'encoder' and 'classifier'; `stats` holds
-    the moments that the norm modes keep, {} for mode `batch`. Images are
-    [N, H, W, C] float32, logits [N, num_ways] float32.
+    the moments that the norm modes store, and is {} for mode `batch`. Images
+    are [N, H, W, C] float32, logits [N, W] float32.
 
   Raises:
-    UserError: an unknown encoder, norm mode or init.
+    UserError: an unknown encoder, norm mode or init; when `init` of the model
+      is called, a layer that matches no pattern of `norm`.
   """
   check_choice('encoder', encoder, ENCODERS)
   check_choice('init', init, ('torch', 'xavier'))
-  make_norm = _norm_maker(
+  norm_for_layer = _make_norm_selector(
     norm,
     meta_test=meta_test,
     epsilon=norm_eps,
@@ -103,46 +114,47 @@ def make_model(
     use_scale=norm_scale,
   )
   network = Network(
-    encoder=ENCODERS[encoder](norm=make_norm, init=init, **encoder_args),
+    encoder=ENCODERS[encoder](norm=norm_for_layer, init=init, **encoder_args),
     classifier=num_ways
     and Head(num_ways, init, temperature, learn_temperature),
   )
 
   def init_fn(key):
-    image = jnp.zeros((1, *image_shape), jnp.float32)
-    return _split(network.init(key, image, train=True))
+    inputs = jnp.zeros((1, *image_shape), jnp.float32)
+    return _split_variables(network.init(key, inputs, train=True))
 
-  def apply_fn(params, stats, image, *, train):
+  def apply_fn(params, stats, inputs, *, train):
     variables = {'params': params, **stats}
-    image = jnp.asarray(image, dtype)
+    inputs = jnp.asarray(inputs, dtype)
     if not train:
-      return network.apply(variables, image, train=False), stats
+      return network.apply(variables, inputs, train=False), stats
     logits, updates = network.apply(
-      variables, image, train=True, mutable=list(stats)
+      variables, inputs, train=True, mutable=list(stats)
     )
     return logits, {**stats, **updates}
 
   return Model(init_fn, apply_fn)
 
 
-def _norm_maker(norm: Norm, **norm_args) -> Callable:
-  """`make_norm(layer)` gives the constructor of a layer's batch norm."""
+def _make_norm_selector(norm: Norm, **norm_args) -> Callable:
+  """Returns a function from a layer's name to its batch norm constructor."""
   pairs = (('*', norm),) if isinstance(norm, str) else tuple(norm)
   for _, mode in pairs:
     check_choice('norm mode', mode, MODES)
 
-  def make_norm(layer):
+  def norm_for_layer(layer):
     for pattern, mode in pairs:
       if fnmatch.fnmatchcase(layer, pattern):
         return partial(BatchNorm, mode=mode, **norm_args)
     raise UserError(
-      f'model.norm says nothing about layer {layer!r}: end the list with '
-      "('*', MODE)"
+      f'model.norm: no pattern matches layer {layer!r}; '
+      "end the list with ('*', MODE)"
     )
 
-  return make_norm
+  return norm_for_layer
 
 
-def _split(variables):
+def _split_variables(variables):
+  """Splits the variables of a Flax module into params and stats."""
   stats = dict(variables)
   return stats.pop('params'), stats

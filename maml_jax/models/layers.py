@@ -1,6 +1,7 @@
-"""Convolution and linear head, initialised as MAML was run with.
+"""Convolution, dense layer and linear head, with their initializers.
 
-Both multiply in the type of the images that they get; parameters keep theirs.
+`Conv` and `Head` cast their kernels to the dtype of their inputs; parameters
+are float32.
 """
 
 import math
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 
 from maml_jax import ops
 
+__all__ = ['INITS', 'Conv', 'Dense', 'Head']
+
 
 def _torch_uniform(fan_in):
-  """PyTorch's default for weights and biases: uniform in +-1/sqrt(fan_in)."""
+  """Returns PyTorch's default initializer: uniform in +-1/sqrt(fan_in)."""
 
   def init(key, shape, dtype=jnp.float32):
     bound = 1 / math.sqrt(fan_in)
@@ -27,7 +30,7 @@ def _zeros(fan_in):
   return nn.initializers.zeros
 
 
-# name -> (kernel initialiser of fan_in, bias initialiser of fan_in)
+# Name -> functions from the fan-in to the initializers of kernel and bias.
 INITS = {
   'torch': (_torch_uniform, _torch_uniform),
   'xavier': (lambda fan_in: nn.initializers.xavier_uniform(), _zeros),
@@ -39,21 +42,29 @@ INITS = {
 
 
 class Conv(nn.Module):
-  """Convolution of odd kernel size that keeps the image's, but for strides.
+  """2-D convolution with 'same' padding, for an odd kernel size.
 
-  With `use_bias` it returns the bias [features] beside the image, not added:
-  the batch norm behind does that to its moments instead of to every pixel.
+  Returns the result [N, H', W', features]; with `use_bias`, returns (result,
+  bias [features]) and does not add the bias. Batch norm, which follows, adds it
+  to the moments instead of to every pixel.
+
+  Attributes:
+    features: output channels.
+    init: a key of `INITS`.
+    kernel_size: k, odd.
+    stride: the stride in both directions.
+    use_bias: whether there is a bias.
   """
 
   features: int
   init: str
-  size: int = 3
+  kernel_size: int = 3
   stride: int = 1
   use_bias: bool = True
 
   @nn.compact
   def __call__(self, x):
-    shape = (self.size, self.size, x.shape[-1], self.features)
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     fan_in = math.prod(shape[:3])
     kernel_init, bias_init = INITS[self.init]
     kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
@@ -64,7 +75,12 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-  """A linear layer."""
+  """A linear layer, [N, D] -> [N, features].
+
+  Attributes:
+    features: output units.
+    init: a key of `INITS`.
+  """
 
   features: int
   init: str
@@ -79,9 +95,15 @@ class Dense(nn.Module):
 
 
 class Head(nn.Module):
-  """Linear classifier, its logits multiplied by a temperature.
+  """A linear classifier with a temperature, [N, D] -> logits [N, num_ways].
 
-  Logits are of the type of the parameters.
+  The dtype of the logits is that of the parameters.
+
+  Attributes:
+    num_ways: W, the number of classes.
+    init: a key of `INITS`.
+    temperature: factor on the logits.
+    learn_temperature: whether the temperature is a parameter.
   """
 
   num_ways: int
@@ -101,6 +123,6 @@ class Head(nn.Module):
     )
     logits = logits + bias[None]
     if self.learn_temperature:
-      start = nn.initializers.constant(self.temperature)
-      return logits * self.param('temperature', start, (), jnp.float32)
+      init = nn.initializers.constant(self.temperature)
+      return logits * self.param('temperature', init, (), jnp.float32)
     return logits * self.temperature

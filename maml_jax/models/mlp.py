@@ -1,4 +1,4 @@
-"""The network of the MAML paper's regression experiment."""
+"""MLP, the network of the MAML paper's regression experiment."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,15 @@ import flax.linen as nn
 
 from maml_jax.models.layers import Dense
 
+__all__ = ['MLP']
+
 
 class MLP(nn.Module):
   """Two hidden layers with ReLU, [N, ...] -> [N, width].
 
   Attributes:
     width: units of each layer; 40 in the paper.
-    norm: not used, there is no batch norm.
+    norm: unused; there is no batch norm.
     init: a key of `layers.INITS`.
   """
 

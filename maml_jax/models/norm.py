@@ -1,19 +1,22 @@
-"""Batch normalisation in every mode that few-shot learning uses.
+"""Batch normalization in all modes that are used in few-shot learning.
 
-All modes normalise the support pass of meta-training by the moments of the
-batch at hand. They differ in what the *query* pass is normalised by, which
-decides whether a prediction may depend on the other query images:
+All modes normalize the support pass of meta-training by the moments of the
+support set. They differ in the moments that normalize the *query* pass. A mode
+is inductive if a prediction does not depend on the other query images:
 
-    mode        query pass normalised by                            inductive
-    batch       moments of the query set                            no
-    global      running moments carried over from task to task      yes
-    episodic    running moments kept within the task, from 0 and 1  yes
-    cumulative  plain mean of the moments over the inner steps      yes
-    support     moments of the support set under the final weights  yes
-    tasknorm    episodic ones blended with each image's own         yes
+    mode        moments that normalize the query pass            inductive
+    batch       moments of the query set                         no
+    global      running moments over all tasks                   yes
+    episodic    running moments over the inner steps of the      yes
+                task, starting from mean 0 and variance 1
+    cumulative  average of the moments over the inner steps      yes
+    support     moments of the support set under the adapted     yes
+                parameters
+    tasknorm    `episodic`, blended with the moments of each     yes
+                image
 
-`episodic` and `global` are PyTorch-MAML's; `tasknorm` is its `alpha` option,
-after Bronskill et al. 2020, arXiv 2003.03284.
+`episodic` and `global` are PyTorch-MAML's modes; `tasknorm` is its `alpha`
+option, after Bronskill et al. 2020, arXiv 2003.03284.
 """
 
 import flax.linen as nn
@@ -24,26 +27,30 @@ from jax import lax
 from maml_jax import ops
 from maml_jax.types import EPISODE, SUPPORT
 
+__all__ = ['MODES', 'BatchNorm', 'moments']
+
 MODES = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
+# Mode -> key of its moments in the stats; EPISODE for the other modes.
 _COLLECTIONS = {'global': 'global', 'support': SUPPORT}
 
 
 class BatchNorm(nn.Module):
-  """Normalises the channels of [N, H, W, C].
+  """Batch normalization of the channels of [N, H, W, C].
+
+  No derivative flows through running moments. As in PyTorch, running variances
+  are unbiased, but a batch is normalized by its biased variance. Mode `support`
+  stores the moments of the support set, which do have derivatives. Everything
+  is computed at least in float32.
 
   Attributes:
     mode: one of `MODES`.
-    meta_test: layers of mode `global` normalise the support pass by their
-      running moments too, and leave them as they are.
-    momentum: weight of the old running moments (PyTorch's momentum is one
-      minus this).
+    meta_test: whether layers of mode `global` normalize the support pass by
+      their running moments, too, without updating them.
+    momentum: weight of the old running moments in an update (one minus
+      PyTorch's momentum).
     epsilon: added to the variance.
-    use_scale: without it only a bias is learned, as in the official MAML.
-
-  No derivative flows through running moments. The running variance is
-  unbiased, the one that a batch is normalised by is not, as in PyTorch. Mode
-  `support` keeps no running moments but the batch's own, derivative and all.
-  All is reckoned in float32 where the images are of a narrower type.
+    use_scale: whether there is a scale in addition to the bias; without it, as
+      in the official MAML code.
   """
 
   mode: str = 'batch'
@@ -54,13 +61,16 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x, shift=None, *, train, pool=False):
-    """Normalises; then, with `pool`, takes the maxima of 2 x 2 windows.
+    """Normalizes `x + shift`, then applies max pooling if `pool` is true.
 
     Args:
       x: [N, H, W, C].
-      shift: [C], normalise `x + shift`.
+      shift: [C]; default 0.
       train: whether this is the support pass.
-      pool: whether to halve height and width.
+      pool: whether to apply 2 x 2 max pooling.
+
+    Returns:
+      An array with the dtype of `x`, [N, H, W, C] or [N, H // 2, W // 2, C].
     """
     dtype, channels = x.dtype, x.shape[-1:]
     x = x.astype(jnp.promote_types(dtype, jnp.float32))
@@ -79,7 +89,13 @@ class BatchNorm(nn.Module):
     return (x * factor + bias).astype(dtype)
 
   def _moments(self, x, shift, train):
-    """The moments of `x + shift` to normalise by: [1 or N, 1, 1, C]."""
+    """Returns the mean and variance to normalize `x + shift` by.
+
+    Updates the stored moments in a support pass.
+
+    Returns:
+      mean and variance, each [1 or N, 1, 1, C].
+    """
 
     def moments_over(axes):
       mean, var = moments(x, axes)
@@ -103,24 +119,24 @@ class BatchNorm(nn.Module):
         mean.value, var.value = batch_mean.ravel(), batch_var.ravel()
       elif not self.is_initializing():
         n = x.size // x.shape[-1]
-        _blend(mean, batch_mean, old_weight)
-        _blend(var, batch_var * (n / max(n - 1, 1)), old_weight)
+        _update_running(mean, batch_mean, old_weight)
+        _update_running(var, batch_var * (n / max(n - 1, 1)), old_weight)
       if self.mode == 'tasknorm':
         size.value = 0 * size.value + x.shape[0]
       return batch_mean, batch_var
     mean, var = _channels(mean.value), _channels(var.value)
     if self.mode != 'tasknorm':
       return mean, var
-    a = jax.nn.sigmoid(alpha_scale * size.value + alpha_offset)
-    own_mean, own_var = moments_over((1, 2))
-    distance = jnp.square(own_mean - mean)
+    alpha = jax.nn.sigmoid(alpha_scale * size.value + alpha_offset)
+    image_mean, image_var = moments_over((1, 2))
+    distance = jnp.square(image_mean - mean)
     return (
-      a * mean + (1 - a) * own_mean,
-      a * var + (1 - a) * own_var + a * (1 - a) * distance,
+      alpha * mean + (1 - alpha) * image_mean,
+      alpha * var + (1 - alpha) * image_var + alpha * (1 - alpha) * distance,
     )
 
   def _old_weight(self, train):
-    """What the running moments keep of themselves at this support pass."""
+    """Returns the weight of the old running moments in this update."""
     if self.mode != 'cumulative':
       return self.momentum
     count = self.variable(EPISODE, 'count', jnp.zeros, ())
@@ -130,16 +146,17 @@ class BatchNorm(nn.Module):
 
 
 def moments(x, axes):
-  """Mean and biased variance over `axes`, which are kept with size 1."""
+  """Returns the mean and biased variance over `axes`, kept with size 1."""
   mean = x.mean(axes, keepdims=True)
   return mean, jnp.square(x - mean).mean(axes, keepdims=True)
 
 
 def _channels(vector):
-  """[C] -> [1, 1, 1, C]"""
+  """Reshapes [C] to [1, 1, 1, C]."""
   return vector.reshape(1, 1, 1, -1)
 
 
-def _blend(running, new, old_weight):
+def _update_running(running, new, old_weight):
+  """Updates a running moment, without derivatives."""
   new = lax.stop_gradient(new).ravel()
   running.value = old_weight * running.value + (1 - old_weight) * new

@@ -1,7 +1,8 @@
-"""Residual networks of few-shot learning: ResNet-12, ResNet-10 and ResNet-18.
+"""Residual networks for few-shot learning: ResNet-10, ResNet-12, ResNet-18.
 
-Convolutions have no bias and start He-normal over the fan-out (He et al. 2015,
-arXiv 1502.01852); the features are the global average of the last map.
+Convolutions have no bias and are He-normal initialized by their fan-out (He et
+al. 2015, arXiv 1502.01852). The features are the global average pool of the
+last feature map.
 """
 
 from collections.abc import Callable
@@ -12,18 +13,29 @@ import jax
 from maml_jax import ops
 from maml_jax.models.layers import Conv
 
-NARROW, WIDE = (64, 128, 256, 512), (64, 160, 320, 640)
+__all__ = [
+  'BASE_WIDTHS',
+  'WIDE_WIDTHS',
+  'ConvNorm',
+  'PooledBlock',
+  'ResNet12',
+  'ResNet18',
+  'StridedBlock',
+]
+
+BASE_WIDTHS, WIDE_WIDTHS = (64, 128, 256, 512), (64, 160, 320, 640)
 
 
 class ResNet12(nn.Module):
-  """Four blocks of three convolutions, each halving the image.
+  """ResNet-12: four blocks of three convolutions and max pooling.
 
-  [N, H, W, C] -> [N, widths[3]]. As in Oreshkin et al. 2018, arXiv 1805.10123.
+  Maps images [N, H, W, C] to features [N, widths[3]]. Oreshkin et al. 2018,
+  arXiv 1805.10123.
 
   Attributes:
     widths: channels of the four blocks.
-    norm: layer name -> constructor of its batch norm.
-    init: of the head, not of the encoder.
+    norm: a function from a layer's name to its batch norm constructor.
+    init: unused; convolutions are He-normal.
   """
 
   widths: tuple[int, ...]
@@ -39,20 +51,21 @@ class ResNet12(nn.Module):
 
 
 class ResNet18(nn.Module):
-  """A convolution, then four stages of residual blocks at full image size.
+  """ResNet-18: a 3x3 convolution, then four stages of residual blocks.
 
-  [N, H, W, C] -> [N, widths[3]]. He et al. 2016, arXiv 1512.03385, with a 3x3
-  stem for small images. Blocks are called layer1 to layer4, or layer1_1,
-  layer1_2, ... where a stage has several.
+  Maps images [N, H, W, C] to features [N, widths[3]]. He et al. 2016, arXiv
+  1512.03385, with a 3x3 stem without max pooling for small images. Blocks are
+  named layer1 to layer4, or layer1_1, layer1_2, ... if a stage has several.
 
   # differs from PyTorch-MAML: its "resnet18" has one block per stage, which is
-  # resnet10 here, and a shortcut without the stride of the main path.
+  resnet10 here, and its shortcut lacks the stride of the main path.
 
   Attributes:
     widths: channels of the four stages.
     blocks: residual blocks per stage.
-    norm: layer name, layer0 (the stem) to layer4 -> constructor of batch norm.
-    init: of the head, not of the encoder.
+    norm: a function from a layer's name, layer0 (the stem) to layer4, to its
+      batch norm constructor.
+    init: unused; convolutions are He-normal.
   """
 
   widths: tuple[int, ...]
@@ -78,19 +91,24 @@ class ConvNorm(nn.Module):
 
   width: int
   norm: Callable[..., nn.Module]
-  size: int = 3
+  kernel_size: int = 3
   stride: int = 1
 
   @nn.compact
   def __call__(self, x, *, train):
     conv = Conv(
-      self.width, 'he', self.size, self.stride, use_bias=False, name='conv'
+      self.width,
+      'he',
+      self.kernel_size,
+      self.stride,
+      use_bias=False,
+      name='conv',
     )
     return self.norm(name='bn')(conv(x), train=train)
 
 
 class PooledBlock(nn.Module):
-  """Three convolutions beside a 1x1 shortcut, then 2x2 max pooling."""
+  """Residual block of three convolutions, followed by 2x2 max pooling."""
 
   width: int
   norm: Callable[..., nn.Module]
@@ -104,12 +122,12 @@ class PooledBlock(nn.Module):
       out = self.norm(name=f'bn{i}')(conv(out), train=train)
       if i < 3:
         out = _leaky_relu(out)
-    # Pooling commutes with the activation.
+    # Max pooling and the activation commute.
     return _leaky_relu(ops.max_pool(out + shortcut(x, train=train)))
 
 
 class StridedBlock(nn.Module):
-  """Two convolutions beside a shortcut, 1x1 where the stride is not 1."""
+  """Residual block of two convolutions; the shortcut is 1x1 if strided."""
 
   width: int
   stride: int

@@ -1,4 +1,4 @@
-"""Converts configs and checkpoints: python -m maml_jax.pytorch_maml --help."""
+"""Command line of the converter: python -m maml_jax.pytorch_maml --help."""
 
 import argparse
 import pathlib
@@ -6,12 +6,19 @@ import sys
 
 from maml_jax import config as config_lib
 from maml_jax.experiment import checkpoint
-from maml_jax.pytorch_maml import configs, pth, runs, yaml_section
+from maml_jax.pytorch_maml import (
+  checkpoints,
+  configs,
+  presets,
+  pth,
+  yaml_section,
+)
 from maml_jax.utils.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-  args = _parser().parse_args(argv)
+  """Runs the command line and returns the exit status."""
+  args = _make_parser().parse_args(argv)
   try:
     args.run(args)
   except UserError as error:
@@ -22,24 +29,39 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='python -m maml_jax.pytorch_maml',
-    description='Converts what PyTorch-MAML reads and writes.',
+    description='Converts configs and checkpoints of PyTorch-MAML.',
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
-  command = commands.add_parser('config', help='a .yaml file into a preset')
-  command.add_argument('file', metavar='FILE.yaml', help='for its train.py')
-  command.add_argument('--test', metavar='TEST.yaml', help='for its test.py')
+  _add_config_command(commands)
+  _add_checkpoint_command(commands)
+  return parser
+
+
+def _add_config_command(commands) -> None:
+  command = commands.add_parser(
+    'config', help='convert a .yaml file to a preset'
+  )
+  command.add_argument(
+    'file', metavar='FILE.yaml', help='config file of train.py'
+  )
+  command.add_argument(
+    '--test', metavar='TEST.yaml', help='config file of test.py'
+  )
   command.add_argument(
     '--output',
     metavar='configs/NAME.py',
     type=pathlib.Path,
-    help='where to write the preset (default: it is printed)',
+    help='file to write the preset to (default: print it)',
   )
-  command.set_defaults(run=_config)
+  command.set_defaults(run=_convert_config)
+
+
+def _add_checkpoint_command(commands) -> None:
   command = commands.add_parser(
-    'checkpoint', help='a .pth file into a run, or back'
+    'checkpoint', help='convert a .pth file to a run, or a run to a .pth file'
   )
   command.add_argument(
     'source',
@@ -48,30 +70,34 @@ def _parser() -> argparse.ArgumentParser:
     help='a .pth file; with --to, a run or one of its checkpoints',
   )
   command.add_argument(
-    '--config', metavar='CONFIG.py', help='by default, what the file says'
+    '--config',
+    metavar='CONFIG.py',
+    help='config of the run (default: the one stored in the .pth file)',
   )
   command.add_argument(
     '--output',
     metavar='DIR',
     type=pathlib.Path,
-    help='the run to make (default: runs/, named after the file)',
+    help='directory of the run (default: runs/ and the name of the file)',
   )
   command.add_argument(
-    '--to', metavar='FILE.pth', type=pathlib.Path, help='the file to write'
+    '--to',
+    metavar='FILE.pth',
+    type=pathlib.Path,
+    help='convert a run to this .pth file',
   )
-  command.set_defaults(run=_checkpoint)
-  return parser
+  command.set_defaults(run=_convert_checkpoint)
 
 
-def _config(args: argparse.Namespace) -> None:
+def _convert_config(args: argparse.Namespace) -> None:
   test = yaml_section.read_yaml(args.test) if args.test else None
   config, notes = configs.convert_config(
     yaml_section.read_yaml(args.file), test, args.file, args.test or ''
   )
-  _say(notes)
+  _print_notes(notes)
   names = (pathlib.Path(name).name for name in (args.file, args.test) if name)
   path = args.output or 'configs/NAME.py'
-  text = configs.preset_source(config, path, ' and '.join(names))
+  text = presets.preset_source(config, path, ' and '.join(names))
   if args.output is None:
     print(text, end='')
     return
@@ -83,42 +109,44 @@ def _config(args: argparse.Namespace) -> None:
   print(f'python main.py --config={args.output}')
 
 
-def _checkpoint(args: argparse.Namespace) -> None:
+def _convert_checkpoint(args: argparse.Namespace) -> None:
   if args.to:
-    _to_pth(args)
+    _export_checkpoint(args)
     return
   path = args.source
   if path.is_dir():
-    raise UserError(f'{path} is a directory: --to FILE.pth makes a file of it')
+    raise UserError(
+      f'{path} is a directory: add --to FILE.pth to convert a run to a file'
+    )
   config = config_lib.load(args.config) if args.config else None
-  run = runs.from_checkpoint(pth.load(path), config, str(path))
-  _say(run.notes)
+  run = checkpoints.convert_checkpoint(pth.load(path), config, str(path))
+  _print_notes(run.notes)
   name = '-'.join(filter(None, (path.parent.name, path.stem)))
   workdir = args.output or pathlib.Path('runs', name)
   config = args.config or workdir / 'config.py'
-  preset = configs.preset_source(run.config, config, path.name)
-  runs.write(run, workdir, None if args.config else preset)
-  print(f'step {run.state.step}, in {workdir}; measure it, or go on, with')
+  preset = presets.preset_source(run.config, config, path.name)
+  checkpoints.write_run(run, workdir, None if args.config else preset)
+  print(f'{workdir}: step {run.state.step}. To evaluate or resume the run:')
   print(f'  python main.py --config={config} --workdir={workdir} --mode=eval')
   print(f'  python main.py --config={config} --workdir={workdir}')
 
 
-def _to_pth(args: argparse.Namespace) -> None:
+def _export_checkpoint(args: argparse.Namespace) -> None:
   for flag in ('config', 'output'):
     if getattr(args, flag):
-      raise UserError(f'--{flag} and --to exclude each other')
+      raise UserError(f'--{flag} cannot be combined with --to')
   if args.to.exists():
-    raise UserError(f'{args.to} exists already')
-  best = (args.source / 'checkpoints' / 'best').is_dir()
-  saved = checkpoint.load(args.source, 'best' if best else 'latest')
-  pth.save(args.to, runs.to_checkpoint(saved))
+    raise UserError(f'{args.to} already exists')
+  has_best = (args.source / 'checkpoints' / 'best').is_dir()
+  saved = checkpoint.load(args.source, 'best' if has_best else 'latest')
+  pth.save(args.to, checkpoints.export_checkpoint(saved))
   print(
-    f'{saved.path} as {args.to}: weights and statistics, to be measured or '
-    'to begin with; not the state of the outer optimiser'
+    f'wrote {args.to} from {saved.path}: weights and statistics, to evaluate '
+    'or fine-tune; without the state of the outer optimizer'
   )
 
 
-def _say(notes: list[str]) -> None:
+def _print_notes(notes: list[str]) -> None:
   for note in notes:
     print(f'note: {note}', file=sys.stderr)
 

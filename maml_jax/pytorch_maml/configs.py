@@ -1,14 +1,10 @@
-"""PyTorch-MAML's YAML files -> configs and presets.
+"""Converts PyTorch-MAML's YAML files to configs.
 
-What an absent key means, or a 0 or null, is what its `train.py` and `test.py`
-make of it. A key without equivalent is an error if it changes results, and a
-note if it does not.
+Missing keys, 0 and null mean what PyTorch-MAML's `train.py` and `test.py` make
+of them. A key without equivalent is an error if it changes results; otherwise,
+it is ignored, with a note.
 """
 
-import math
-import os
-import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +15,14 @@ from maml_jax import data, default_config
 from maml_jax.inner_loop import OUTER_ONLY, path_matches
 from maml_jax.pytorch_maml import weights
 from maml_jax.pytorch_maml.yaml_section import Section
-from maml_jax.utils.errors import UserError
+
+__all__ = [
+  'AUGMENTATIONS',
+  'DATASETS',
+  'IGNORED_KEYS',
+  'SPLITS',
+  'convert_config',
+]
 
 DATASETS = {
   'meta-mini-imagenet': 'mini_imagenet',
@@ -39,14 +42,14 @@ AUGMENTATIONS = {
   None: 'none',
 }
 TRANSFORMS = [name for name in AUGMENTATIONS if name]
+# Keys that do not change results -> the note about them.
 IGNORED_KEYS = {
   '_gpu': 'all devices are used',
   '_parallel': 'all devices are used',
-  'root_path': 'data are prepared by python -m maml_jax.data',
-  'save_epoch': 'the best and the latest checkpoint are kept',
-  'visdom': 'metrics go to TensorBoard and metrics.jsonl',
+  'root_path': 'data sets are prepared with python -m maml_jax.data',
+  'save_epoch': 'the best and the latest checkpoint are saved',
+  'visdom': 'metrics are written to TensorBoard and metrics.jsonl',
 }
-SECTIONS = ('data', 'task', 'model', 'inner', 'outer', 'train', 'val', 'eval')
 
 Fields = dict[str, Any]
 
@@ -54,119 +57,46 @@ Fields = dict[str, Any]
 def convert_config(
   content: Mapping,
   test: Mapping | None = None,
-  file: str = 'the .yaml',
+  file: str = 'the YAML file',
   test_file: str = 'the test file',
 ) -> tuple[ConfigDict, list[str]]:
-  """Makes a config of the content of one or two YAML files.
+  """Converts the content of YAML files of PyTorch-MAML to a config.
 
   Args:
-    content: of a file for `train.py`, or of one for `test.py` alone.
-    test: of a file for `test.py` that goes with the first.
+    content: the content of a file for `train.py`, or of one for `test.py`.
+    test: the content of a file for `test.py` that belongs to a file for
+      `train.py`; default none.
     file: the name of the first file, for messages.
-    test_file: that of the other.
+    test_file: the name of the second file, for messages.
 
   Returns:
-    A locked config, checked, and notes, one line each.
+    A locked, valid config and notes for the user, one line each.
 
   Raises:
-    UserError: a key is missing, unknown or without equivalent.
+    UserError: a key is missing, is unknown or has no equivalent.
   """
   notes = []
   config = default_config.get_config()
   root = Section(file, content, notes)
   if 'test' in root and 'train' not in root:
-    _set(config, _of_test(root, config, alone=True))
-    notes.append(f'{file} says nothing of the encoder: set config.model')
+    _set(config, _eval_fields(root, config, has_training=False))
+    notes.append(f'{file} does not specify the encoder: set config.model')
   else:
-    _train(root, config)
+    _convert_train_file(root, config)
   if test is not None:
-    _set(config, _of_test(Section(test_file, test, notes), config))
+    _set(config, _eval_fields(Section(test_file, test, notes), config))
   config_lib.validate(config)
   return config, notes
 
 
-def preset_source(
-  config: ConfigDict, path: str | os.PathLike, source: str
-) -> str:
-  """The text of a preset: the fields that are not those of the default.
-
-  Args:
-    config: from `convert`.
-    path: where it will be, for the command that it begins with.
-    source: what it was made from.
-  """
-  default = default_config.get_config()
-  wanted, fields = config_lib.flatten(config), {}
-  for field in sorted(wanted, key=_order):
-    # Some follow others: what they are by now counts.
-    if config_lib.flatten(default)[field] != wanted[field]:
-      fields[field] = wanted[field]
-      _set(default, {field: wanted[field]})
-  lines = [
-    f'"""python main.py --config={_plain(path)}',
-    '',
-    f'Converted from {_plain(source)} of PyTorch-MAML.',
-    'Expected: as there. Hardware: one GPU. Time: not measured."""',
-    '',
-    'from maml_jax import default_config',
-    '',
-    '',
-    'def get_config():',
-    '  config = default_config.get_config()',
-    *_assignments(fields),
-    '  return config',
-  ]
-  return '\n'.join(lines) + '\n'
-
-
-def _order(field: str) -> tuple[int, str]:
-  """Orders fields such that one comes after those that it may follow."""
-  section = field.partition('.')[0]
-  return SECTIONS.index(section) if section in SECTIONS else -1, field
-
-
-def _assignments(fields: Fields) -> list[str]:
-  """Lines that set the fields; the short ones of a section are set together."""
-  lines, pending, last = [], {}, ''
-
-  def update(values):
-    arguments = ', '.join(f'{name}={text}' for name, text in values.items())
-    return f'  {last}.update({arguments})'
-
-  def flush():
-    if len(pending) == 1:
-      lines.extend(f'  {last}.{name} = {x}' for name, x in pending.items())
-    elif pending:
-      lines.append(update(pending))
-    pending.clear()
-
-  for field, value in fields.items():
-    section, _, name = f'config.{field}'.rpartition('.')
-    text = "float('inf')" if value == math.inf else repr(value)
-    if section != last or len(update({**pending, name: text})) > 80:
-      flush()
-    last = section
-    if isinstance(value, tuple) and len(f'  {section}.{name} = {text}') > 80:
-      items = (f'    {item!r},' for item in value)
-      lines += [f'  {section}.{name} = (', *items, '  )']
-    else:
-      pending[name] = text
-  flush()
-  return lines
-
-
-def _plain(text: str | os.PathLike) -> str:
-  """Text that a docstring can hold."""
-  return re.sub(r'[^\w./ -]', '?', str(text))
-
-
 def _set(config: ConfigDict, fields: Fields) -> None:
+  """Sets fields of a config, given as 'section.name'."""
   config.update_from_flattened_dict(fields)
 
 
-def _train(root: Section, config: ConfigDict) -> None:
-  """Sets all but `eval` from a file for `train.py`."""
-  _set(config, {'data.name': DATASETS[root.choice('dataset', DATASETS)]})
+def _convert_train_file(root: Section, config: ConfigDict) -> None:
+  """Sets all sections except `eval` from a file for `train.py`."""
+  _set(config, {'data.name': DATASETS[root.get_choice('dataset', DATASETS)]})
   tasks = _tasks(root, 'train', config)
   _set(
     config,
@@ -182,28 +112,30 @@ def _train(root: Section, config: ConfigDict) -> None:
       'train.meta_batch_size': tasks['episodes'],
     },
   )
-  _validation(root, config)
-  _set(config, _model(root, config))
-  inner = _inner(root, config)
+  _convert_validation(root, config)
+  _set(config, _model_fields(root, config))
+  inner = _inner_fields(root, config)
   _set(config, {f'inner.{name}': value for name, value in inner.items()})
-  _set(config, _outer(root))
+  _set(config, _outer_fields(root))
   if root.get('load', str, None) is not None:
     root.notes.append(
-      f'{root.name("load")} is not read: python -m maml_jax.compat '
-      'checkpoint converts it into a run to go on from'
+      f'{root.label("load")} is not loaded: convert it with python -m '
+      'maml_jax.pytorch_maml checkpoint and resume the run'
     )
-  root.close(IGNORED_KEYS)
+  root.check_unread(IGNORED_KEYS)
 
 
-def _validation(root: Section, config: ConfigDict) -> None:
+def _convert_validation(root: Section, config: ConfigDict) -> None:
+  """Sets the section `val`."""
   if 'val' not in root:
     root.notes.append(
-      f'{root.name("val")} is missing, but here every run is validated'
+      f'{root.label("val")} is missing: validation uses the default settings'
     )
     return
   tasks = _tasks(root, 'val', config)
   same = {'ways': config.task.ways, 'shots': config.task.shots}
-  _check_same(root, 'val', tasks, same | {'normalize': config.data.normalize})
+  same['normalize'] = config.data.normalize
+  _require_same(root, 'val', tasks, same)
   _set(
     config,
     {
@@ -214,22 +146,30 @@ def _validation(root: Section, config: ConfigDict) -> None:
   )
 
 
-def _of_test(root: Section, config: ConfigDict, alone=False) -> Fields:
-  """The fields that a file for `test.py` sets."""
-  name = DATASETS[root.choice('dataset', DATASETS)]
-  if alone:
+def _eval_fields(
+  root: Section, config: ConfigDict, has_training: bool = True
+) -> Fields:
+  """Returns the fields of `eval` that a file for `test.py` sets.
+
+  Args:
+    root: the content of the file.
+    config: the config of the training. Without a training, the fields that the
+      evaluation shares with it are set.
+    has_training: whether there is a file for `train.py`.
+  """
+  name = DATASETS[root.get_choice('dataset', DATASETS)]
+  if not has_training:
     _set(config, {'data.name': name})
   elif name != config.data.name:
-    root.refuse(
+    root.raise_error(
       'dataset',
       name,
-      f'trained on {config.data.name}; '
-      'an evaluation takes the data of the training',
+      f'must be {config.data.name}, the data set of the training',
     )
-  tasks, inner = _tasks(root, 'test', config), _inner(root, config)
+  tasks, inner = _tasks(root, 'test', config), _inner_fields(root, config)
   steps = inner.pop('num_steps')
-  del inner['first_order']  # without a meaning here
-  if alone:
+  del inner['first_order']  # has no effect on an evaluation
+  if not has_training:
     _set(
       config,
       {
@@ -239,11 +179,11 @@ def _of_test(root: Section, config: ConfigDict, alone=False) -> Fields:
         **{f'inner.{key}': value for key, value in inner.items()},
       },
     )
-  _check_same(root, 'test', tasks, {'normalize': config.data.normalize})
-  _check_same(root, 'inner_args', inner, dict(config.inner))
+  _require_same(root, 'test', tasks, {'normalize': config.data.normalize})
+  _require_same(root, 'inner_args', inner, dict(config.inner))
   passes = root.get('epoch', int)
   file = root.get('load', str, None) or ''
-  root.close(IGNORED_KEYS)
+  root.check_unread(IGNORED_KEYS)
   return {
     'eval.split': tasks['split'],
     'eval.checkpoint': 'latest' if 'epoch-last' in file else 'best',
@@ -256,34 +196,40 @@ def _of_test(root: Section, config: ConfigDict, alone=False) -> Fields:
   }
 
 
-def _check_same(root: Section, key: str, values: Fields, trained: Fields):
-  """Raises UserError if validation or evaluation would differ from training."""
+def _require_same(
+  root: Section, key: str, values: Fields, trained: Fields
+) -> None:
+  """Raises UserError if a value differs from the one used in training."""
   for name in values:
     if name in trained and values[name] != trained[name]:
-      root.refuse(
+      root.raise_error(
         key,
         values[name],
-        f'{name} is {trained[name]} in training, which decides here',
+        f'{name} must be {trained[name]}, as in training',
       )
 
 
 def _tasks(root: Section, key: str, config: ConfigDict) -> Fields:
-  """What the tasks of one section look like."""
-  section = root.section(key)
+  """Returns the settings of the tasks in the section `key`."""
+  section = root.get_section(key)
   size = data.spec(config.data.name).image_shape[0]
-  given = section.get('image_size', int, size)
-  if given != size:
-    section.refuse('image_size', given, f'here they are {size} pixels wide')
-  split = SPLITS[section.choice('split', SPLITS, 'meta-train')]
+  image_size = section.get('image_size', int, size)
+  if image_size != size:
+    section.raise_error(
+      'image_size', image_size, f'must be {size} for {config.data.name}'
+    )
+  split = SPLITS[section.get_choice('split', SPLITS, 'meta-train')]
   if split != key and key != 'test':
-    section.refuse('split', split, f'here it is {key}')
-  query = section.choice('val_transform', TRANSFORMS, None)
+    section.raise_error('split', split, f'must be {key}')
+  query = section.get_choice('val_transform', TRANSFORMS, None)
   if query and key != 'train':
-    section.refuse('val_transform', query, 'queries stay as they are here')
+    section.raise_error(
+      'val_transform', query, 'query images are augmented in training only'
+    )
   tasks = {
     'split': split,
     'normalize': section.get('normalization', bool, True),
-    'support': AUGMENTATIONS[section.choice('transform', TRANSFORMS, None)],
+    'support': AUGMENTATIONS[section.get_choice('transform', TRANSFORMS, None)],
     'query': AUGMENTATIONS[query],
     'batches': section.get('n_batch', int, 200),
     'episodes': section.get('n_episode', int, 4),
@@ -291,58 +237,62 @@ def _tasks(root: Section, key: str, config: ConfigDict) -> Fields:
     'shots': section.get('n_shot', int, 1),
     'queries': section.get('n_query', int, 15),
   }
-  section.close(IGNORED_KEYS)
+  section.check_unread(IGNORED_KEYS)
   return tasks
 
 
-def _model(root: Section, config: ConfigDict) -> Fields:
-  encoder = weights.ENCODERS[root.choice('encoder', weights.ENCODERS)]
+def _model_fields(root: Section, config: ConfigDict) -> Fields:
+  """Returns the fields of `model`; sets `model.encoder`."""
+  encoder = weights.ENCODERS[root.get_choice('encoder', weights.ENCODERS)]
   _set(config, {'model.encoder': encoder})
   if encoder.endswith('resnet10'):
     root.notes.append(
-      f'{root.name("encoder")}: {encoder} here, with a shortcut that takes '
-      "the stride of the main path; PyTorch-MAML's cannot run"
+      f'{root.label("encoder")} is converted to {encoder}, whose shortcut has '
+      'the stride of the main path; without it, PyTorch-MAML fails'
     )
-  encoder_args = root.section('encoder_args')
-  bn = encoder_args.section('bn_args')
-  encoder_args.close({})
+  encoder_args = root.get_section('encoder_args')
+  bn = encoder_args.get_section('bn_args')
+  encoder_args.check_unread({})
   layers = list(weights.abstract_variables(config)[0]['encoder'])
-  root.choice('classifier', ('logistic',), 'logistic')
-  head = root.section('classifier_args')
+  root.get_choice('classifier', ('logistic',), 'logistic')
+  head = root.get_section('classifier_args')
   fields = {
-    'model.norm': _norm(bn, layers),
+    'model.norm': _norm_modes(bn, layers),
     'model.norm_eps': bn.get('eps', float, 1e-5),
     'model.temperature': head.get('temp', float, 1.0),
     'model.learn_temperature': head.get('learn_temp', bool, False),
   }
-  bn.close({'n_episode': None})  # which it adds to what it saves
-  head.close({'in_dim': None, 'n_way': None})
+  # PyTorch-MAML adds these keys to its checkpoints.
+  bn.check_unread({'n_episode': None})
+  head.check_unread({'in_dim': None, 'n_way': None})
   return fields
 
 
-def _norm(bn: Section, layers: list[str]) -> str | tuple:
-  """The norm modes that the arguments of its batch norm mean."""
+def _norm_modes(bn: Section, layers: list[str]) -> str | tuple:
+  """Returns the `model.norm` that is equivalent to `bn_args`."""
   tracked = bn.get('track_running_stats', bool, True)
   listed = bn.get_or('episodic', [])
   alpha = bn.get('alpha', bool, False)
   momentum = bn.get('momentum', float, None) if 'momentum' in bn else 0.1
   if not bn.get('affine', bool, True):
-    bn.refuse('affine', False, 'here a scale and a bias are learned')
+    bn.raise_error('affine', False, 'scale and bias are always learned')
   if not tracked:
     return 'batch'
   for layer in listed:
     if layer not in layers:
-      bn.notes.append(f'{bn.name("episodic")}: no layer is called {layer}')
+      bn.notes.append(f'{bn.label("episodic")}: there is no layer {layer}')
   episodic = [layer for layer in layers if layer in listed]
   mode = 'tasknorm' if alpha else 'episodic'
   if (alpha or momentum is None) and episodic != layers:
-    bn.refuse('episodic', listed, 'alpha, and momentum null, need all layers')
+    bn.raise_error(
+      'episodic', listed, 'alpha and momentum=null require all layers'
+    )
   if momentum is None:
     if alpha:
-      bn.refuse('momentum', None, 'not together with alpha here')
+      bn.raise_error('momentum', None, 'cannot be combined with alpha')
     mode = 'cumulative'
   elif momentum != 0.1:
-    bn.refuse('momentum', momentum, 'here it is 0.1')
+    bn.raise_error('momentum', momentum, 'must be 0.1 or null')
   if episodic == layers:
     return mode
   if not episodic:
@@ -350,8 +300,9 @@ def _norm(bn: Section, layers: list[str]) -> str | tuple:
   return (*((name, mode) for name in episodic), ('*', 'global'))
 
 
-def _inner(root: Section, config: ConfigDict) -> Fields:
-  section = root.section('inner_args')
+def _inner_fields(root: Section, config: ConfigDict) -> Fields:
+  """Returns the fields of `inner`, without the prefix 'inner.'."""
+  section = root.get_section('inner_args')
   fields = {
     'num_steps': section.get_or('n_step', 5),
     'encoder_lr': section.get_or('encoder_lr', 0.01),
@@ -359,18 +310,20 @@ def _inner(root: Section, config: ConfigDict) -> Fields:
     'momentum': section.get_or('momentum', 0.0),
     'weight_decay': section.get_or('weight_decay', 0.0),
     'first_order': section.get_or('first_order', False),
-    'frozen': _frozen(section, config),
+    'frozen': _frozen_patterns(section, config),
     'reset_classifier': section.get_or('reset_classifier', False),
   }
-  section.close({})
+  section.check_unread({})
   return fields
 
 
-def _frozen(section: Section, config: ConfigDict) -> tuple[str, ...]:
-  """Patterns that freeze what the substrings of parameter names freeze there.
+def _frozen_patterns(section: Section, config: ConfigDict) -> tuple[str, ...]:
+  """Returns patterns equivalent to PyTorch-MAML's `frozen`.
 
-  # differs from PyTorch-MAML: a substring that freezes nothing is left out,
-  with a note; here a pattern without effect is an error.
+  PyTorch-MAML freezes the parameters whose name contains one of the substrings.
+
+  # differs from PyTorch-MAML: a substring that matches no parameter is omitted,
+  with a note, because a pattern without a match is an error in maml_jax.
   """
   paths = weights.flatten(weights.abstract_variables(config)[0])
   names = {
@@ -381,28 +334,31 @@ def _frozen(section: Section, config: ConfigDict) -> tuple[str, ...]:
   patterns = []
   for part in section.get_or('frozen', []):
     if not isinstance(part, str):
-      section.refuse('frozen', part, 'no str')
-    caught = {path for path, name in names.items() if part in name}
-    if not caught:
-      section.notes.append(f'{section.name("frozen")}: {part} freezes nothing')
+      section.raise_error('frozen', part, 'expected str')
+    frozen = {path for path, name in names.items() if part in name}
+    if not frozen:
+      section.notes.append(
+        f'{section.label("frozen")}: {part} matches no parameter'
+      )
       continue
     glob = part.strip('.').replace('.', '/')
     for pattern in (glob, f'{glob}*', f'*{glob}*'):
-      if caught == {path for path in names if path_matches(pattern, path)}:
+      if frozen == {path for path in names if path_matches(pattern, path)}:
         patterns.append(pattern)
         break
     else:
-      patterns.extend(sorted(caught))
+      patterns.extend(sorted(frozen))
   return tuple(dict.fromkeys(patterns))
 
 
-def _outer(root: Section) -> Fields:
-  optimizer = root.choice('optimizer', ('sgd', 'rmsprop', 'adam'))
-  args = root.section('optimizer_args')
+def _outer_fields(root: Section) -> Fields:
+  """Returns the fields of `outer`."""
+  optimizer = root.get_choice('optimizer', ('sgd', 'rmsprop', 'adam'))
+  args = root.get_section('optimizer_args')
   milestones = args.get('milestones', list, None)
-  schedule = args.choice('schedule', ('step', 'cosine'), 'step')
+  schedule = args.get_choice('schedule', ('step', 'cosine'), 'step')
   if schedule == 'cosine' and milestones == []:
-    args.refuse('milestones', [], 'cosine needs its last epoch')
+    args.raise_error('milestones', [], 'cosine requires its last epoch')
   fields = {
     'outer.optimizer': optimizer,
     'outer.lr': args.get('lr', float),
@@ -411,5 +367,5 @@ def _outer(root: Section) -> Fields:
     'outer.milestones': tuple(milestones or ()),
     'outer.gamma': args.get('gamma', float, 0.1),
   }
-  args.close({})
+  args.check_unread({})
   return fields

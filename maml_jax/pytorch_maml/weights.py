@@ -1,8 +1,9 @@
-"""Names and layouts of PyTorch-MAML's tensors, there and back.
+"""Converts the names and layouts of PyTorch-MAML's tensors, both ways.
 
-There a convolution is [out, in, height, width] and a head [ways, features],
-with the last map flattened channel by channel; here they are
-[height, width, in, out] and [features, ways], flattened pixel by pixel.
+In PyTorch-MAML, convolution kernels are [out, in, height, width] and heads
+[ways, features], with the last feature map flattened as [channel, height,
+width]. In maml_jax they are [height, width, in, out] and [features, ways], with
+the last feature map flattened as [height, width, channel].
 """
 
 import fnmatch
@@ -20,8 +21,25 @@ from maml_jax.experiment import setup
 from maml_jax.types import EPISODE, PyTree
 from maml_jax.utils.errors import UserError
 
-# Encoders there -> here. # differs from PyTorch-MAML: its "resnet18" has one
-# block per stage; here that is resnet10, and resnet18 has two.
+__all__ = [
+  'ENCODERS',
+  'MAX_NAMES_IN_MESSAGE',
+  'UNUSED_BUFFERS',
+  'abstract_variables',
+  'bn_args',
+  'flatten',
+  'from_torch',
+  'jax_layout',
+  'jax_path',
+  'params_from_names',
+  'to_torch',
+  'torch_layout',
+  'torch_name',
+  'unflatten',
+]
+
+# PyTorch-MAML's encoder -> maml_jax's. # differs from PyTorch-MAML: its
+# "resnet18" has one block per stage, which is resnet10 here.
 ENCODERS = {
   'convnet4': 'convnet4',
   'wide-convnet4': 'wide_convnet4',
@@ -31,26 +49,28 @@ ENCODERS = {
   'wide-resnet18': 'wide_resnet10',
 }
 
-# What its layers keep and nothing here needs: running moments of layers that
-# are not `global`, those of single episodes, and counts.
+# Buffers without equivalent in maml_jax: running moments of layers whose mode
+# is not `global`, running moments of single episodes, and counts.
 UNUSED_BUFFERS = re.compile(
   r'encoder\..*\.((running_mean|running_var)(_\d+)?'
   r'|num_batches_tracked(_\d+)?|batch_size)'
 )
-MAX_NAMES_IN_MESSAGE = (
-  3  # as many tensors a complaint names; the others it counts
-)
+MAX_NAMES_IN_MESSAGE = 3  # tensors that are named; further ones are counted
 
 Path = tuple[str, ...]
 Arrays = dict[str, np.ndarray]
 
 
-def our_path(name: str) -> Path:
-  """'encoder.encoder.conv1.bn.weight' -> ('encoder', 'conv1', 'bn', 'scale')"""
+def jax_path(name: str) -> Path:
+  """Converts a tensor's name to its path in the params or the moments.
+
+  jax_path('encoder.encoder.conv1.bn.weight')
+  # ('encoder', 'conv1', 'bn', 'scale')
+  """
   *parts, leaf = name.replace('encoder.encoder.', 'encoder.').split('.')
-  norm = any(part.startswith('bn') for part in parts)
+  is_norm = any(part.startswith('bn') for part in parts)
   leaves = {
-    'weight': 'scale' if norm else 'kernel',
+    'weight': 'scale' if is_norm else 'kernel',
     'temp': 'temperature',
     'running_mean': 'mean',
     'running_var': 'var',
@@ -60,7 +80,7 @@ def our_path(name: str) -> Path:
 
 
 def torch_name(path: Path) -> str:
-  """('encoder', 'conv1', 'bn', 'scale') -> 'encoder.encoder.conv1.bn.weight'"""
+  """Inverts `jax_path`."""
   *parts, leaf = path
   leaves = {
     'kernel': 'weight',
@@ -76,8 +96,13 @@ def torch_name(path: Path) -> str:
   return '.'.join([*parts, leaves.get(leaf, leaf)])
 
 
-def our_layout(x: np.ndarray, channels: int) -> np.ndarray:
-  """A tensor as it is laid out here; `channels` are those of the last map."""
+def jax_layout(x: np.ndarray, channels: int) -> np.ndarray:
+  """Converts a tensor to the layout of maml_jax.
+
+  Args:
+    x: a convolution kernel, a head, or a vector.
+    channels: channels of the last feature map.
+  """
   if x.ndim == 4:
     return x.transpose(2, 3, 1, 0)
   if x.ndim == 2:
@@ -87,7 +112,7 @@ def our_layout(x: np.ndarray, channels: int) -> np.ndarray:
 
 
 def torch_layout(x: np.ndarray, channels: int) -> np.ndarray:
-  """The inverse of `our_layout`."""
+  """Inverts `jax_layout`."""
   if x.ndim == 4:
     return x.transpose(3, 2, 0, 1)
   if x.ndim == 2:
@@ -97,7 +122,7 @@ def torch_layout(x: np.ndarray, channels: int) -> np.ndarray:
 
 
 def unflatten(leaves: Mapping[Path, PyTree]) -> PyTree:
-  """{('a', 'b'): x} -> {'a': {'b': x}}"""
+  """Converts a dict such as {('a', 'b'): x} to nested dicts."""
   tree = {}
   for path, leaf in leaves.items():
     node = tree
@@ -108,7 +133,7 @@ def unflatten(leaves: Mapping[Path, PyTree]) -> PyTree:
 
 
 def flatten(tree: PyTree) -> dict[Path, PyTree]:
-  """The inverse of `nest`."""
+  """Inverts `unflatten`."""
   return {
     tuple(key.key for key in path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -116,12 +141,12 @@ def flatten(tree: PyTree) -> dict[Path, PyTree]:
 
 
 def abstract_variables(config: ConfigDict) -> tuple[PyTree, PyTree]:
-  """Shapes and dtypes of the params and stats of a config."""
-  return _template(config_lib.to_json(config))
+  """Returns the shapes and dtypes of the params and stats of a config."""
+  return _abstract_variables(config_lib.to_json(config))
 
 
 @functools.lru_cache(maxsize=8)
-def _template(text: str) -> tuple[PyTree, PyTree]:
+def _abstract_variables(text: str) -> tuple[PyTree, PyTree]:
   config = config_lib.from_json(text)
   learner = setup.phase_learner(config, setup.train_phase(config))
   return jax.eval_shape(learner.init, jax.random.key(0))
@@ -133,28 +158,29 @@ def from_torch(
   """Converts the tensors of a PyTorch-MAML model.
 
   Args:
-    state_dict: name -> array, named as its whole model names them:
-      'encoder.encoder.conv1.conv.weight', 'classifier.linear.bias', ...
-    config: says what they are to be, by its data, task and model.
+    state_dict: the state dict of the whole model as arrays, with names such as
+      'encoder.encoder.conv1.conv.weight' and 'classifier.linear.bias'.
+    config: the config of the model; data, task and model are used.
 
   Returns:
-    (params, stats), pytrees of NumPy arrays of the dtypes given. Statistics
-    of a single episode are those that it begins with.
+    (params, stats), pytrees of NumPy arrays with the dtypes of `state_dict`.
+    Statistics of single episodes have their initial values.
 
   Raises:
-    UserError: the model has no equivalent, or names or shapes do not fit it.
+    UserError: the model has no equivalent, or names, shapes or dtypes do not
+      match the config.
   """
   bn_args(config)
   params, stats = abstract_variables(config)
   channels = _channels(params)
-  given = {
+  used = {
     n: x for n, x in state_dict.items() if not UNUSED_BUFFERS.fullmatch(n)
   }
-  given |= {n: state_dict[n] for n in _moments(stats) if n in state_dict}
-  _check_shapes(given, params, stats, channels)
+  used |= {n: state_dict[n] for n in _moment_names(stats) if n in state_dict}
+  _check_tensors(used, params, stats, channels)
 
   moments = {
-    path: np.full(x.shape, path[-1] == 'var', x.dtype)  # means etc. are 0
+    path: np.full(x.shape, path[-1] == 'var', x.dtype)  # 1 for var, else 0
     if path[0] == EPISODE
     else np.asarray(state_dict[torch_name(path[1:])])
     for path, x in flatten(stats).items()
@@ -162,121 +188,140 @@ def from_torch(
   return params_from_names(state_dict, params), unflatten(moments)
 
 
-def params_from_names(named: Mapping[str, np.ndarray | None], params: PyTree):
-  """Arrays by name there as a pytree like `params`; zeros for None.
+def params_from_names(
+  tensors: Mapping[str, np.ndarray | None], params: PyTree
+) -> PyTree:
+  """Converts named tensors to a pytree like `params`.
+
+  Args:
+    tensors: name in PyTorch-MAML -> array; None stands for zeros.
+    params: a pytree of arrays or of their shapes and dtypes.
 
   Raises:
-    ValueError: one is of another shape.
+    ValueError: an array has another shape than in `params`.
   """
   channels = _channels(params)
 
-  def take(path, like):
-    x = named[torch_name(path)]
+  def convert(path, like):
+    x = tensors[torch_name(path)]
     if x is None:
       return np.zeros(like.shape, like.dtype)
-    x = our_layout(np.asarray(x), channels)
+    x = jax_layout(np.asarray(x), channels)
     if x.shape != like.shape:
-      raise ValueError(f'{path}: {x.shape} for {like.shape}')
+      raise ValueError(f'{path}: shape {x.shape}, expected {like.shape}')
     return x
 
-  return unflatten({path: take(path, x) for path, x in flatten(params).items()})
+  leaves = flatten(params).items()
+  return unflatten({path: convert(path, like) for path, like in leaves})
 
 
 def to_torch(params: PyTree, stats: PyTree, config: ConfigDict) -> Arrays:
-  """The inverse of `from_torch`.
+  """Converts params and stats to the tensors of a PyTorch-MAML model.
+
+  Inverts `from_torch`, apart from buffers that have no equivalent in maml_jax.
 
   Args:
-    params: of a model of `config`.
-    stats: likewise.
-    config: `train.meta_batch_size` is the number of episodes for which layers with
-      moments of their own episodes have buffers there.
+    params: the parameters of a model of `config`.
+    stats: its statistics.
+    config: the config of the model. Layers with statistics of single episodes
+      have buffers for `train.meta_batch_size` episodes in PyTorch-MAML.
 
   Returns:
-    A state_dict that its model loads with no name missing and none left over.
+    A state dict with all names that the model of PyTorch-MAML has.
 
   Raises:
     UserError: PyTorch-MAML has no such model.
   """
   bn = bn_args(config)
   channels = _channels(params)
-  named = flatten(params)
-  named |= {p[1:]: x for p, x in flatten(stats).items() if p[0] != EPISODE}
+  leaves = flatten(params)
+  leaves |= {p[1:]: x for p, x in flatten(stats).items() if p[0] != EPISODE}
   state_dict = {
     torch_name(path): torch_layout(np.asarray(x), channels)
-    for path, x in named.items()
+    for path, x in leaves.items()
   }
   if bn['track_running_stats']:
     for path, x in flatten(params['encoder']).items():
       if path[-1] == 'scale':
         layer = torch_name(('encoder', *path)).removesuffix('weight')
-        episodic = path[0] in bn['episodic']
-        buffers = _buffers(bn, len(x), config.train.meta_batch_size * episodic)
-        named = {layer + name: array for name, array in buffers.items()}
-        state_dict = named | state_dict
+        is_episodic = path[0] in bn['episodic']
+        num_episodes = config.train.meta_batch_size if is_episodic else 0
+        buffers = _initial_buffers(bn, len(x), num_episodes)
+        buffers = {layer + name: array for name, array in buffers.items()}
+        state_dict = buffers | state_dict
   return state_dict
 
 
-def layer_modes(config: ConfigDict) -> dict[str, str]:
-  """The norm mode of each layer of the encoder."""
+def _layer_modes(config: ConfigDict) -> dict[str, str]:
+  """Returns the batch norm mode of each layer of the encoder."""
   norm = config.model.norm
   pairs = (('*', norm),) if isinstance(norm, str) else norm
   return {
-    layer: next(m for glob, m in pairs if fnmatch.fnmatchcase(layer, glob))
+    layer: next(
+      mode for pattern, mode in pairs if fnmatch.fnmatchcase(layer, pattern)
+    )
     for layer in abstract_variables(config)[0]['encoder']
   }
 
 
 def bn_args(config: ConfigDict) -> dict:
-  """The arguments of PyTorch-MAML's batch norm that mean `config.model.norm`.
+  """Returns PyTorch-MAML's `bn_args` that are equivalent to a config.
 
   Raises:
-    UserError: there are none, or there is no such encoder.
+    UserError: PyTorch-MAML has no such encoder or batch norm mode.
   """
   model = config.model
   if model.encoder not in ENCODERS.values() or model.width:
     width = f' of width {model.width}' if model.width else ''
-    raise UserError(f'PyTorch-MAML has no {model.encoder}{width} as here')
+    raise UserError(f'PyTorch-MAML has no equivalent of {model.encoder}{width}')
   if data.spec(config.data.name).image_shape[-1] != 3:
-    raise UserError(f'PyTorch-MAML has no {config.data.name}: not in colour')
+    raise UserError(
+      f'PyTorch-MAML does not support {config.data.name}: its images are not '
+      'in color'
+    )
   if not model.norm_scale:
-    raise UserError('PyTorch-MAML has no config.model.norm_scale=false')
-  modes = layer_modes(config)
-  kinds = set(modes.values())
-  args = {'eps': model.norm_eps, 'track_running_stats': kinds != {'batch'}}
-  if kinds == {'batch'}:
+    raise UserError(
+      'PyTorch-MAML does not support config.model.norm_scale=false'
+    )
+  modes = _layer_modes(config)
+  used = set(modes.values())
+  args = {'eps': model.norm_eps, 'track_running_stats': used != {'batch'}}
+  if used == {'batch'}:
     return args
   args['episodic'] = [name for name, mode in modes.items() if mode != 'global']
-  if kinds == {'tasknorm'}:
+  if used == {'tasknorm'}:
     return args | {'alpha': True}
-  if kinds == {'cumulative'}:
+  if used == {'cumulative'}:
     return args | {'momentum': None}
-  if kinds <= {'global', 'episodic'}:
+  if used <= {'global', 'episodic'}:
     return args
-  raise UserError(f'PyTorch-MAML has no config.model.norm={model.norm}')
+  raise UserError(
+    f'PyTorch-MAML does not support config.model.norm={model.norm}'
+  )
 
 
 def _channels(params: PyTree) -> int:
-  """Channels of the last map that the head sees."""
+  """Returns the channels of the last feature map."""
   last = params['encoder'].get('conv4')
-  if last is None:  # a residual network, which averages its map
+  if last is None:  # residual networks average their last feature map
     return params['classifier']['kernel'].shape[0]
   return last['conv']['kernel'].shape[-1]
 
 
-def _moments(stats: PyTree) -> list[str]:
-  """Names there of the running moments that are kept here."""
+def _moment_names(stats: PyTree) -> list[str]:
+  """Returns PyTorch-MAML's names of the moments in `stats`."""
   paths = flatten(stats)
   return [torch_name(path[1:]) for path in paths if path[0] != EPISODE]
 
 
-def _buffers(bn: Mapping, channels: int, num_episodes: int) -> Arrays:
-  """The buffers of one layer, as they are at first."""
+def _initial_buffers(bn: Mapping, channels: int, num_episodes: int) -> Arrays:
+  """Returns the initial buffers of one batch norm layer of PyTorch-MAML."""
 
-  def moments(end, dtype):
+  def moments(suffix, dtype):
     return {
-      f'running_mean{end}': np.zeros(channels, np.float32),
-      f'running_var{end}': np.ones(channels, np.float32),
-      f'num_batches_tracked{end}': np.zeros((), dtype),
+      f'running_mean{suffix}': np.zeros(channels, np.float32),
+      f'running_var{suffix}': np.ones(channels, np.float32),
+      f'num_batches_tracked{suffix}': np.zeros((), dtype),
     }
 
   buffers = moments('', np.int64)
@@ -287,8 +332,8 @@ def _buffers(bn: Mapping, channels: int, num_episodes: int) -> Arrays:
   return buffers
 
 
-def _check_shapes(given, params, stats, channels) -> None:
-  """Names what is missing, what is left over, and what is of another shape."""
+def _check_tensors(tensors, params, stats, channels) -> None:
+  """Raises UserError unless names, shapes and dtypes match params and stats."""
   shapes = {
     torch_name(path): torch_layout(np.empty(x.shape), channels).shape
     for path, x in flatten(params).items()
@@ -298,24 +343,26 @@ def _check_shapes(given, params, stats, channels) -> None:
     for path, x in flatten(stats).items()
     if path[0] != EPISODE
   }
-  other = [
-    f'{name} {list(np.shape(given[name]))} for {list(shape)}'
-    for name, shape in shapes.items()
-    if name in given and np.shape(given[name]) != shape
-  ]
-  no_number = [n for n, x in given.items() if np.asarray(x).dtype.kind != 'f']
   problems = {
-    'missing': [name for name in shapes if name not in given],
-    'unexpected': [name for name in given if name not in shapes],
-    'of another shape': other,
-    'not of floating point': no_number,
+    'missing': [name for name in shapes if name not in tensors],
+    'unexpected': [name for name in tensors if name not in shapes],
+    'wrong shape': [
+      f'{name} {list(np.shape(tensors[name]))}, expected {list(shape)}'
+      for name, shape in shapes.items()
+      if name in tensors and np.shape(tensors[name]) != shape
+    ],
+    'not floating point': [
+      name for name, x in tensors.items() if np.asarray(x).dtype.kind != 'f'
+    ],
   }
-  said = [f'{what}: {_listed(x)}' for what, x in problems.items() if x]
-  if said:
-    raise UserError('the tensors do not fit the config; ' + '; '.join(said))
+  messages = [f'{kind}: {_join(x)}' for kind, x in problems.items() if x]
+  if messages:
+    raise UserError(
+      'the tensors do not match the config; ' + '; '.join(messages)
+    )
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join(names: Iterable[str]) -> str:
   names = list(names)
   more = len(names) - MAX_NAMES_IN_MESSAGE
   end = f' and {more} more' if more > 0 else ''

@@ -1,143 +1,160 @@
-"""YAML read with care: plain data, and no key unheard."""
+"""Reads YAML files of plain data and checks that every key is used."""
 
 import pathlib
 import reprlib
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from maml_jax.utils.errors import UserError, check_choice, printable, suggest
 
-REQUIRED = object()
+__all__ = ['REQUIRED', 'Section', 'read_yaml']
+
+REQUIRED = object()  # default of a key that must be present
 
 
 def read_yaml(path: str | pathlib.Path) -> dict:
-  """The content of a YAML file, which is plain data.
+  """Reads a YAML file of plain data.
 
   Raises:
-    UserError: there is no such file, it is broken, or it asks for more.
+    UserError: the file does not exist, is not valid YAML, contains tags or
+      aliases, or is not a mapping.
   """
   try:
     text = pathlib.Path(path).read_text('utf-8')
     content = yaml.load(text, Loader=_Loader)
   except OSError as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
-  except Exception as error:  # broken files can raise nearly anything
+  except Exception as error:  # damaged files can raise any exception
     mark = getattr(error, 'problem_mark', None)
-    place = f'{path}, line {mark.line + 1}' if mark else path
+    location = f'{path}, line {mark.line + 1}' if mark else path
     reason = str(getattr(error, 'problem', None) or error).partition('\n')[0]
-    raise UserError(f'{place}: no plain YAML: {printable(reason)}') from error
+    raise UserError(
+      f'{location}: not plain YAML: {printable(reason)}'
+    ) from error
   if not isinstance(content, dict):
     raise UserError(f'{path}: {reprlib.repr(content)} is not a mapping')
   return content
 
 
 class _Loader(yaml.SafeLoader):
-  """Takes no aliases, of which a few lines can make gigabytes."""
+  """Rejects aliases, with which a few lines can expand to gigabytes."""
 
   def compose_node(self, parent, index):
     if self.check_event(yaml.AliasEvent):
       mark = self.peek_event().start_mark
-      raise yaml.composer.ComposerError(None, None, 'it has aliases', mark)
+      message = 'aliases are not supported'
+      raise yaml.composer.ComposerError(None, None, message, mark)
     return super().compose_node(parent, index)
 
 
 class Section:
-  """A mapping of which every key must be asked for.
+  """A mapping that reports keys that were not read.
 
   Attributes:
-    notes: what a person should know, one line each; shared with all sections
-      that are taken from this one.
+    notes: messages for the user, one line each; shared with all nested
+      sections.
   """
 
   def __init__(
     self, file: str, values: Mapping, notes: list[str], prefix: str = ''
   ):
+    """Initializes the section.
+
+    Args:
+      file: the name of the file, for messages.
+      values: the content.
+      notes: a list to which notes are appended.
+      prefix: the keys of the enclosing sections, such as 'encoder_args.'.
+    """
     self._file, self._prefix, self.notes = file, prefix, notes
-    self._values = dict(values)
-    self._asked = []
+    self._unread = dict(values)
+    self._known_keys = []
 
   def __contains__(self, key: str) -> bool:
-    return key in self._values
+    """Returns whether a key is present and has not been read."""
+    return key in self._unread
 
-  def name(self, key: str) -> str:
-    """What messages call a key."""
+  def label(self, key: str) -> str:
+    """Returns the file and the full name of a key, for messages."""
     return f'{self._file}: {self._prefix}{key}'
 
   def get(self, key: str, kind: type, default: Any = REQUIRED) -> Any:
-    """Takes the value of a key.
+    """Reads the value of a key.
 
     Args:
-      key: which.
+      key: the name of the key.
       kind: int, float, bool, str or list.
-      default: in the place of a missing key; None also stands for null.
+      default: returned if the key is missing; a default of None also allows
+        null.
 
     Raises:
-      UserError: it is missing and has no default, or it is of another kind.
+      UserError: the key is missing and has no default, or its value has another
+        type.
     """
-    value = self._take(key, default)
+    value = self._pop(key, default)
     if value is REQUIRED:
-      raise UserError(f'{self.name(key)} is missing')
-    return value if value is default else self._as(kind, key, value)
+      raise UserError(f'{self.label(key)} is missing')
+    return value if value is default else self._convert(kind, key, value)
 
   def get_or(self, key: str, default: Any) -> Any:
-    """Takes a value, or `default` in the place of null, 0 and nothing.
+    """Reads the value of a key, as `values.get(key) or default` does.
 
-    That is what PyTorch-MAML's `or` does; where it replaces something else,
-    there is a note.
+    PyTorch-MAML reads keys like this. If `default` replaces another value, such
+    as 0, a note says so.
     """
-    value = self._take(key, None)
+    value = self._pop(key, None)
     if value:
-      return self._as(type(default), key, value)
+      return self._convert(type(default), key, value)
     if value is not None and value != default:
       self.notes.append(
-        f'{self.name(key)} is {value}, in the place of which PyTorch-MAML '
-        f'takes {default}; so does the config'
+        f'{self.label(key)} is {value}, but PyTorch-MAML uses {default} '
+        'instead; so does the config'
       )
     return default
 
-  def choice(self, key: str, choices: Collection, default: Any = REQUIRED):
-    """Takes a word; one of `choices`, or `default`."""
+  def get_choice(self, key: str, choices: Collection, default: Any = REQUIRED):
+    """Reads a string that must be one of `choices`, see `get`."""
     value = self.get(key, str, default)
     if value is not default:
-      check_choice(self.name(key), value, choices)
+      check_choice(self.label(key), value, choices)
     return value
 
-  def section(self, key: str) -> 'Section':
-    """Takes a mapping; an empty one in the place of a missing one or null."""
-    values = self._take(key, None)
-    values = {} if values is None else self._as(dict, key, values)
+  def get_section(self, key: str) -> 'Section':
+    """Reads a mapping; a missing key and null are an empty mapping."""
+    values = self._pop(key, None)
+    values = {} if values is None else self._convert(dict, key, values)
     prefix = f'{self._prefix}{key}.'
     return Section(self._file, values, self.notes, prefix)
 
-  def close(self, ignored: Mapping[str, str | None]) -> None:
-    """Names the keys that nobody has asked for.
+  def check_unread(self, ignored: Mapping[str, str | None]) -> None:
+    """Adds a note for each key that was not read and may be ignored.
 
     Args:
-      ignored: those that may be there, and why they do not matter; None if
-        that goes without saying.
+      ignored: the keys that may be ignored, and why; None adds no note.
 
     Raises:
-      UserError: one that is not to be ignored.
+      UserError: another key was not read.
     """
-    for key in self._values:
+    for key in self._unread:
       if key not in ignored:
-        hint = suggest(str(key), self._asked)
-        raise UserError(f'{self.name(key)}: unknown key{hint}')
+        hint = suggest(str(key), self._known_keys)
+        raise UserError(f'{self.label(key)}: unknown key{hint}')
       if ignored[key]:
-        self.notes.append(f'{self.name(key)} is left out: {ignored[key]}')
+        self.notes.append(f'{self.label(key)} is ignored: {ignored[key]}')
 
-  def refuse(self, key: str, value: Any, why: str) -> None:
-    """Raises UserError about a value."""
-    raise UserError(f'{self.name(key)}: {reprlib.repr(value)}: {why}')
+  def raise_error(self, key: str, value: Any, reason: str) -> NoReturn:
+    """Raises UserError about the value of a key."""
+    raise UserError(f'{self.label(key)}: {reprlib.repr(value)}: {reason}')
 
-  def _take(self, key: str, default: Any) -> Any:
-    self._asked.append(key)
-    return self._values.pop(key, default)
+  def _pop(self, key: str, default: Any) -> Any:
+    self._known_keys.append(key)
+    return self._unread.pop(key, default)
 
-  def _as(self, kind: type, key: str, value: Any) -> Any:
-    if kind is float and type(value) in (int, str):  # YAML: 5e-4 is a word
+  def _convert(self, kind: type, key: str, value: Any) -> Any:
+    """Converts a value to `kind` if that is safe, else raises UserError."""
+    if kind is float and type(value) in (int, str):  # 5e-4 is a string in YAML
       try:
         return float(value)
       except ValueError:
@@ -145,5 +162,5 @@ class Section:
     if kind is bool and type(value) is int and value in (0, 1):
       return bool(value)
     if type(value) is not kind:
-      self.refuse(key, value, f'no {kind.__name__}')
+      self.raise_error(key, value, f'expected {kind.__name__}')
     return value

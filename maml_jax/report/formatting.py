@@ -1,139 +1,190 @@
-"""How numbers, evaluations and commands are worded on the page."""
+"""Formats numbers, evaluation setups and commands for the report.
+
+`metric` is 'accuracy', in [0, 1] and shown in percent, or 'loss'.
+"""
 
 import shlex
 from collections.abc import Sequence
 
 from maml_jax.report import markup
-from maml_jax.report.runs import EvaluationGroup, RunGroup
-from maml_jax.report.statistics import over_seeds
+from maml_jax.report.run_groups import EvaluationGroup, RunGroup
+from maml_jax.report.statistics import combine_seeds
 
-NO_BREAK_SPACE = '\u00a0'  # a space at which no line is broken
+__all__ = [
+  'INDUCTIVE',
+  'TRANSDUCTIVE',
+  'average_field',
+  'describe_conditions',
+  'describe_interval',
+  'describe_queries',
+  'describe_setup',
+  'describe_task',
+  'describe_version',
+  'eval_command',
+  'format_difference',
+  'format_digits',
+  'format_margin',
+  'format_norm',
+  'format_number',
+  'format_share',
+  'mean_with_interval',
+  'pluralize',
+  'protocol',
+  'protocol_tag',
+]
+
+NO_BREAK_SPACE = '\u00a0'
 PERCENT = f'{NO_BREAK_SPACE}%'
 TRANSDUCTIVE = (
-  'the query images of a task are answered together, and an answer may depend '
-  'on the others'
+  'the query images of a task are classified jointly, so a prediction may '
+  'depend on the other query images'
 )
-INDUCTIVE = 'each query image is answered by itself'
+INDUCTIVE = 'each query image is classified independently'
 
 
 def format_number(
-  score: str, value: float, interval: float | None = None
+  metric: str, value: float, interval: float | None = None
 ) -> str:
-  """'48.70 ± 1.84 %' of an accuracy, '0.734 ± 0.012' of a loss."""
-  mean, half = format_digits(score, value, interval)
-  return mean + half + PERCENT * (score == 'accuracy')
+  """Returns '48.70 ± 1.84 %' for an accuracy, '0.734 ± 0.012' for a loss."""
+  mean, margin = format_digits(metric, value, interval)
+  return mean + margin + PERCENT * (metric == 'accuracy')
 
 
 def format_digits(
-  score: str, value: float, interval: float | None = None
+  metric: str, value: float, interval: float | None = None
 ) -> tuple[str, str]:
-  """'48.70' and ' ± 1.84', or '' of no interval; accuracies in points of 1 %."""
-  scale, places = (100, 2) if score == 'accuracy' else (1, 3)
-  mean = f'{scale * value:.{places}f}'.replace('-', '−')
+  """Returns '48.70' and ' ± 1.84', without the percent sign.
+
+  The second string is '' if there is no interval.
+  """
+  scale, decimals = (100, 2) if metric == 'accuracy' else (1, 3)
+  mean = f'{scale * value:.{decimals}f}'.replace('-', '−')
   if interval is None:
     return mean, ''
-  return mean, f' ±{NO_BREAK_SPACE}{scale * interval:.{places}f}'
+  return mean, f' ±{NO_BREAK_SPACE}{scale * interval:.{decimals}f}'
 
 
-def format_margin(score: str, interval: float) -> str:
-  """'± 1.84 %'."""
-  return f'±{NO_BREAK_SPACE}{format_number(score, interval)}'
+def format_margin(metric: str, interval: float) -> str:
+  """Returns '± 1.84 %' for an accuracy, '± 0.012' for a loss."""
+  return f'±{NO_BREAK_SPACE}{format_number(metric, interval)}'
 
 
 def format_share(value: float) -> str:
-  """'20 %' of 0.2, '4.8 %' of 0.048."""
+  """Returns '20 %' for 0.2, '4.8 %' for 0.048."""
   return f'{100 * value:.3g}{PERCENT}' if value >= 0.0005 else f'0{PERCENT}'
 
 
-def format_difference(score: str, value: float, interval: float | None) -> str:
-  """'+1.20 ± 0.30' or '−1.20 ± 0.30', of accuracies in points of 1 %."""
-  text = ''.join(format_digits(score, value, interval))
+def format_difference(metric: str, value: float, interval: float | None) -> str:
+  """Returns '+1.20 ± 0.30' or '−1.20 ± 0.30'; accuracies in percent."""
+  text = ''.join(format_digits(metric, value, interval))
   return text if value < 0 else f'+{text}'
 
 
 def pluralize(count: int, noun: str) -> str:
-  """'1 task', '10,000 tasks'."""
+  """Returns '1 task' or '10,000 tasks'."""
   ending = '' if count == 1 else 'es' if noun.endswith('s') else 's'
   return f'{count:,} {noun}{ending}'
 
 
 def format_norm(value: object) -> str:
-  """A norm mode, or those of the layers."""
+  """Formats a norm mode, or the norm modes per layer."""
   if isinstance(value, str):
     return value
   return ', '.join(f'{pattern}: {mode}' for pattern, mode in value or ())
 
 
-def protocol(facts: dict) -> str:
-  return 'transductive' if facts['transductive'] else 'inductive'
+def protocol(result: dict) -> str:
+  """Returns 'transductive' or 'inductive'."""
+  return 'transductive' if result['transductive'] else 'inductive'
 
 
-def protocol_tag(facts: dict) -> markup.Html:
-  return markup.tag(protocol(facts), protocol(facts))
+def protocol_tag(result: dict) -> markup.Html:
+  """Returns the protocol as an HTML tag in its color."""
+  return markup.tag(protocol(result), protocol(result))
 
 
-def describe_task(facts: dict) -> str:
-  """'5-way 1-shot', or '10 points' of a regression."""
-  if facts.get('ways', 1) > 1:
-    return f'{facts["ways"]}-way {facts["shots"]}-shot'
-  return pluralize(facts.get('shots', 0), 'point')
+def describe_task(result: dict) -> str:
+  """Returns '5-way 1-shot', or '10 points' for a regression."""
+  if _classifies(result):
+    return f'{result["ways"]}-way {result["shots"]}-shot'
+  return pluralize(result.get('shots', 0), 'point')
 
 
-def describe_conditions(facts: dict) -> str:
-  """Under what was measured, but for the kind."""
+def describe_queries(count: int) -> str:
+  """Returns '1 query' or '15 queries'."""
+  return '1 query' if count == 1 else f'{count} queries'
+
+
+def describe_conditions(result: dict) -> str:
+  """Describes the tasks and the learner, without the protocol."""
   parts = [
-    f'{pluralize(facts["num_tasks"], "task")} of {facts["data"]} {facts["split"]}',
-    describe_task(facts),
+    f'{pluralize(result["num_tasks"], "task")} of the {result["data"]} '
+    f'{result["split"]} split',
+    describe_task(result),
   ]
-  if 'queries' in facts:  # a grid has many
-    noun = 'query point'
-    if facts.get('ways', 1) > 1:
-      noun = 'query image'
-    count = pluralize(facts['queries'], noun)
-    parts.append(count + ' per class' * (facts.get('ways', 1) > 1))
-    parts.append(pluralize(facts['num_steps'], 'inner step'))
-    if facts.get('ways', 1) > 1:
-      parts.append(f'norm {format_norm(facts["norm"])}')
+  if 'queries' in result:  # a grid has several values
+    noun = 'query image' if _classifies(result) else 'query point'
+    count = pluralize(result['queries'], noun)
+    parts.append(count + ' per class' * _classifies(result))
+    parts.append(pluralize(result['num_steps'], 'inner step'))
+    if _classifies(result):
+      parts.append(f'norm mode {format_norm(result["norm"])}')
   return ', '.join(parts)
 
 
-def describe_setup(facts: dict) -> str:
-  """`conditions`, with the kind where there is one."""
-  text = describe_conditions(facts)
-  classifies = facts.get('ways', 1) > 1 and 'queries' in facts
-  return f'{text}, {protocol(facts)}' if classifies else text
+def describe_setup(result: dict) -> str:
+  """Returns `describe_conditions`, with the protocol for classification."""
+  text = describe_conditions(result)
+  if _classifies(result) and 'queries' in result:
+    return f'{text}, {protocol(result)}'
+  return text
 
 
-def mean_with_interval(measured: EvaluationGroup) -> tuple[float, float | None]:
-  """What counts, over the seeds, with its interval."""
-  facts, score = [e.facts for e in measured.evaluations], measured.score
-  return over_seeds(
-    [f[score] for f in facts], [f.get('interval') for f in facts]
+def mean_with_interval(group: EvaluationGroup) -> tuple[float, float | None]:
+  """Returns the primary metric over all seeds with its interval."""
+  results, metric = group.results, group.metric
+  return combine_seeds(
+    [r[metric] for r in results], [r.get('interval') for r in results]
   )
 
 
-def average_field(facts: Sequence[dict], name: str) -> float | None:
-  """The mean of a field over seeds, as far as it is known."""
-  known = [f[name] for f in facts if f.get(name) is not None]
+def average_field(results: Sequence[dict], name: str) -> float | None:
+  """Returns the mean of a field over the seeds that have it, if any."""
+  known = [r[name] for r in results if r.get(name) is not None]
   return sum(known) / len(known) if known else None
 
 
-def describe_interval(measured: EvaluationGroup) -> str:
-  """What ± means."""
-  seeds, tasks = len(measured.evaluations), measured.facts['num_tasks']
+def describe_interval(group: EvaluationGroup) -> str:
+  """Returns the meaning of ± for an evaluation."""
+  seeds, tasks = len(group.evaluations), group.result['num_tasks']
   if seeds > 1:
-    return f'95 % interval over {seeds} seeds, each on {tasks:,} tasks'
-  return f'95 % interval over {tasks:,} tasks'
+    return (
+      f'95 % confidence interval over {seeds} seeds, each evaluated on '
+      f'{tasks:,} tasks'
+    )
+  return f'95 % confidence interval over {tasks:,} tasks'
+
+
+def describe_version(result: dict) -> str:
+  """Returns the versions of maml_jax and jax that produced a result."""
+  version = f'maml_jax {result.get("version", "?")}'
+  if result.get('commit'):
+    version += f' ({result["commit"]})'
+  return f'{version}, jax {result.get("jax", "?")}'
 
 
 def eval_command(group: RunGroup, *flags: str) -> str:
-  """The command that measures a run."""
+  """Returns the command that evaluates a run."""
   words = ['python', 'main.py', '--mode=eval', f'--workdir={group.path}']
   sources = [
-    e.facts.get('checkpoint')
+    e.result.get('checkpoint')
     for run in group.runs
     for e in (*run.evaluations, *run.grids)
   ]
   if not (group.path / 'checkpoints').is_dir() and sources and sources[0]:
     words.append(f'--checkpoint={sources[0]}')
   return shlex.join([*words, *flags])
+
+
+def _classifies(result: dict) -> bool:
+  return result.get('ways', 1) > 1

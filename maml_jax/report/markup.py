@@ -1,34 +1,48 @@
-"""Pieces of HTML. What they are given is text unless it says `html`."""
+"""Builds HTML elements. Plain strings are escaped, `Html` is not."""
 
 import html as html_lib
 from collections.abc import Iterable, Sequence
 
+__all__ = [
+  'Html',
+  'collapse_after',
+  'details',
+  'element',
+  'escape',
+  'figure',
+  'join',
+  'note',
+  'paragraph',
+  'table',
+  'tag',
+]
+
 
 class Html(str):
-  """Text that is HTML already, and is put in as it is."""
+  """A string of HTML, which is not escaped."""
 
 
 def escape(value: object) -> Html:
-  """Any value as HTML; that which is HTML already is left alone."""
+  """Returns a value as escaped HTML; `Html` is returned unchanged."""
   if isinstance(value, Html):
     return value
   return Html(html_lib.escape(str(value)))
 
 
-def join(parts: Iterable[object], between: str = '') -> Html:
-  """The parts one after another; those that are None or '' are left out."""
+def join(parts: Iterable[object], separator: str = '') -> Html:
+  """Joins the parts except those that are None or ''."""
   kept = (part for part in parts if part not in (None, ''))
-  return Html(between.join(escape(part) for part in kept))
+  return Html(separator.join(escape(part) for part in kept))
 
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
-  """<tag ...>children</tag>.
+  """Returns <tag ...>children</tag>.
 
   Args:
-    tag: its name.
+    tag: the name of the element.
     *children: text or `Html`.
-    **attributes: `class_` is class, `data_label` is data-label; those that are
-      None are left out.
+    **attributes: `class_` becomes class, `data_label` becomes data-label;
+      attributes that are None are omitted.
   """
   given = ''.join(
     f' {name.rstrip("_").replace("_", "-")}="{html_lib.escape(str(value))}"'
@@ -39,21 +53,22 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
 
 
 def paragraph(*children: object, **attributes: object) -> Html:
+  """Returns a paragraph; see `element`."""
   return element('p', *children, **attributes)
 
 
 def tag(word: str, kind: str = '') -> Html:
-  """A word with a line around it.
+  """Returns a word with an outline.
 
   Args:
     word: such as 'transductive' or 'confirmed'.
-    kind: 'good', 'bad', 'transductive', 'inductive'; or '', in grey.
+    kind: 'good', 'bad', 'transductive', 'inductive', or '' for gray.
   """
   return element('span', word, class_=f'tag {kind}'.strip())
 
 
 def note(text: object, command: str = '') -> Html:
-  """One line on what is missing, with the command that makes it."""
+  """Returns one line about missing data, with the command that creates it."""
   code = element('code', command) if command else ''
   return paragraph(text, ' ' if command else '', code, class_='note')
 
@@ -66,24 +81,23 @@ def table(
   numbers: Sequence[int] = (),
   stack: bool = True,
 ) -> Html:
-  """A table.
+  """Returns a table.
 
   Args:
-    columns: their names.
-    rows: of as many cells each, text or `Html`; the first cell names the row.
-    caption: what the table says.
-    numbers: the columns whose cells are aligned at the right.
-    stack: whether each row becomes a list of its own on a narrow screen.
+    columns: the column names.
+    rows: as many cells each, text or `Html`; the first cell is a row header.
+    caption: text above the table.
+    numbers: indices of the columns that are right-aligned.
+    stack: show each row as a list on a narrow screen.
   """
 
   def cell(number, value):
-    mark = 'n' if number in numbers else None
-    label = columns[number]
-    if not number:
-      return element(
-        'th', element('span', value), scope='row', class_=mark, data_label=label
-      )
-    return element('td', element('span', value), class_=mark, data_label=label)
+    class_ = 'n' if number in numbers else None
+    value = element('span', value)
+    label = {'class_': class_, 'data_label': columns[number]}
+    if number == 0:
+      return element('th', value, scope='row', **label)
+    return element('td', value, **label)
 
   head = (
     element('th', name, scope='col', class_='n' if i in numbers else None)
@@ -102,24 +116,26 @@ def table(
   )
 
 
-def figure(picture: Html, caption: object, kind: str = 'plot') -> Html:
-  """A picture with the words below it."""
-  return element('figure', picture, element('figcaption', caption), class_=kind)
+def figure(image: Html, caption: object, kind: str = 'plot') -> Html:
+  """Returns an image with a caption below it; `kind` is its CSS class."""
+  return element('figure', image, element('figcaption', caption), class_=kind)
 
 
 def details(summary: object, *children: object) -> Html:
-  """What is folded away until it is asked for."""
+  """Returns a collapsed section with a visible summary."""
   return element('details', element('summary', summary), *children)
 
 
-def folded(parts: Sequence[tuple[str, Html]], most: int) -> Html:
-  """The first parts under headings, those beyond `most` folded away.
+def collapse_after(num_open: int, parts: Sequence[tuple[str, Html]]) -> Html:
+  """Returns (title, content) parts, all but the first `num_open` collapsed.
 
-  A single part needs no heading.
+  A single part is shown without its title.
   """
   if len(parts) == 1:
     return parts[0][1]
   return join(
-    join([element('h3', title), html]) if i < most else details(title, html)
-    for i, (title, html) in enumerate(parts)
+    join([element('h3', title), content])
+    if i < num_open
+    else details(title, content)
+    for i, (title, content) in enumerate(parts)
   )

@@ -1,6 +1,6 @@
-"""What the page computes from the results of single tasks.
+"""Statistics over tasks, classes and seeds for the report.
 
-Legend: T tasks, W ways, Q queries per class, C classes of the split.
+Shape legend: T tasks, W ways, Q queries per class, C classes of the split.
 """
 
 from collections.abc import Sequence
@@ -9,89 +9,100 @@ import numpy as np
 
 from maml_jax.evaluation.statistics import mean_interval
 
+__all__ = [
+  'accuracy_bins',
+  'best_and_worst_tasks',
+  'class_accuracy',
+  'combine_seeds',
+  'confusion_counts',
+]
 
-def over_seeds(
+
+def combine_seeds(
   values: Sequence[float], intervals: Sequence[float | None]
 ) -> tuple[float, float | None]:
-  """One number with its interval out of those of several seeds.
+  """Combines the results of several seeds into one number with its interval.
 
   Args:
-    values: one for each seed.
-    intervals: over the tasks of each.
+    values: one per seed.
+    intervals: the interval over the tasks of each seed.
 
   Returns:
-    Of a single seed, its own two; of more, the mean over them with the t
-    interval over seeds.
+    For one seed, its value and interval; for several seeds, their mean and the
+    t interval over seeds.
   """
   if len(values) == 1:
     return values[0], intervals[0]
   return mean_interval(values)
 
 
-def accuracy_bins(num_queries: int, most: int = 26) -> np.ndarray:
-  """Edges of bars that each hold equally many of the accuracies there can be.
+def accuracy_bins(num_queries: int, max_bins: int = 26) -> np.ndarray:
+  """Returns histogram edges, with equally many possible accuracies per bin.
 
   Args:
-    num_queries: query images of a task; accuracies are 0, 1/n, ... 1.
-    most: bars.
+    num_queries: query images of a task; its accuracy is 0, 1/n, ..., or 1.
+    max_bins: maximum number of bins.
   """
-  each = -(-(num_queries + 1) // most)
-  count = -(-(num_queries + 1) // each)
-  return (np.arange(count + 1) * each - 0.5) / num_queries
+  values_per_bin = -(-(num_queries + 1) // max_bins)
+  num_bins = -(-(num_queries + 1) // values_per_bin)
+  return (np.arange(num_bins + 1) * values_per_bin - 0.5) / num_queries
 
 
 def class_accuracy(predicted, classes) -> dict[int, tuple[float, float, int]]:
-  """How well the images of each class were told from those of their tasks.
+  """Returns the accuracy on the images of each class.
 
   Args:
-    predicted: [T, W * Q] labels, class after class.
-    classes: [T, W] row of the class of each label.
+    predicted: [T, W * Q] predicted labels, sorted by true label.
+    classes: [T, W] the class of each label.
 
   Returns:
-    class -> mean over the tasks that it was part of, half the width of its 95 %
-    interval, and how many tasks they are.
+    class -> mean accuracy over the tasks that contain the class, half the width
+    of its 95 % interval, and the number of these tasks.
   """
   ways = classes.shape[1]
   label = np.repeat(np.arange(ways), predicted.shape[1] // ways)
-  right = (predicted == label).reshape(*classes.shape, -1).mean(-1)
+  accuracy = (predicted == label).reshape(*classes.shape, -1).mean(-1)
   return {
     int(c): (*mean_interval(values), len(values))
     for c in np.unique(classes)
-    for values in [right[classes == c]]
+    for values in [accuracy[classes == c]]
   }
 
 
-def confusion(predicted, classes, num_classes: int):
-  """Counts answers by true class and class of the answer.
+def confusion_counts(predicted, classes, num_classes: int):
+  """Counts images by true class and predicted class.
 
   Args:
-    predicted: [T, W * Q] labels, class after class.
-    classes: [T, W] row of the class of each label.
+    predicted: [T, W * Q] predicted labels, sorted by true label.
+    classes: [T, W] the class of each label.
     num_classes: C.
 
   Returns:
-    answered [C, C]: images of class a that were taken for b; offered [C, C]:
-    those in whose task b was one of the answers. Both are whole numbers.
+    confused [C, C]: the number of images of class a that were predicted as b;
+    possible [C, C]: the number of images of class a in tasks that contain b.
+    Both are integers.
   """
   queries = predicted.shape[1] // classes.shape[1]
-  answered = np.zeros((num_classes, num_classes), np.int64)
-  offered = np.zeros_like(answered)
+  confused = np.zeros((num_classes, num_classes), np.int64)
+  possible = np.zeros_like(confused)
   answer = np.take_along_axis(classes, predicted.astype(np.int64), axis=1)
-  np.add.at(answered, (classes.repeat(queries, axis=1), answer), 1)
-  np.add.at(offered, (classes[:, :, None], classes[:, None]), queries)
-  return answered, offered
+  np.add.at(confused, (classes.repeat(queries, axis=1), answer), 1)
+  np.add.at(possible, (classes[:, :, None], classes[:, None]), queries)
+  return confused, possible
 
 
-def best_and_worst(accuracy, loss, count: int) -> tuple[list[int], list[int]]:
-  """Tasks at both ends; of equal accuracies the loss decides.
+def best_and_worst_tasks(
+  accuracy, loss, count: int
+) -> tuple[list[int], list[int]]:
+  """Returns the tasks with the best and the worst accuracy.
 
   Args:
     accuracy: [T].
-    loss: [T].
-    count: how many at each end; no task is at both.
+    loss: [T], which breaks ties.
+    count: maximum number of best and of worst tasks; no task is both.
 
   Returns:
-    The best, best first; the worst, worst first.
+    The indices of the best tasks, best first, and of the worst, worst first.
   """
   order = np.lexsort((loss, -np.asarray(accuracy))).tolist()
   count = min(count, len(order) // 2)

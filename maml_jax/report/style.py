@@ -1,10 +1,22 @@
-"""Colours, and the style sheet of the page.
+"""Colors of the figures, and the style sheet of the page.
 
-Figures are drawn in the colours of the light scheme. On the page each becomes
-a CSS variable, which the dark scheme sets anew. Those of the series are Okabe
-and Ito's, which colour-blind readers can tell apart, somewhat darker where they
-are too pale for lines on white; nothing is said by colour alone.
+Figures are drawn in the colors of the light scheme. In the page each color is a
+CSS variable, which the dark scheme redefines. The series colors are those of
+Okabe and Ito, which color-blind readers can distinguish, darkened where they
+are too pale for lines on white. No information is given by color alone.
 """
+
+__all__ = [
+  'INK',
+  'LINE',
+  'MUTED',
+  'PALETTE',
+  'SERIES',
+  'css_color',
+  'css_variables',
+  'line_style',
+  'style_sheet',
+]
 
 # name -> (light, dark)
 PALETTE = {
@@ -25,20 +37,20 @@ SERIES = [light for name, (light, _) in PALETTE.items() if 'series' in name]
 DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
 
 
-def series(number: int) -> tuple[str, object]:
-  """Colour and dashes of a line; the first 24 differ from each other."""
+def line_style(number: int) -> tuple[str, object]:
+  """Returns color and dashes of a line; those of numbers 0..23 are distinct."""
   color = SERIES[number % len(SERIES)]
   dashes = DASHES[(number + number // len(SERIES)) % len(DASHES)]
   return color, dashes
 
 
-def color(number: int) -> str:
-  """The colour of a line, on the page."""
+def css_color(number: int) -> str:
+  """Returns the CSS color of a line."""
   return f'var(--series{number % len(SERIES)})'
 
 
-def variables(scheme: int) -> str:
-  """The colours as CSS; `scheme` is 0 for the light one, 1 for the dark."""
+def css_variables(scheme: int) -> str:
+  """Returns the colors as CSS; `scheme` is 0 for light, 1 for dark."""
   return ''.join(f'--{name}:{pair[scheme]};' for name, pair in PALETTE.items())
 
 
@@ -69,7 +81,7 @@ nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:1rem 0 0;
 .cards{display:grid;gap:1rem;margin:1.2rem 0;
  grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr))}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;
- padding:1rem 1.2rem;border-left:5px solid var(--own,var(--line))}
+ padding:1rem 1.2rem;border-left:5px solid var(--accent,var(--line))}
 .card h3{margin:0;font-size:1rem}
 .card p{margin:.35rem 0 0;font-size:.94rem}
 .headline{font-size:2.1rem!important;line-height:1.15;font-weight:650;
@@ -109,8 +121,6 @@ table.heat td b{font-weight:600;white-space:nowrap}
 table.heat td small{display:block;color:inherit;opacity:.86;font-size:.78rem}
 table.heat td.base{outline:2px solid var(--ink);outline-offset:-3px}
 table.heat th small{display:block;font-weight:400}
-.chip{display:inline-block;width:.75em;height:.75em;border-radius:2px;
- background:var(--own);margin-right:.45em}
 .note{border-left:3px solid var(--line);padding:.1rem 0 .1rem .8rem;
  color:var(--muted);font-size:.93rem;max-width:52rem}
 .note code{color:var(--ink)}
@@ -139,9 +149,9 @@ summary{cursor:pointer}
  background-image:var(--sprite);background-size:var(--size);
  border:2px solid transparent;background-origin:border-box;
  print-color-adjust:exact;-webkit-print-color-adjust:exact}
-.tile.right i{border-color:var(--series0)}
+.tile.correct i{border-color:var(--series0)}
 .tile.wrong i{border:2px dashed var(--series1)}
-.tile.right{color:var(--series0)}
+.tile.correct{color:var(--series0)}
 .tile.wrong{color:var(--series1);font-weight:650}
 footer{max-width:70rem;margin:3rem auto 2rem;padding:1rem 1.25rem 0;
  font-size:.86rem;color:var(--muted)}
@@ -174,7 +184,9 @@ footer{max-width:70rem;margin:3rem auto 2rem;padding:1rem 1.25rem 0;
 """
 
 
-def sheet() -> str:
-  """The whole style sheet. Print is light."""
+def style_sheet() -> str:
+  """Returns the whole style sheet; print uses the light scheme."""
   dark = '@media screen and (prefers-color-scheme:dark)'
-  return f':root{{{variables(0)}}}{dark}{{:root{{{variables(1)}}}}}{SHEET}'
+  return (
+    f':root{{{css_variables(0)}}}{dark}{{:root{{{css_variables(1)}}}}}{SHEET}'
+  )

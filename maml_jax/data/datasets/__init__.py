@@ -1,1 +1,3 @@
-"""One module per data set."""
+"""One module per data set, each with its specification `SPEC`."""
+
+__all__ = []

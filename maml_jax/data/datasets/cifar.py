@@ -1,4 +1,4 @@
-"""CIFAR-100, of which few-shot data sets are splits: 600 images a class."""
+"""CIFAR-100, the source of CIFAR-FS and FC100: 100 classes of 600 images."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -8,6 +8,16 @@ import numpy as np
 
 from maml_jax.data import records, safe_pickle
 from maml_jax.utils.errors import UserError
+
+__all__ = [
+  'CLASSES',
+  'IMAGE_SHAPE',
+  'MEAN',
+  'STD',
+  'SUPERCLASSES',
+  'make_record_finder',
+  'split_classes',
+]
 
 IMAGE_SHAPE = (32, 32, 3)
 MEAN = (0.5071, 0.4867, 0.4408)
@@ -39,43 +49,45 @@ CLASSES = sorted(' '.join(SUPERCLASSES.values()).split())
 
 
 def split_classes(val: Iterable[str], test: Iterable[str]) -> Mapping[str, str]:
-  """Split of each class, given those to validate and to test on."""
-  split = dict.fromkeys(CLASSES, 'train')
-  return split | dict.fromkeys(val, 'val') | dict.fromkeys(test, 'test')
+  """Returns the split of each class, given those of 'val' and 'test'."""
+  split_of = dict.fromkeys(CLASSES, 'train')
+  return split_of | dict.fromkeys(val, 'val') | dict.fromkeys(test, 'test')
 
 
-def make_source(
+def make_record_finder(
   name: str, prefix: str, split_of: Mapping[str, str]
 ) -> Callable[[Path], records.Splits]:
-  """A source that reads pickles, one a split, or TFDS files of CIFAR-100.
+  """Makes a `find_records` for pickles of splits or TFDS files of CIFAR-100.
 
   Args:
-    name: of the data set.
-    prefix: of the pickles; they are also found without it.
-    split_of: split of each class.
+    name: the name of the data set, for messages.
+    prefix: the prefix of the pickle file names; files without it are found too.
+    split_of: the split of each class, for TFDS files.
   """
 
-  def find(directory: Path) -> records.Splits:
+  def find_records(directory: Path) -> records.Splits:
     for start in (prefix, ''):
       paths = {
         split: directory / f'{start}{split}.pickle' for split in records.SPLITS
       }
       if all(path.exists() for path in paths.values()):
         return {
-          split: _from_pickle(name, split, paths[split])
+          split: _records_from_pickle(name, split, paths[split])
           for split in records.SPLITS
         }
     splits = {split: [] for split in records.SPLITS}
-    for record in records.tfds_records(name, directory, 'cifar100'):
+    for record in records.list_tfds_records(name, directory, 'cifar100'):
       if record.label not in split_of:
-        raise UserError(f'{name}: CIFAR-100 has no class {record.label!r}')
+        raise UserError(f'{name}: unknown CIFAR-100 class {record.label!r}')
       splits[split_of[record.label]].append(record)
     return splits
 
-  return find
+  return find_records
 
 
-def _from_pickle(name: str, split: str, path: Path) -> list[records.Record]:
+def _records_from_pickle(
+  name: str, split: str, path: Path
+) -> list[records.Record]:
   data, labels, _ = safe_pickle.load_images(name, path, IMAGE_SHAPE)
   return [
     records.Record(

@@ -1,4 +1,4 @@
-"""CIFAR-FS: CIFAR-100, split at random into 64, 16 and 20 classes.
+"""CIFAR-FS: a random split of CIFAR-100 into 64, 16 and 20 classes.
 
 Bertinetto et al., "Meta-learning with differentiable closed-form solvers",
 2019.
@@ -7,9 +7,11 @@ Bertinetto et al., "Meta-learning with differentiable closed-form solvers",
 from maml_jax.data import records
 from maml_jax.data.datasets import cifar
 
+__all__ = ['LAYOUT', 'SPEC', 'SPLIT_OF', 'TEST', 'VAL']
+
 LAYOUT = """\
 CIFAR_FS_{train,val,test}.pickle, or {train,val,test}.pickle
-cifar100/3.0.2/ of tfds build cifar100 --file_format=array_record"""
+cifar100/3.0.2/ from: tfds build cifar100 --file_format=array_record"""
 
 VAL = (
   'beaver beetle butterfly camel cattle crab crocodile flatfish lamp'
@@ -25,7 +27,7 @@ SPEC = records.DatasetSpec(
   name='cifar_fs',
   image_shape=cifar.IMAGE_SHAPE,
   layout=LAYOUT,
-  source=cifar.make_source('cifar_fs', 'CIFAR_FS_', SPLIT_OF),
+  find_records=cifar.make_record_finder('cifar_fs', 'CIFAR_FS_', SPLIT_OF),
   mean=cifar.MEAN,
   std=cifar.STD,
   num_classes={'train': 64, 'val': 16, 'test': 20},

@@ -1,12 +1,12 @@
-"""CUB-200-2011: 200 species of birds, about 59 images each, made 84 x 84.
+"""CUB-200-2011: 200 bird species, about 59 images each, resized to 84 x 84.
 
 Wah et al., "The Caltech-UCSD Birds-200-2011 dataset", 2011. Without CSV files
-it is split as in Chen et al., "A closer look at few-shot classification",
-2019: of the classes numbered from 0, the even ones are to train on, numbers
-1, 5, 9, ... to validate, and 3, 7, 11, ... to test.
+the split is that of Chen et al., "A closer look at few-shot classification",
+2019: numbering the classes from 0, classes 0, 2, 4, ... are for training,
+classes 1, 5, 9, ... for validation, and classes 3, 7, 11, ... for testing.
 
-Whole images are stretched to the square. Normalisation is by the statistics of
-ImageNet, as in PyTorch-MAML.
+Whole images are resized without keeping their aspect ratio. The normalization
+statistics are those of ImageNet, as in PyTorch-MAML.
 """
 
 import re
@@ -14,34 +14,39 @@ from pathlib import Path
 
 from maml_jax.data import csv_splits, records
 
+__all__ = ['LAYOUT', 'SPEC']
+
 LAYOUT = """\
 images/ and fs-splits/{train,val,test}.csv (filename,label)
 CUB_200_2011/images/001.Black_footed_Albatross/, ..., without CSV files
-caltech_birds2011/0.2.0/ of tfds build caltech_birds2011 \
+caltech_birds2011/0.2.0/ from: tfds build caltech_birds2011 \
 --file_format=array_record"""
 
-NUMBERED = re.compile(r'(\d{3})\.')  # class folders count from 001
+CLASS_FOLDER = re.compile(r'(\d{3})\.')  # the numbers begin at 001
 
 
-def _source(directory: Path) -> records.Splits:
+def _find_records(directory: Path) -> records.Splits:
   if rows := csv_splits.find_csv_splits(SPEC.name, directory):
     return csv_splits.records_from_rows(SPEC.name, directory, rows)
   splits = {split: [] for split in records.SPLITS}
-  for record in records.tfds_records(SPEC.name, directory, 'caltech_birds2011'):
-    number = int(record.label)  # TFDS counts from 0
+  for record in records.list_tfds_records(
+    SPEC.name, directory, 'caltech_birds2011'
+  ):
+    number = int(record.label)  # TFDS numbers the classes from 0
     label = f'{number + 1:03d}'
-    splits[_split(number)].append(record._replace(label=label))
+    splits[_split_of(number)].append(record._replace(label=label))
   if any(splits.values()):
     return splits
   for path, read in records.scan_images(directory).items():
-    match = NUMBERED.match(path.parent.name)
+    match = CLASS_FOLDER.match(path.parent.name)
     if match and 'segmentations' not in path.parts:
       record = records.Record(path.parent.name, path.stem, read)
-      splits[_split(int(match[1]) - 1)].append(record)
+      splits[_split_of(int(match[1]) - 1)].append(record)
   return {split: sorted(splits[split], key=lambda r: r[:2]) for split in splits}
 
 
-def _split(number: int) -> str:
+def _split_of(number: int) -> str:
+  """Returns the split of a class, which is numbered from 0."""
   return ('train', 'val', 'train', 'test')[number % 4]
 
 
@@ -49,7 +54,7 @@ SPEC = records.DatasetSpec(
   name='cub',
   image_shape=(84, 84, 3),
   layout=LAYOUT,
-  source=_source,
+  find_records=_find_records,
   mean=records.IMAGENET_MEAN,
   std=records.IMAGENET_STD,
   num_classes={'train': 100, 'val': 50, 'test': 50},

@@ -1,15 +1,17 @@
-"""FC100: CIFAR-100, split by superclass into 60, 20 and 20 classes.
+"""FC100: a split of CIFAR-100 by superclass into 60, 20 and 20 classes.
 
 Oreshkin et al., "TADAM: Task dependent adaptive metric for improved few-shot
-learning", 2018. No superclass is in two splits.
+learning", 2018. No two splits share a superclass.
 """
 
 from maml_jax.data import records
 from maml_jax.data.datasets import cifar
 
+__all__ = ['LAYOUT', 'SPEC', 'SPLIT_OF', 'TEST', 'VAL']
+
 LAYOUT = """\
 FC100_{train,val,test}.pickle, or {train,val,test}.pickle
-cifar100/3.0.2/ of tfds build cifar100 --file_format=array_record"""
+cifar100/3.0.2/ from: tfds build cifar100 --file_format=array_record"""
 
 VAL = (
   'large carnivores',
@@ -27,7 +29,7 @@ SPEC = records.DatasetSpec(
   name='fc100',
   image_shape=cifar.IMAGE_SHAPE,
   layout=LAYOUT,
-  source=cifar.make_source('fc100', 'FC100_', SPLIT_OF),
+  find_records=cifar.make_record_finder('fc100', 'FC100_', SPLIT_OF),
   mean=cifar.MEAN,
   std=cifar.STD,
   num_classes={'train': 60, 'val': 20, 'test': 20},

@@ -1,15 +1,16 @@
-"""glyphs: Unicode characters in twelve typefaces, 28 x 28, made on the spot.
+"""glyphs: Unicode characters in twelve fonts, 28 x 28, generated on first use.
 
-A class is one character. Its 20 images are drawn with the DejaVu typefaces
-that matplotlib ships, each slightly turned, sheared, stretched, shifted and
-thickened; ink is 255 on 0, as in Omniglot. The splits share no script: Latin,
-Cyrillic, digits and symbols to train on, Greek and Lao to validate, Georgian
-and Armenian to test.
+A class is one character. Its 20 images are drawn with the DejaVu fonts that are
+included in matplotlib, and each image is slightly rotated, sheared, scaled,
+shifted and thickened. Ink is 255 on a background of 0, as in Omniglot. The
+splits share no script: Latin, Cyrillic, digits and symbols are for training,
+Greek and Lao for validation, Georgian and Armenian for testing.
 
-Classes are told apart by shape alone: every character fills the same box, so
-c and C are one shape. Of characters that look alike in any typeface only the
-first in Unicode order is kept, and those that are another one plus a mark are
-left out. Another version of Pillow or matplotlib may keep a few others.
+Classes differ in shape: every character is scaled to the same box, so c and C
+have one shape. Of characters that look alike in any font only the first in
+Unicode order is used, and characters composed of another one and a mark are
+excluded. Other versions of Pillow or matplotlib may select slightly different
+characters.
 """
 
 import functools
@@ -23,7 +24,15 @@ import numpy as np
 from maml_jax.data import records
 from maml_jax.utils.errors import UserError
 
-FACES = tuple(
+__all__ = [
+  'IMAGES_PER_CLASS',
+  'SPEC',
+  'draw_character',
+  'find_fonts',
+  'font_codepoints',
+]
+
+FONT_FILES = tuple(
   f'DejaVu{family}{style}.ttf'
   for family, slant in (
     ('Sans', 'Oblique'),
@@ -34,37 +43,38 @@ FACES = tuple(
 )
 SCRIPTS = {'val': ('GREEK', 'LAO'), 'test': ('GEORGIAN', 'ARMENIAN')}
 CATEGORIES = ('Lu', 'Ll', 'Lo', 'Nd', 'Nl', 'No', 'Sc', 'Sm', 'So')
-LEFT_OUT = (' WITH ', 'BRAILLE', 'BOX DRAWINGS')
+EXCLUDED_WORDS = (' WITH ', 'BRAILLE', 'BOX DRAWINGS')  # in Unicode names
 IMAGES_PER_CLASS = 20
-MIN_FACES = 8
-MAX_SIMILARITY = 0.96  # cosine of two blurred drawings in the same face
+MIN_FONTS = 8  # that contain the character
+MAX_SIMILARITY = 0.96  # cosine similarity of two blurred drawings in one font
 
 SIZE = 28
-BOX = 20  # the longer side of a glyph before it is warped, in pixels
+BOX = 20  # longer side of a character before it is warped, in pixels
 OVERSAMPLING = 3
 NO_WARP = np.eye(2)
 
 
-def _source(directory: Path | None) -> records.Splits:
+def _find_records(directory: Path | None) -> records.Splits:
   del directory
-  faces = _faces()
+  fonts = find_fonts()
   splits = {split: [] for split in records.SPLITS}
-  for char in _distinct(_characters(faces), faces):
+  for char in _drop_lookalikes(_candidate_characters(fonts), fonts):
     name = unicodedata.name(char)
-    owned = [face for face in faces if ord(char) in _cmap(face)]
+    usable = [font for font in fonts if ord(char) in font_codepoints(font)]
     for i in range(IMAGES_PER_CLASS):
-      face = owned[i % len(owned)]
-      splits[_split(name)].append(
+      font = usable[i % len(usable)]
+      splits[_split_of(name)].append(
         records.Record(
           f'{char} {name}',
-          f'{i:02d} {face.stem}',
-          functools.partial(_png, char, face, i),
+          f'{i:02d} {font.stem}',
+          functools.partial(_render_image, char, font, i),
         )
       )
   return splits
 
 
-def _split(name: str) -> str:
+def _split_of(name: str) -> str:
+  """Returns the split of a character, given its Unicode name."""
   script = name.split()[0]
   for split, scripts in SCRIPTS.items():
     if script in scripts:
@@ -72,95 +82,111 @@ def _split(name: str) -> str:
   return 'train'
 
 
-def _faces() -> list[Path]:
+def find_fonts() -> list[Path]:
+  """Returns the font files.
+
+  Raises:
+    UserError: matplotlib is not installed.
+  """
   package = importlib.util.find_spec('matplotlib')
   if package is None:
-    raise UserError('glyphs: needs the typefaces of matplotlib: pip install it')
+    raise UserError(
+      'glyphs: the fonts of matplotlib are needed: pip install matplotlib'
+    )
   folder = Path(package.origin).parent / 'mpl-data' / 'fonts' / 'ttf'
-  return [folder / face for face in FACES]
+  return [folder / file for file in FONT_FILES]
 
 
 @functools.cache
-def _cmap(face: Path) -> frozenset[int]:
-  from fontTools.ttLib import TTFont
+def font_codepoints(font: Path) -> frozenset[int]:
+  """Returns the Unicode code points that a font file contains."""
+  from fontTools.ttLib import TTFont  # saves start-up time
 
-  with TTFont(face, lazy=True) as font:
-    return frozenset(font.getBestCmap())
+  with TTFont(font, lazy=True) as file:
+    return frozenset(file.getBestCmap())
 
 
-def _characters(faces: list[Path]) -> list[str]:
-  """Characters that are a shape of their own, in at least MIN_FACES faces."""
-  count = np.bincount([code for face in faces for code in _cmap(face)])
+def _candidate_characters(fonts: list[Path]) -> list[str]:
+  """Returns characters in at least MIN_FONTS fonts that are not composed."""
+  counts = np.bincount(
+    [code for font in fonts for code in font_codepoints(font)]
+  )
   return [
     char
-    for char in map(chr, np.flatnonzero(count >= MIN_FACES))
+    for char in map(chr, np.flatnonzero(counts >= MIN_FONTS))
     if unicodedata.category(char) in CATEGORIES
     and not unicodedata.decomposition(char)
-    and not any(word in unicodedata.name(char) for word in LEFT_OUT)
+    and not any(word in unicodedata.name(char) for word in EXCLUDED_WORDS)
   ]
 
 
-def _distinct(chars: list[str], faces: list[Path]) -> list[str]:
-  """Drops each character that looks like an earlier one in any face."""
+def _drop_lookalikes(chars: list[str], fonts: list[Path]) -> list[str]:
+  """Drops each character that looks like an earlier one in any font."""
   similarity = np.zeros((len(chars), len(chars)), np.float32)
-  for face in faces:
-    shape = np.zeros((len(chars), SIZE * SIZE), np.float32)
+  for font in fonts:
+    shapes = np.zeros((len(chars), SIZE * SIZE), np.float32)
     for i, char in enumerate(chars):
-      if ord(char) in _cmap(face):
-        shape[i] = _blurred(_draw(char, face)).ravel()
-    shape /= np.linalg.norm(shape, axis=1, keepdims=True) + 1e-6
-    np.maximum(similarity, shape @ shape.T, out=similarity)
+      if ord(char) in font_codepoints(font):
+        shapes[i] = _blur(draw_character(char, font)).ravel()
+    shapes /= np.linalg.norm(shapes, axis=1, keepdims=True) + 1e-6
+    np.maximum(similarity, shapes @ shapes.T, out=similarity)
   kept = []
   for i in range(len(chars)):
-    drawn = similarity[i, i] > 0  # some have a glyph without ink
-    if drawn and not np.any(similarity[i, kept] > MAX_SIMILARITY):
+    has_ink = similarity[i, i] > 0
+    if has_ink and not np.any(similarity[i, kept] > MAX_SIMILARITY):
       kept.append(i)
   return [chars[i] for i in kept]
 
 
-def _blurred(image):
-  from PIL import ImageFilter
+def _blur(image):
+  """Returns a blurred PIL image as a float32 array."""
+  from PIL import ImageFilter  # saves start-up time
 
   return np.asarray(image.filter(ImageFilter.GaussianBlur(1)), np.float32)
 
 
-def _png(char: str, face: Path, i: int) -> bytes:
-  """Draws image i of a character, its warp a function of both."""
+def _render_image(char: str, font: Path, i: int) -> bytes:
+  """Returns image i of a character as PNG, warped by a fixed random warp."""
   rng = np.random.default_rng((ord(char), i))
-  turn, shear = rng.uniform(-1, 1, 2) * (np.pi / 30, 0.1)
-  warp = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+  angle, shear = rng.uniform(-1, 1, 2) * (np.pi / 30, 0.1)
+  cos, sin = np.cos(angle), np.sin(angle)
+  warp = np.array([[cos, -sin], [sin, cos]])
   warp = warp @ [[1, shear], [0, 1]] @ np.diag(rng.uniform(0.9, 1.1, 2))
   shift = rng.uniform(-1, 1, 2)
   buffer = io.BytesIO()
-  _draw(char, face, warp, shift, rng.integers(0, 3)).save(buffer, 'png')
+  image = draw_character(char, font, warp, shift, rng.integers(0, 3))
+  image.save(buffer, 'png')
   return buffer.getvalue()
 
 
-def _draw(char: str, face: Path, warp=NO_WARP, shift=(0, 0), stroke=0):
-  """Draws a character centred and fitted into the box, then warped.
+def draw_character(char: str, font: Path, warp=NO_WARP, shift=(0, 0), stroke=0):
+  """Draws a character, centered and scaled to the box, and warps it.
 
   Args:
     char: the character.
-    face: the font file.
-    warp: [2, 2], maps offsets from the centre to warped offsets.
-    shift: [2], pixels, applied last.
-    stroke: thickening, in pixels of the large drawing.
-  """
-  from PIL import Image, ImageDraw
+    font: the font file.
+    warp: [2, 2], maps offsets from the center to warped offsets.
+    shift: [2], in pixels, applied last.
+    stroke: additional stroke width, in pixels of the oversampled drawing.
 
-  font = _font(face)
-  left, top, right, bottom = font.getbbox(char, stroke_width=stroke)
+  Returns:
+    A PIL image of mode 'L', SIZE x SIZE, with light ink on black.
+  """
+  from PIL import Image, ImageDraw  # saves start-up time
+
+  loaded = _load_font(font)
+  left, top, right, bottom = loaded.getbbox(char, stroke_width=stroke)
   glyph = Image.new('L', (max(1, right - left), max(1, bottom - top)))
   ImageDraw.Draw(glyph).text(
-    (-left, -top), char, 255, font, stroke_width=stroke
+    (-left, -top), char, 255, loaded, stroke_width=stroke
   )
   glyph = glyph.crop(glyph.getbbox())
-  # PIL wants the map from pixels of the result to pixels of the glyph.
+  # PIL expects the map from output pixels to input pixels.
   large = SIZE * OVERSAMPLING
   scale = BOX * OVERSAMPLING / max(glyph.size)
   inverse = np.linalg.inv(scale * warp)
-  centre = large / 2 + OVERSAMPLING * np.asarray(shift)
-  offset = np.array(glyph.size) / 2 - inverse @ centre
+  center = large / 2 + OVERSAMPLING * np.asarray(shift)
+  offset = np.array(glyph.size) / 2 - inverse @ center
   return glyph.transform(
     (large, large),
     Image.Transform.AFFINE,
@@ -170,19 +196,19 @@ def _draw(char: str, face: Path, warp=NO_WARP, shift=(0, 0), stroke=0):
 
 
 @functools.cache
-def _font(face: Path):
-  from PIL import ImageFont
+def _load_font(font: Path):
+  from PIL import ImageFont  # saves start-up time
 
   return ImageFont.truetype(
-    str(face), BOX * OVERSAMPLING, layout_engine=ImageFont.Layout.BASIC
+    str(font), BOX * OVERSAMPLING, layout_engine=ImageFont.Layout.BASIC
   )
 
 
 SPEC = records.DatasetSpec(
   name='glyphs',
   image_shape=(SIZE, SIZE, 1),
-  layout='nothing: it is drawn from the typefaces that matplotlib ships',
-  source=_source,
+  layout='no files: generated from the fonts included in matplotlib',
+  find_records=_find_records,
   images_per_class=IMAGES_PER_CLASS,
   generated=True,
   light_on_dark=True,

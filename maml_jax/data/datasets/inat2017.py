@@ -1,11 +1,11 @@
-"""iNaturalist 2017: species of animals, plants and fungi, made 84 x 84.
+"""iNaturalist 2017: species of animals, plants and fungi, resized to 84 x 84.
 
 Van Horn et al., "The iNaturalist species classification and detection
-dataset", 2018. The classes are those of the tables, their number is not
-checked: they are often a part of the 5,089, split at will.
+dataset", 2018. The classes are those of the CSV files, often a subset of the
+5,089 species; their number is not verified.
 
-# differs from PyTorch-MAML: it has no classes to validate on. Without val.csv
-a fifth of the classes of train.csv is held out, by a hash of their names.
+# differs from PyTorch-MAML: it has no validation classes. Without val.csv, a
+fifth of the classes of train.csv is held out, selected by a hash of the names.
 """
 
 import hashlib
@@ -13,15 +13,17 @@ from pathlib import Path
 
 from maml_jax.data import csv_splits, records
 
+__all__ = ['LAYOUT', 'SPEC']
+
 LAYOUT = """\
 images/ and fs-splits/{train,val,test}.csv (filename,label)
-train_val_images/ and {train,val,test}.csv beside it
-either without val.csv: a fifth of the training classes validates"""
+train_val_images/ and {train,val,test}.csv in the same directory
+either without val.csv: a fifth of the training classes is used instead"""
 
-VAL = 0.2  # part of the training classes, without a table
+VAL = 0.2  # fraction of the training classes to hold out without val.csv
 
 
-def _source(directory: Path) -> records.Splits:
+def _find_records(directory: Path) -> records.Splits:
   rows = csv_splits.find_csv_splits(SPEC.name, directory, 'val')
   splits = (
     csv_splits.records_from_rows(SPEC.name, directory, rows) if rows else {}
@@ -43,7 +45,7 @@ SPEC = records.DatasetSpec(
   name='inat2017',
   image_shape=(84, 84, 3),
   layout=LAYOUT,
-  source=_source,
+  find_records=_find_records,
   mean=(0.4905, 0.4961, 0.4330),
   std=(0.1737, 0.1713, 0.1779),
 )

@@ -1,7 +1,9 @@
 """The classes of mini-ImageNet in the split of Ravi & Larochelle, 2017.
 
-WordNet identifier and what it stands for, by split.
+`CLASSES` maps each split to its WordNet identifiers and their names.
 """
+
+__all__ = ['CLASSES']
 
 CLASSES = {
   'train': {

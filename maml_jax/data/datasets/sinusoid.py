@@ -1,6 +1,6 @@
 """Sinusoid regression, the first experiment of the MAML paper (section 5.1).
 
-A task is one sine wave; its support and query sets are points of it.
+A task is one sine wave; its support and query sets are points on the wave.
 """
 
 import jax
@@ -8,11 +8,13 @@ import jax.numpy as jnp
 
 from maml_jax.types import Batch, Episode
 
+__all__ = ['AMPLITUDE', 'PHASE', 'RANGE', 'draw_wave', 'sample_episode', 'sine']
+
 AMPLITUDE, PHASE, RANGE = (0.1, 5.0), (0.0, jnp.pi), (-5.0, 5.0)
 
 
 def draw_wave(key):
-  """Draws amplitude [] and phase [], float32, uniformly."""
+  """Draws an amplitude [] and a phase [], float32, uniformly."""
   keys = jax.random.split(key)
   return tuple(
     jax.random.uniform(k, (), jnp.float32, *bounds)
@@ -21,13 +23,13 @@ def draw_wave(key):
 
 
 def sine(wave, x):
-  """amplitude * sin(x - phase); `x` of any shape."""
+  """Returns amplitude * sin(x - phase), with the shape of `x`."""
   amplitude, phase = wave
   return amplitude * jnp.sin(x - phase)
 
 
 def sample_episode(key, *, shots, queries):
-  """Draws one task: a pure function of `key`.
+  """Draws one task, a pure function of `key`.
 
   Args:
     key: a typed random key.
@@ -35,14 +37,14 @@ def sample_episode(key, *, shots, queries):
     queries: Q, points in the query set.
 
   Returns:
-    An `Episode` with x [S or Q, 1] uniform in -5..5 in the place of images, and
-    y [S or Q, 1] in that of labels, float32.
+    An `Episode` with inputs x [S or Q, 1], uniform in -5..5, and targets
+    y [S or Q, 1], float32.
   """
   wave_key, *x_keys = jax.random.split(key, 3)
   wave = draw_wave(wave_key)
 
-  def batch(key, size):
+  def make_batch(key, size):
     x = jax.random.uniform(key, (size, 1), jnp.float32, *RANGE)
     return Batch(x, sine(wave, x))
 
-  return Episode(*map(batch, x_keys, (shots, queries)))
+  return Episode(*map(make_batch, x_keys, (shots, queries)))

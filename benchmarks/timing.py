@@ -1,8 +1,7 @@
-"""Timing: medians of several runs, warm-up apart, sides measured in turn."""
+"""Timing: medians of several samples after warm-up, interleaved."""
 
 import json
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -12,24 +11,23 @@ from typing import NamedTuple
 
 import jax
 
+from benchmarks.machine import ROOT
 from maml_jax.experiment.setup import PRECISIONS
 from maml_jax.utils.errors import UserError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-# A sample lasts at least so long: it takes as many calls as that needs.
+# A sample takes at least this long; short calls are repeated within it.
 SECONDS_PER_SAMPLE = 0.1
-LEAST_REPEATS = 2
+MIN_REPEATS = 2
 
 
 class Settings(NamedTuple):
-  """How everything is measured.
+  """Settings of all measurements.
 
   Attributes:
-    repeats: samples of every time.
-    seconds: no further sample is taken of what has taken so long, once there
-      are two.
+    repeats: samples of each time.
+    seconds: stop sampling after this long, but not before `MIN_REPEATS`.
     precision: of matrix products, as in the config.
-    tiny: small images and networks, for tests.
+    tiny: use small images and networks, for tests.
   """
 
   repeats: int = 7
@@ -38,38 +36,38 @@ class Settings(NamedTuple):
   tiny: bool = False
 
 
-def in_turn(
+def time_interleaved(
   calls: dict[str, Callable], settings: Settings
 ) -> dict[str, list[float]]:
-  """Seconds per call of several sides, sampled in turn.
+  """Measures the seconds per call of several functions, sampled in turn.
 
   Args:
-    calls: name -> `call() -> pytree of arrays`, which need not be ready.
-    settings: how many samples.
+    calls: name -> `call() -> pytree of arrays`; the arrays need not be ready.
+    settings: the number of samples.
 
   Returns:
-    name -> samples; those at the same place in the lists were taken together.
+    name -> samples; samples with the same index were taken one after another.
   """
   counts = {name: _calls_per_sample(call) for name, call in calls.items()}
   times = {name: [] for name in calls}
   start = time.perf_counter()
   for i in range(settings.repeats):
-    spent = time.perf_counter() - start
-    if i >= LEAST_REPEATS and spent > settings.seconds:
+    elapsed = time.perf_counter() - start
+    if i >= MIN_REPEATS and elapsed > settings.seconds:
       break
-    # Who goes first changes, so that a drift of the machine favours nobody.
+    # The order alternates, so that drift of the machine cancels out.
     for name in list(calls)[:: -1 if i % 2 else 1]:
       times[name].append(_seconds_per_call(calls[name], counts[name]))
   return times
 
 
-def _calls_per_sample(call) -> int:
-  """Warms up; the first call may compile."""
+def _calls_per_sample(call: Callable) -> int:
+  """Returns the calls that fill a sample, after a first call to warm up."""
   _seconds_per_call(call, 1)
   return max(1, round(SECONDS_PER_SAMPLE / _seconds_per_call(call, 1)))
 
 
-def _seconds_per_call(call, count) -> float:
+def _seconds_per_call(call: Callable, count: int) -> float:
   start = time.perf_counter()
   for _ in range(count):
     result = call()
@@ -77,8 +75,10 @@ def _seconds_per_call(call, count) -> float:
   return (time.perf_counter() - start) / count
 
 
-def spread(name: str, values: Sequence[float], scale: float = 1.0) -> dict:
-  """{name: median, name_min, name_max} of scaled values."""
+def median_and_range(
+  name: str, values: Sequence[float], scale: float = 1.0
+) -> dict[str, float]:
+  """Returns {NAME: median, NAME_min, NAME_max} of scaled values."""
   values = [scale * value for value in values]
   return {
     name: statistics.median(values),
@@ -87,26 +87,26 @@ def spread(name: str, values: Sequence[float], scale: float = 1.0) -> dict:
   }
 
 
-def milliseconds(name: str, seconds: Sequence[float]) -> dict:
-  """`spread` of seconds, in milliseconds."""
-  return spread(name, seconds, 1e3)
+def milliseconds(name: str, seconds: Sequence[float]) -> dict[str, float]:
+  """Returns `median_and_range` in milliseconds, of values in seconds."""
+  return median_and_range(name, seconds, 1e3)
 
 
-def child(module: str, *args: str, precision: str, **env: str) -> dict:
-  """What a module prints last, as JSON, in a process of its own.
+def run_module(module: str, *args: str, precision: str, **env: str) -> dict:
+  """Runs a module in a new process and returns the JSON of its last line.
 
   Args:
-    module: its name.
-    *args: its command line.
-    precision: as in `Settings`.
-    **env: further environment variables.
+    module: name of the module.
+    *args: its command-line arguments.
+    precision: see `Settings`.
+    **env: additional environment variables.
 
   Raises:
-    UserError: it failed; with the last line that it wrote.
+    UserError: the process failed; the message has its last line of stderr.
   """
   shared = {
     'JAX_DEFAULT_MATMUL_PRECISION': PRECISIONS[precision][1],
-    # The accelerator's memory may be held by this process.
+    # This process may already hold memory of the accelerator.
     'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
   }
   done = subprocess.run(

@@ -1,0 +1,340 @@
+"""Adaptation of a checkpoint to a few images of any number of classes.
+
+    learner = maml_jax.load('checkpoints/glyphs_5w1s')
+    classifier = learner.fit(images, labels)
+    classifier.predict(other_images)
+
+Legend: N images, W classes, K inner steps.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
+
+from maml_jax import config as config_lib
+from maml_jax.evaluation.evaluate import EVAL_IGNORED_FIELDS
+from maml_jax.experiment import checkpoint as checkpoint_lib
+from maml_jax.experiment import setup
+from maml_jax.experiment.run_dir import require_same_config
+from maml_jax.experiment.setup import Phase
+from maml_jax.experiment.transfer import transfer_params
+from maml_jax.fewshot.classifier import Classifier, make_classifier, softmax
+from maml_jax.fewshot.heads import (
+  HEADS,
+  balanced_cross_entropy,
+  default_head,
+  make_initial_head,
+)
+from maml_jax.fewshot.inputs import prepare_images, scale_images
+from maml_jax.inner_loop import InnerConfig
+from maml_jax.learner import Learner, make_learner
+from maml_jax.types import Batch, PyTree
+from maml_jax.utils.errors import NonFiniteError, UserError, check_choice
+
+__all__ = [
+  'DEFAULT_NUM_STEPS',
+  'AdaptationProgram',
+  'FewShotLearner',
+  'fit_classifier',
+  'leave_one_out',
+  'load',
+  'make_adaptation_program',
+]
+
+# Minimum default of the inner steps. With several images per class, or a new
+# head, the few steps of an evaluation are not enough to converge.
+DEFAULT_NUM_STEPS = 10
+
+
+class FewShotLearner(NamedTuple):
+  """A checkpoint that adapts to a few images; see `maml_jax.load`.
+
+  Attributes:
+    learner: pure functions for the number of ways of the checkpoint, see
+      `maml_jax.learner`.
+    params: the meta-learned initialization.
+    stats: its statistics.
+    config: the config of the checkpoint.
+    phase: the settings of `learner`: norm mode, inner steps, ...
+    path: the directory of the checkpoint.
+    transform: `transform(images) -> float32 [N, H, W, C]` converts the images
+      that `fit` takes to the inputs of `learner`.
+  """
+
+  learner: Learner
+  params: PyTree
+  stats: PyTree
+  config: ConfigDict
+  phase: Phase
+  path: pathlib.Path
+  transform: Callable
+
+  def fit(
+    self,
+    images,
+    labels: Sequence,
+    *,
+    num_steps: int | None = None,
+    head: str | None = None,
+  ) -> Classifier:
+    """Adapts to labeled images and returns a classifier of their classes.
+
+    Args:
+      images: [N, H, W, C] or [N, H, W], or a sequence of N arrays of any sizes:
+        uint8 0..255 or floats 0..1; gray (C = 1), color (3), or color with
+        transparency (4). They are converted to the size, channels and
+        normalization of the checkpoint's data set. If its images are light ink
+        on black, images of dark ink on light paper are inverted.
+      labels: [N], one label per image, such as strings or integers; two or more
+        classes. All classes have the same weight in the loss, whatever their
+        number of images.
+      num_steps: inner steps; default 10, or those of the checkpoint's
+        evaluation if they are more.
+      head: the initial last layer: 'checkpoint', the first W outputs of the
+        checkpoint's head; 'zero'; or 'prototype', the nearest-centroid
+        classifier as a linear layer (Proto-MAML, Triantafillou et al. 2020,
+        arXiv 1903.03096). Default: 'zero' if the checkpoint was trained with
+        it, otherwise 'checkpoint', or 'prototype' if W exceeds its outputs.
+
+    Returns:
+      A `Classifier`.
+
+    Raises:
+      UserError: the images or labels are invalid, or there is only one class.
+      NonFiniteError: the adaptation diverged.
+    """
+    pixels = prepare_images(self.config, images)
+    classes, class_ids = _encode_labels(labels, len(pixels))
+    program = make_adaptation_program(self, len(classes), num_steps, head)
+    return fit_classifier(self, program, pixels, class_ids, classes)
+
+
+class AdaptationProgram(NamedTuple):
+  """The compiled adaptation of a checkpoint to W classes.
+
+  Attributes:
+    adapt: `adapt(params, stats, images, labels) -> params, stats, losses [K]`
+      for images uint8 [N, H, W, C] and labels [N] int32; jitted.
+    learner: the learner for W classes.
+    phase: the settings of `learner`.
+    head: the initial head, one of `heads.HEADS`.
+  """
+
+  adapt: Callable
+  learner: Learner
+  phase: Phase
+  head: str
+
+
+def load(
+  checkpoint: str | os.PathLike,
+  *,
+  which: str = 'best',
+  norm: str | tuple | None = None,
+  config: ConfigDict | None = None,
+) -> FewShotLearner:
+  """Loads a checkpoint; see `maml_jax.load`.
+
+  Args:
+    checkpoint: a workdir or the directory of one checkpoint.
+    which: 'best' or 'latest', if it is a workdir.
+    norm: a batch norm mode that replaces the one in the config.
+    config: settings of the adaptation; default: the config of the checkpoint,
+      from which it may differ in the fields that an evaluation may change.
+
+  Raises:
+    UserError: there is no valid checkpoint, or it does not fit `config`.
+  """
+  if not pathlib.Path(checkpoint).is_dir():
+    raise UserError(f'no such directory: {checkpoint}')
+  saved = checkpoint_lib.load(checkpoint, which)
+  if config is None:
+    config = saved.config
+  require_same_config(saved.config, config, saved.path, EVAL_IGNORED_FIELDS)
+  phase = setup.eval_phase(config)
+  phase = phase._replace(
+    ways=config.task.ways,
+    norm=_inductive(phase.norm) if norm is None else norm,
+  )
+  learner = setup.phase_learner(config, phase)
+  params, stats = transfer_params(learner, saved.params, saved.stats)
+  return FewShotLearner(
+    learner,
+    params,
+    stats,
+    config,
+    phase,
+    saved.path,
+    lambda images: scale_images(config, prepare_images(config, images)),
+  )
+
+
+def make_adaptation_program(
+  few_shot_learner: FewShotLearner,
+  ways: int,
+  num_steps: int | None = None,
+  head: str | None = None,
+) -> AdaptationProgram:
+  """Returns the program that adapts a checkpoint to `ways` classes.
+
+  Args:
+    few_shot_learner: from `load`.
+    ways: W.
+    num_steps: see `FewShotLearner.fit`.
+    head: see `FewShotLearner.fit`.
+
+  Raises:
+    UserError: `head` is unknown or has too few outputs.
+  """
+  config, phase = few_shot_learner.config, few_shot_learner.phase
+  head = default_head(config, ways) if head is None else head
+  check_choice('head', head, HEADS)
+  if head == 'checkpoint' and ways > phase.ways:
+    raise UserError(
+      f'head=checkpoint: {phase.ways} outputs are too few for {ways} '
+      'classes; use prototype or zero'
+    )
+  if num_steps is None:
+    num_steps = max(phase.num_steps, DEFAULT_NUM_STEPS)
+  phase = phase._replace(ways=ways, num_steps=num_steps)
+  return _cached_program(config_lib.to_json(config), phase, head)
+
+
+def fit_classifier(
+  few_shot_learner: FewShotLearner,
+  program: AdaptationProgram,
+  images: np.ndarray,
+  labels: np.ndarray,
+  classes: np.ndarray,
+) -> Classifier:
+  """Adapts a checkpoint to a support set.
+
+  Args:
+    few_shot_learner: from `load`.
+    program: from `make_adaptation_program`.
+    images: uint8 [N, H, W, C] with the size and the channels of the model.
+    labels: [N] int32, 0..W-1.
+    classes: [W] the labels that `Classifier.predict` returns.
+
+  Raises:
+    NonFiniteError: a loss or a parameter is not finite after adaptation.
+  """
+  with setup.matmul_precision(few_shot_learner.config):
+    params, stats, losses = program.adapt(
+      few_shot_learner.params, few_shot_learner.stats, images, labels
+    )
+  for leaf in jax.tree.leaves((params, losses)):
+    if not np.isfinite(leaf).all():
+      raise NonFiniteError(
+        'a loss or a parameter is not finite after adaptation'
+      )
+  return make_classifier(
+    few_shot_learner.config,
+    program.phase,
+    program.head,
+    classes,
+    params,
+    stats,
+  )
+
+
+def leave_one_out(
+  few_shot_learner: FewShotLearner,
+  program: AdaptationProgram,
+  images: np.ndarray,
+  labels: np.ndarray,
+  rows: Sequence[int],
+) -> np.ndarray:
+  """Classifies each of some images after adaptation to all the others.
+
+  Args:
+    few_shot_learner: see `fit_classifier`.
+    program: see `fit_classifier`.
+    images: see `fit_classifier`.
+    labels: see `fit_classifier`; each class has two or more images.
+    rows: [n] the images to leave out, one at a time.
+
+  Returns:
+    Probabilities [n, W].
+  """
+  config, rows = few_shot_learner.config, np.asarray(rows, np.int32)
+  others = np.arange(len(labels) - 1, dtype=np.int32)[None]
+  others = others + (others >= rows[:, None])  # [n, N - 1], all but the row
+
+  @jax.jit
+  def predict_left_out(params, stats, images, labels):
+    def predict_one(indices):
+      row, others = indices
+      adapted, adapted_stats, _ = program.adapt(
+        params, stats, images[others], labels[others]
+      )
+      inputs = scale_images(config, images[row][None])
+      return program.learner.predict(adapted, adapted_stats, inputs)[0]
+
+    return lax.map(predict_one, (jnp.asarray(rows), jnp.asarray(others)))
+
+  with setup.matmul_precision(config):
+    logits = predict_left_out(
+      few_shot_learner.params,
+      few_shot_learner.stats,
+      images,
+      jnp.asarray(labels),
+    )
+  return softmax(np.asarray(logits))
+
+
+@functools.cache  # the program compiles once per number of images
+def _cached_program(
+  config_json: str, phase: Phase, head: str
+) -> AdaptationProgram:
+  config = config_lib.from_json(config_json)
+  learner = make_learner(
+    setup.phase_model(config, phase),
+    InnerConfig(**{**config.inner, 'num_steps': phase.num_steps}),
+    loss_fn=balanced_cross_entropy,
+  )
+  encoder = setup.phase_model(config, phase, head=False)
+
+  @jax.jit
+  def adapt(params, stats, images, labels):
+    support = Batch(scale_images(config, images), labels)
+    classifier = make_initial_head(
+      head, encoder, params, stats, support, phase.ways
+    )
+    params = {**params, 'classifier': classifier}
+    return learner.adapt(params, stats, support)
+
+  return AdaptationProgram(adapt, learner, phase, head)
+
+
+def _encode_labels(
+  labels: Sequence, num_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the distinct labels [W], sorted, and the class ids int32 [N]."""
+  labels = np.asarray(labels)
+  if labels.ndim != 1 or len(labels) != num_images:
+    raise UserError(
+      f'expected one label per image, got {num_images} images and labels of '
+      f'shape {labels.shape}'
+    )
+  classes, class_ids = np.unique(labels, return_inverse=True)
+  if len(classes) < 2:
+    raise UserError(
+      f'expected two or more classes, got labels {classes.tolist()}'
+    )
+  return classes, class_ids.astype(np.int32)
+
+
+def _inductive(norm: str | tuple) -> str | tuple:
+  """Replaces norm mode 'batch', which depends on the other query images."""
+  if isinstance(norm, str):
+    return 'support' if norm == 'batch' else norm
+  return tuple((pattern, _inductive(mode)) for pattern, mode in norm)
