@@ -52,7 +52,7 @@ __all__ = [
   'train',
 ]
 
-# Calls take about this long, so that the progress bar moves and stops are quick.
+# Calls take about this long, so that progress is visible and stops are quick.
 SECONDS_PER_CALL = 2.0
 
 

@@ -158,7 +158,7 @@ class Evaluation:
     return results.result_path(self.workdir, self.name)
 
   def save(self, result: dict, arrays: dict, show: Callable) -> dict:
-    """Prints a result with `show`, saves it and returns it as read from disk."""
+    """Prints a result with `show`, saves it, and returns it as saved."""
     result = json.loads(json.dumps(self.metadata() | result))
     show(result)  # first, as the disk may be full
     results.write_result(self.workdir, self.name, result, arrays)

@@ -11,7 +11,7 @@ def primary_metric(metrics: Mapping) -> str:
 
 
 def is_better(metrics: Mapping[str, float], old: Mapping[str, float]) -> bool:
-  """Returns whether metrics are better than `old`; anything is better than {}."""
+  """Returns whether metrics are better than `old`; {} is always worse."""
   name = primary_metric(metrics)
   if not old:
     return True

@@ -167,7 +167,7 @@ def load_split(config, phase: Phase) -> Dataset:
 
 
 def phase_model(config, phase: Phase, *, head: bool = True) -> Model:
-  """Returns the model of a phase; without its head it returns features [N, D]."""
+  """Returns the model of a phase; without head, its outputs are features."""
   args = dict(config.model)
   args['norm'] = phase.norm
   if not args['width']:

@@ -223,7 +223,7 @@ def _regression_sampler(config, phase: Phase) -> Callable:
 
 
 def _image_gatherer(config, phase: Phase, dataset: Dataset, key) -> Callable:
-  """Returns `host_data` of `TrainTasks`: the images that `sample_episode` draws."""
+  """Returns `host_data` of `TrainTasks`: the images of each task."""
   cpu = jax.local_devices(backend='cpu')[0]
   key, index, size = jax.device_put((key, dataset.index, dataset.size), cpu)
   without_images = Dataset((), index, size)
