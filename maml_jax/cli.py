@@ -161,7 +161,12 @@ def make_parser() -> Parser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('paths', nargs='*', metavar='PATH', help='depends on the mode')
+  add(
+    'paths',
+    nargs='*',
+    metavar='PATH',
+    help='workdirs (report) or images (adapt, predict)',
+  )
   add('--mode', default='train', metavar='MODE', help='default: train')
   add(
     '--config',
@@ -169,7 +174,11 @@ def make_parser() -> Parser:
     help='a file or the name of a preset; default: glyphs_5w1s, or the '
     'config of the given checkpoint or workdir',
   )
-  add('--workdir', metavar='DIR', help='of a run; default: runs/CONFIG[-TAG]')
+  add(
+    '--workdir',
+    metavar='DIR',
+    help='directory of the run; default: runs/CONFIG[-TAG]',
+  )
   add('--tag', help='distinguishes runs of the same config')
   add('--checkpoint', metavar='DIR', help='a workdir or one checkpoint')
   add(
@@ -214,11 +223,13 @@ def make_parser() -> Parser:
   )
   add('--coordinator', metavar='HOST:PORT', help='address of process 0')
   add('--num_processes', type=int, metavar='N', help='number of processes')
-  add('--process_id', type=int, metavar='I', help='of this process, from 0')
+  add(
+    '--process_id', type=int, metavar='I', help='number of this process, from 0'
+  )
   add(
     '--distributed',
     action='store_true',
-    help='query the cluster for the previous three; automatic for Slurm and '
+    help='query the cluster for the previous three; automatic with Slurm and '
     'Open MPI',
   )
   return parser
@@ -295,13 +306,13 @@ def main(argv: Sequence[str]) -> int:
       console.print_error(str(error))
       status = 1
     except Exception as error:
-      status = _report(error)
+      status = _report_error(error)
     if _is_distributed():
       _distributed().exit_bounded(status)
     return status
 
 
-def _report(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
   """Reports an error as one line if possible, otherwise raises it."""
   if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_PACKAGES:
     console.print_error(

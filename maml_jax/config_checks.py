@@ -110,7 +110,7 @@ TYPE_NAMES = {
   bool: 'true or false',
   int: 'an integer',
   float: 'a number',
-  str: 'a word',
+  str: 'a string',
   tuple: 'a list',
 }
 
@@ -191,7 +191,8 @@ def norm_modes(field: str, norm: Any) -> list[str]:
   for pair in pairs:
     if not (isinstance(pair, tuple) and list(map(type, pair)) == [str, str]):
       raise UserError(
-        f'{field}={printable(norm)}: neither a mode nor (pattern, mode) pairs'
+        f'{field}={printable(norm)}: neither a mode such as support nor pairs '
+        "such as (('conv4', 'support'), ('*', 'global'))"
       )
   return [mode for _, mode in pairs]
 
@@ -297,7 +298,7 @@ def _check_grid(fields: dict[str, Any]) -> None:
     _check_items(field, fields[field], int)
     if min(fields[field], default=-1) < minimum:
       raise UserError(
-        f'config.{field}={fields[field]}: must be at least {minimum} each'
+        f'config.{field}={fields[field]}: values must be at least {minimum}'
       )
 
 

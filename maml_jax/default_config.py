@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
   # torch (uniform +-1/sqrt(fan in)) or xavier (uniform, zero biases). The
   # convolutions of ResNets are always He-normal.
   model.init = 'torch'
-  model.temperature = 1.0  # factor on the logits
+  model.temperature = 1.0  # multiplies the logits, as in PyTorch-MAML
   model.learn_temperature = False  # learn it in the outer loop
 
   # The inner loop adapts to the support set of a task.
@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
   train.num_epochs = 10  # each ends with a validation and a checkpoint
   train.steps_per_epoch = 100  # meta-iterations
   train.meta_batch_size = 4  # tasks per meta-iteration, over all devices
-  train.tasks_per_chunk = 0  # tasks vectorized per device; 0 = automatic
+  train.tasks_per_chunk = 0  # tasks vectorized at a time; 0 = automatic
   train.steps_per_call = 10  # maximum number of meta-iterations per jitted call
   train.init_from = ''  # checkpoint with initial parameters; '' = random ones
 
@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
   evaluation.num_tasks = 0
   evaluation.ways = task.get_oneway_ref('ways')  # default: as in training
   evaluation.shots = task.get_oneway_ref('shots')  # default: as in training
-  evaluation.queries = 15  # query images per class; affects norm=batch
+  evaluation.queries = 15  # query images per class
   # Inner steps; default: as in training.
   evaluation.num_steps = inner.get_oneway_ref('num_steps')
   evaluation.augment_support = 'none'  # as data.augment_support
@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
   # Also evaluate baselines on the same tasks: no adaptation, nearest centroid
   # and a linear head on the features of the encoder.
   evaluation.baselines = False
-  # Instead, evaluate every norm mode x queries per class x inner steps.
+  # Evaluate a grid of norm modes x queries per class x inner steps instead.
   evaluation.grid = False
   evaluation.grid_norms = ()  # () = all whose statistics the checkpoint has
   evaluation.grid_queries = (1, 5, 15)  # per class

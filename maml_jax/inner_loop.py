@@ -246,7 +246,7 @@ def _make_step(loss_fn, config, params, stats, support):
 
 
 def _mixed_mode(loss_fn):
-  """Returns `jax.value_and_grad` with a forward-over-reverse derivative.
+  """Returns `value_and_grad` whose derivative is taken forward-over-reverse.
 
   MixFlow-MG, Kemaev et al. 2025, arXiv 2505.00793. Let p be the adapted
   parameters, o everything else, and `pull(p, c)` the vector-Jacobian product
@@ -297,7 +297,7 @@ def _is_adapted(labels):
 
 
 def _is_inexact(tree):
-  """Returns a mask of the leaves that have derivatives, unlike labels."""
+  """Returns a mask of the leaves that have derivatives, unlike integers."""
   return jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.inexact), tree)
 
 

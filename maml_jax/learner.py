@@ -6,7 +6,8 @@
     logits = learner.predict(adapted, stats, inputs)
 
 `learner.loss` is the outer loss of one task, and `meta_gradient` its gradient
-over a meta-batch. This module does not depend on images or batch norm.
+over a meta-batch. Inputs may be any pytree. Statistics under `types.EPISODE`
+and `types.SUPPORT` belong to a single task.
 """
 
 from collections.abc import Callable
@@ -53,10 +54,11 @@ class Learner(NamedTuple):
       the inner loop on one support set, a `Batch`.
     loss: `loss(params, stats, episode) -> (loss [], (stats, metrics))`: adapts
       to the support set and returns the mean loss over the query set. `metrics`
-      holds scalars, `stats` the statistics to carry to the next task.
+      holds those of `evaluate` and 'support_loss', the support loss before the
+      first inner step; `stats` the statistics to carry to the next task.
     predict: `predict(params, stats, inputs) -> logits [N, W]`: the query pass.
     evaluate: `evaluate(params, stats, batch) -> metrics`: the query pass on a
-      `Batch`; returns its mean 'loss' and the other metrics, each [].
+      `Batch`; returns its mean 'loss' and the results of `metric_fns`.
     adapt_and_observe: `adapt_and_observe(params, stats, support, observe,
       at=None)`: runs the inner loop and returns the stacked results of
       `observe(params, stats)` after `at` steps each, default 0, 1, ..., K.
@@ -100,12 +102,13 @@ def make_learner(
 
   Args:
     model: any network wrapped as a `Model`. Its params may be any nested dict;
-      those under the key 'classifier' use `inner.classifier_lr`.
+      those under the key 'classifier' use `inner.classifier_lr`, and those
+      named as in `inner_loop.OUTER_ONLY` are never adapted.
     inner: the settings of the inner loop.
     loss_fn: `loss_fn(outputs, targets) -> []`, mean over the batch; used as
       inner and outer loss.
-    metric_fns: name -> `fn(outputs, targets) -> []`, reported in addition to
-      'loss' for the query set; default {'accuracy': accuracy}.
+    metric_fns: name -> `fn(outputs, targets) -> array`, usually [], reported in
+      addition to 'loss' for the query set; default {'accuracy': accuracy}.
 
   Returns:
     A `Learner`.

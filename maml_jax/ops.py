@@ -6,8 +6,9 @@ size, T tasks.
 **Convolution** is bilinear, so two operations are closed under
 differentiation: the convolution and the gradient of its kernel. Every
 derivative of either, of any order, in forward or reverse mode, is again one of
-the two. Each is lowered to a single convolution in the layout that all
-compilers optimize best (image NHWC, kernel HWIO, result NHWC). Automatic
+the two. Each is lowered to one convolution (on CPUs, a loop of convolutions)
+in the layout that compilers optimize best (image NHWC, kernel HWIO, result
+NHWC). Automatic
 differentiation of `lax.conv_general_dilated` writes kernel gradients in other
 layouts, which XLA runs 15 to 30 times slower on a CPU inside a loop.
 

@@ -226,7 +226,7 @@ class TaskSharding(NamedTuple):
   With several processes, each one places its share on its own devices.
 
   Attributes:
-    mesh: the devices; None runs everything on the default device.
+    mesh: the devices. None is supported by `local_task_ids` and `shard` only.
     tasks_per_chunk: tasks vectorized at a time on one device; None: all.
     query_splits: number of parts of each task's query set, one per device.
   """

@@ -28,6 +28,7 @@ from maml_jax.experiment.formatting import (
 from maml_jax.experiment.metrics import is_transductive
 from maml_jax.experiment.metrics_log import METRICS_FILE, MetricsLog
 from maml_jax.experiment.run_dir import (
+  RESUME_ADVICE,
   RESUME_IGNORED_FIELDS,
   lock_run_dir,
   require_same_config,
@@ -211,12 +212,11 @@ def train(config, workdir: str | os.PathLike) -> int:
     try:
       step = _loop(context, state)
     except NonFiniteError as error:
-      saved = context.writer.last_step
-      print(
-        f'stopped: {error}; the last good checkpoint, step {saved}, is in '
-        f'{workdir}',
-        file=sys.stderr,
-      )
+      step = context.writer.last_step
+      saved = f'the last good checkpoint is step {step}, in {workdir}'
+      if step is None:
+        saved = 'no checkpoint was saved yet'
+      print(f'stopped: {error}; {saved}', file=sys.stderr)
       return 1
   if stop:
     print(f'saved at step {step}; run the same command to resume')
@@ -264,7 +264,7 @@ class CallLengthController:
     self._start = time.monotonic()
 
   def lap(self, n: int) -> float:
-    """Returns the seconds since the last lap, during which n iterations ran."""
+    """Ends a lap of n iterations: updates `length`, returns its seconds."""
     now = time.monotonic()
     seconds, self._start = now - self._start, now
     longest = self._longest(max(seconds, 1e-6) / n)
@@ -347,7 +347,9 @@ def _first_state(config, learner, tx, workdir):
   make_state = partial(init_state, learner, tx, key)
   saved = checkpoint.find_on_all_processes(workdir, 'latest')
   if saved:
-    require_same_config(saved.config, config, saved.path, RESUME_IGNORED_FIELDS)
+    require_same_config(
+      saved.config, config, saved.path, RESUME_IGNORED_FIELDS, RESUME_ADVICE
+    )
     return saved, resume_state(jax.eval_shape(make_state), saved)
   if not config.train.init_from:
     return None, jax.jit(make_state)()
@@ -383,19 +385,19 @@ def run_epoch(c: LoopContext, state: MetaState, step: int):
   while step < end and not c.stop:
     n = min(c.call_length.length, every - step % every, end - step)
     state, metrics = c.run(state, c.shared, n, c.prefetcher.take(step, n))
-    _report(c, pending)
+    _log_metrics(c, pending)
     step += n
     pending = step, n, metrics
     if c.writer.is_due():
-      _report(c, pending)
+      _log_metrics(c, pending)
       pending = None
       c.writer.save(state)
-  _report(c, pending)
+  _log_metrics(c, pending)
   c.log.flush(step)
   return state, step
 
 
-def _report(c: LoopContext, pending) -> None:
+def _log_metrics(c: LoopContext, pending) -> None:
   """Reads and logs the metrics of the `n` meta-iterations up to `step`."""
   if pending is None:
     return

@@ -1,7 +1,8 @@
-"""Containers that pass between layers.
+"""Data structures shared by all modules.
 
 Shape legend, used in all of maml_jax: T tasks per meta-batch, W ways, S shots,
-Q queries per class, K inner steps, N images of one set (W*S or W*Q).
+Q queries per class, K inner steps, N images of one set (W*S or W*Q). In image
+shapes [..., H, W, C], W is the width.
 """
 
 from collections.abc import Callable
@@ -72,7 +73,8 @@ class Dataset(NamedTuple):
 class MetaState(NamedTuple):
   """Everything that meta-training carries from one step to the next.
 
-  It holds no random key: step i draws from `fold_in(key(seed), i)`.
+  It holds no random key: step i draws its tasks from `fold_in(key, i)`, with
+  the `key` of `train.make_train_step`.
 
   Attributes:
     step: [] int32, number of meta-iterations completed.

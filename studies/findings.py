@@ -185,7 +185,7 @@ def _evaluate(fn, config, workdir: pathlib.Path) -> tuple[dict, np.ndarray]:
   Returns:
     The result, and the accuracies of all tasks, [T] or [cells, T].
   """
-  result = fn(config, workdir, again=False)
+  result = fn(config, workdir, overwrite=False)
   path = results.result_path(workdir, result['name'])
   with np.load(path.with_suffix('.npz')) as arrays:
     return result, arrays['accuracy'].astype(np.float64)

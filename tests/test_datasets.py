@@ -543,7 +543,7 @@ def test_folder_is_prepared_on_first_use_and_not_modified(
   assert capsys.readouterr().out == ''
   assert list_tree(source) == before
   assert data.class_names('folder', 'train', same_name) == ['dog']
-  one, two = data.prepared_dirs('folder')
+  one, two = data.prepared_roots('folder')
   assert one.name.startswith('mine-') and two.name.startswith('mine-')
   assert data.class_names('folder', 'train', one) in (['cat'], ['dog'])
 

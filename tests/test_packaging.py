@@ -190,12 +190,8 @@ def test_wheel_works_in_an_empty_environment(distributions, tmp_path):
   done = call('python', '-c', USE_LIBRARY)
   assert done.returncode == 0, done.stderr
   assert str(tmp_path) in done.stdout
-  help_text = call('maml-jax', '--help').stdout
-  assert 'modes:' in help_text
-  assert (
-    call('python', '-m', 'maml_jax', '--help').stdout.split('\n')[1:]
-    == (help_text.split('\n')[1:])
-  )
+  for command in (['maml-jax'], ['python', '-m', 'maml_jax']):
+    assert 'modes:' in call(*command, '--help').stdout
   done = call('maml-jax', '--config=mini_5w1s', '--ways=3')
   assert done.returncode == 2 and done.stderr.startswith('error: unknown')
   done = call('maml-jax', '--config=mini_5w1s')

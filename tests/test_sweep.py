@@ -181,12 +181,12 @@ def test_saved_grid_is_reused_unless_again_or_changed(
 ):
   monkeypatch.setattr(evaluate.Evaluation, 'measure', None)  # not callable
   config = small_run.config(**FIELDS)
-  assert sweep.evaluate_grid(config, run, workdir, again=False) == result
+  assert sweep.evaluate_grid(config, run, workdir, overwrite=False) == result
   with pytest.raises(TypeError):
     sweep.evaluate_grid(config, run, workdir)
   with pytest.raises(TypeError):
     other = small_run.config(**FIELDS | {'eval__augment_support': 'flip'})
-    sweep.evaluate_grid(other, run, workdir, again=False)
+    sweep.evaluate_grid(other, run, workdir, overwrite=False)
 
 
 class Interrupted(Exception):

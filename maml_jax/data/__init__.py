@@ -38,7 +38,7 @@ __all__ = [
   'load_dataset',
   'prepare',
   'prepared_dir',
-  'prepared_dirs',
+  'prepared_roots',
   'spec',
 ]
 
@@ -85,7 +85,7 @@ def prepared_dir(name: str, data_dir: PathLike | None = None) -> Path:
   return _data_root(data_dir) / name / spec(name).version
 
 
-def prepared_dirs(name: str, data_dir: PathLike | None = None) -> list[Path]:
+def prepared_roots(name: str, data_dir: PathLike | None = None) -> list[Path]:
   """Returns every `data_dir` under which a data set is already prepared.
 
   The list has at most one entry, except for user-provided data sets, which have

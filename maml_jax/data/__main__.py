@@ -70,7 +70,7 @@ def _list(args: argparse.Namespace) -> None:
   for name, spec in data.SPECS.items():
     states = [
       f'{_summarize(name, data_dir)}, in {data.prepared_dir(name, data_dir)}'
-      for data_dir in data.prepared_dirs(name, args.data_dir)
+      for data_dir in data.prepared_roots(name, args.data_dir)
     ]
     if spec.generated:
       directory = data.prepared_dir(name, args.data_dir)

@@ -13,7 +13,7 @@ from maml_jax.types import Batch, Episode
 from maml_jax.utils.errors import UserError
 
 __all__ = [
-  'build_task',
+  'build_episode',
   'draw_distinct_tasks',
   'draw_positions',
   'draw_task_positions',
@@ -91,7 +91,7 @@ def draw_task_positions(key, dataset, *, ways, shots, queries):
   )
 
 
-def build_task(key, images, *, shots, transform):
+def build_episode(key, images, *, shots, transform):
   """Returns the `Episode` of the images at the positions of a task.
 
   Args:
@@ -123,7 +123,7 @@ def sample_episode(key, dataset, *, ways, shots, queries, transform):
     key, dataset, ways=ways, shots=shots, queries=queries
   )
   images = jnp.take(dataset.images, positions, axis=0)
-  return build_task(key, images, shots=shots, transform=transform)
+  return build_episode(key, images, shots=shots, transform=transform)
 
 
 def make_transform(mean=None, std=None):
@@ -206,7 +206,8 @@ def draw_distinct_tasks(key, dataset, num_tasks, *, ways, shots, queries):
     if not num_new:
       raise UserError(
         f'requested {num_tasks} distinct {ways}-way {shots}-shot tasks with '
-        f'{queries} queries per class, found only {len(tasks)}'
+        f'{queries} queries per class, found only {len(tasks)}: reduce '
+        'eval.num_tasks or val.num_tasks'
       )
   return np.stack(tasks)
 

@@ -178,7 +178,7 @@ def evaluate(
   source: str | os.PathLike,
   workdir: str | os.PathLike | None = None,
   *,
-  again: bool = True,
+  overwrite: bool = True,
 ) -> dict:
   """Evaluates a checkpoint on many tasks, prints and saves the result.
 
@@ -189,7 +189,7 @@ def evaluate(
       the checkpoint, except for fields that only training uses.
     source: a workdir or one checkpoint.
     workdir: where results are saved; default `source`.
-    again: repeat the evaluation even if its result is already saved.
+    overwrite: repeat the evaluation and replace a saved result.
 
   Returns:
     The content of WORKDIR/eval/NAME.json. NAME.npz holds the metrics per task.
@@ -200,7 +200,7 @@ def evaluate(
   phase = setup.eval_phase(config)
   name = f'q{phase.queries}_k{phase.num_steps}_{norm_label(phase.norm)}'
   e = Evaluation(config, source, workdir or source, phase, name)
-  if not again and (result := distributed.on_main_process(e.find_saved)):
+  if not overwrite and (result := distributed.on_main_process(e.find_saved)):
     return result
   metric_fns = {'accuracy': accuracy, 'predicted': lambda x, _: x.argmax(-1)}
   learner = setup.phase_learner(config, phase, metric_fns)

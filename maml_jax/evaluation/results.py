@@ -49,7 +49,7 @@ def collect_metrics(
 ) -> dict[str, np.ndarray]:
   """Collects the metrics of all tasks, resuming from a partial file.
 
-  With several processes the evaluation starts from the first task.
+  With several processes nothing is saved or resumed.
 
   Args:
     run: `run(start)` yields the metrics of the tasks from `start` on, several
@@ -166,6 +166,6 @@ def _write_partial(path: pathlib.Path, identity: str, metrics: Mapping) -> None:
   except OSError as error:
     warnings.warn(
       f'cannot write {path}: {oserror_message(error)}; the evaluation '
-      'continues but could not be resumed',
+      'continues, but cannot resume if interrupted',
       stacklevel=3,
     )

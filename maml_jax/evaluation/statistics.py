@@ -106,7 +106,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     successes: number of successes.
     trials: number of trials, at least 1.
   """
-  z = 1.959964
+  z = 1.959964  # the 97.5 % quantile of the normal distribution
   center = (successes + z * z / 2) / (trials + z * z)
   variance = successes * (trials - successes) / trials + z * z / 4
   half_width = z / (trials + z * z) * math.sqrt(variance)
@@ -135,7 +135,11 @@ def expected_at_chance(num_images: int, ways: int) -> float:
 
 
 def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
-  """Returns the means of metrics [T], and the interval of the primary one."""
+  """Returns mean loss, mean primary metric and the interval of the latter.
+
+  Args:
+    metrics: [T] each, one value per task.
+  """
   name = primary_metric(metrics)
   mean, interval = mean_interval(metrics[name])
   values = {'loss': float(metrics['loss'].mean()), name: mean}

@@ -45,7 +45,7 @@ def evaluate_grid(
   source: str | os.PathLike,
   workdir: str | os.PathLike | None = None,
   *,
-  again: bool = True,
+  overwrite: bool = True,
 ) -> dict:
   """Evaluates a checkpoint in every cell of a grid, prints and saves it.
 
@@ -54,7 +54,7 @@ def evaluate_grid(
       axes of the grid; see `evaluate`.
     source: a workdir or one checkpoint.
     workdir: where results are saved; default `source`.
-    again: repeat the evaluation even if its result is already saved.
+    overwrite: repeat the evaluation and replace a saved result.
 
   Returns:
     The content of WORKDIR/eval/NAME.json. NAME.npz holds accuracy and loss of
@@ -71,7 +71,7 @@ def evaluate_grid(
     queries=queries[-1], num_steps=steps[-1]
   )
   e = Evaluation(config, source, workdir or source, phase, 'grid')
-  if not again and (result := distributed.on_main_process(e.find_saved)):
+  if not overwrite and (result := distributed.on_main_process(e.find_saved)):
     return result
   cells, arrays = _measure(e, norms, queries, steps)
   base = _base_cell(config, cells)

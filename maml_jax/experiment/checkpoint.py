@@ -5,7 +5,7 @@
 
     WORKDIR/checkpoints/latest/STEP/   where the run resumes
     WORKDIR/checkpoints/best/STEP/     best on validation
-    WORKDIR/checkpoints/aside/         superseded because a run resumed earlier
+    WORKDIR/checkpoints/aside/         set aside when an older step resumed
 
 The newest two of `latest` and `best` are kept. A checkpoint holds arrays in
 `state`, and the config and validation metrics in `meta`. Both have SHA-256
@@ -130,7 +130,7 @@ class CheckpointWriter:
     self.last_step = step
 
   def is_due(self) -> bool:
-    """Returns whether the last checkpoint is too old."""
+    """Returns whether the last save was `SECONDS_BETWEEN_SAVES` ago."""
     seconds = self._seconds_since_save(time.monotonic() - self._saved_at)
     return seconds > SECONDS_BETWEEN_SAVES
 
@@ -179,8 +179,8 @@ class CheckpointWriter:
       self._failed = True
       raise UserError(
         f'cannot write a checkpoint in {self._folder}: {_reason(error)}. '
-        'Existing checkpoints are kept; free some space and run the same '
-        'command to resume'
+        'Existing checkpoints are kept; fix the cause, such as a full disk, '
+        'and run the same command to resume'
       ) from error
 
   def _write(self, manager, state, metrics) -> None:
@@ -246,7 +246,8 @@ def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
   saved = find(path, which)
   if saved is None:
     has_latest = which == 'best' and _steps(path / 'checkpoints' / 'latest')
-    hint = '; it has one for --eval.checkpoint=latest' if has_latest else ''
+    hint = ', but a latest one: use --eval.checkpoint=latest'
+    hint = hint if has_latest else ''
     raise UserError(f'no {which} checkpoint in {path}{hint}')
   return saved
 
@@ -460,11 +461,12 @@ def _read(path: pathlib.Path, step: int | None = None) -> Checkpoint:
 
 
 def _read_arrays(folder: pathlib.Path) -> PyTree:
-  """Reads the arrays if the files match their digests and are no bomb."""
+  """Reads arrays whose files match their digests and have a plausible size."""
   digests = json.loads((folder / DIGESTS_FILE).read_text())
   files = _files(folder)  # no other file is opened, whatever the digests name
   for name in digests.keys() ^ files.keys():
-    raise ValueError(f'{name} is {"missing" if name in digests else "new"}')
+    problem = 'missing' if name in digests else 'not listed in digests.json'
+    raise ValueError(f'{name} is {problem}')
   for name, file in files.items():
     if digests[name] != _digest(file):
       raise ValueError(f'{name} does not match its digest')
@@ -476,7 +478,7 @@ def _read_arrays(folder: pathlib.Path) -> PyTree:
     for x in jax.tree.leaves(tree)
   )
   if claimed > MAX_COMPRESSION * size + MAX_EXTRA_BYTES:
-    raise ValueError(f'{size} bytes of files claim {claimed} bytes of arrays')
+    raise ValueError(f'files of {size} bytes declare arrays of {claimed} bytes')
   as_numpy = jax.tree.map(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
   )
@@ -507,7 +509,9 @@ def _canonical(metadata: Mapping) -> bytes:
 def main(argv: Sequence[str]) -> None:
   """Exports a checkpoint."""
   parser = argparse.ArgumentParser(description=export.__doc__.split('\n')[0])
-  parser.add_argument('source', metavar='WORKDIR', help='or one checkpoint')
+  parser.add_argument(
+    'source', metavar='WORKDIR', help='directory of a run, or of one checkpoint'
+  )
   parser.add_argument('path', metavar='DIR', help='the directory to create')
   parser.add_argument('--which', choices=('best', 'latest'), default='best')
   args = parser.parse_args(argv)

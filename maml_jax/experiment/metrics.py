@@ -1,4 +1,4 @@
-"""Which metric decides, and whether it depends on the other query images."""
+"""The primary metric, and whether predictions are transductive."""
 
 from collections.abc import Mapping
 

@@ -37,7 +37,7 @@ class MetricsLog:
     step: the step that the run resumes from.
 
   Raises:
-    UserError: a record cannot be written, now or later.
+    UserError: a record cannot be written.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):

@@ -20,10 +20,10 @@ def make_schedule(
   warmup_epochs=0,
   steps_per_epoch=1,
 ):
-  """Makes a learning rate schedule that is constant within each epoch.
+  """Makes a learning rate schedule that changes between epochs.
 
   Args:
-    lr: the initial learning rate.
+    lr: the base learning rate, reached after the warmup, if any.
     schedule: 'constant'; 'step': multiplied by `gamma` at the start of each
       epoch in `milestones` (PyTorch's MultiStepLR); 'cosine': cosine annealing
       to 0 at the last of `milestones` (PyTorch's CosineAnnealingLR).

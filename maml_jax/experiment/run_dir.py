@@ -13,7 +13,12 @@ from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import oserror_message, write_text
 
-__all__ = ['RESUME_IGNORED_FIELDS', 'lock_run_dir', 'require_same_config']
+__all__ = [
+  'RESUME_ADVICE',
+  'RESUME_IGNORED_FIELDS',
+  'lock_run_dir',
+  'require_same_config',
+]
 
 # Fields that may change when a run resumes: they do not affect its results.
 RESUME_IGNORED_FIELDS = (
@@ -26,6 +31,7 @@ RESUME_IGNORED_FIELDS = (
   'train.steps_per_call',
   'train.tasks_per_chunk',
 )
+RESUME_ADVICE = 'use another --workdir or --tag, or the config of that run'
 
 
 @contextlib.contextmanager
@@ -63,7 +69,9 @@ def _lock(workdir, config, stack) -> None:
   has_checkpoints = any((workdir / 'checkpoints').glob('*/*'))
   saved = config_lib.read_saved(workdir) if has_checkpoints else None
   if saved:  # otherwise the config in each checkpoint is compared
-    require_same_config(saved, config, workdir, RESUME_IGNORED_FIELDS)
+    require_same_config(
+      saved, config, workdir, RESUME_IGNORED_FIELDS, RESUME_ADVICE
+    )
   write_text(workdir / 'config.json', config_lib.to_json(config))
 
 
@@ -72,6 +80,7 @@ def require_same_config(
   config: ConfigDict,
   path: str | os.PathLike,
   ignore: Collection[str],
+  advice: str = 'use the config of the checkpoint',
 ) -> None:
   """Checks that a config matches the saved one.
 
@@ -80,6 +89,7 @@ def require_same_config(
     config: the config that is requested now.
     path: of the run or checkpoint, for the message.
     ignore: fields and sections that may differ.
+    advice: what to do, for the message.
 
   Raises:
     UserError: they differ; the message lists the fields.
@@ -88,6 +98,5 @@ def require_same_config(
   if differences:
     raise UserError(
       f'{path} was created with a different config: '
-      f'{"; ".join(differences)}. Use another --workdir or --tag, or the '
-      'config of that run'
+      f'{"; ".join(differences)}: {advice}'
     )

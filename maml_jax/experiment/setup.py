@@ -190,7 +190,8 @@ def phase_learner(config, phase: Phase, metric_fns=None, **inner) -> Learner:
   Args:
     config: see `maml_jax.default_config`.
     phase: a phase of it.
-    metric_fns: see `make_learner`; default accuracy, or none for regression.
+    metric_fns: see `make_learner`; default accuracy. Ignored for regression,
+      which reports only the loss.
     **inner: overrides of fields of `InnerConfig`.
   """
   inner = {**config.inner, 'num_steps': phase.num_steps, **inner}

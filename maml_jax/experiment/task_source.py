@@ -16,7 +16,7 @@ import numpy as np
 
 from maml_jax import data
 from maml_jax.data.episodes import (
-  build_task,
+  build_episode,
   draw_distinct_tasks,
   draw_task_positions,
   sample_episode,
@@ -95,7 +95,7 @@ def train_tasks(config, sharding: TaskSharding) -> TrainTasks:
 
   def sample(key, shared, images):
     del shared
-    return build_task(key, images, shots=phase.shots, transform=transform)
+    return build_episode(key, images, shots=phase.shots, transform=transform)
 
   key = setup.rng_stream(config.seed, setup.TRAIN_STREAM)
   gather = _image_gatherer(config, phase, dataset, key)

@@ -38,7 +38,8 @@ def transfer_params(
     if isinstance(tree, dict):
       raise UserError(
         f'norm needs {name}, which the checkpoint lacks: it was trained with '
-        'another config.model.norm or another model'
+        'another config.model.norm or config.model.encoder; use a norm mode '
+        'whose statistics it has'
       )
     if tree.shape == wanted.shape:
       return tree

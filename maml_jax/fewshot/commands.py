@@ -39,7 +39,7 @@ __all__ = ['adapt', 'predict']
 
 MODEL_FILE = 'model.npz'
 READ_BATCH_SIZE = 256  # query images in memory at a time
-MAX_LEFT_OUT = 40  # support images that are left out, one at a time
+MAX_LEFT_OUT = 40  # support images left out, one at a time, of 50 images
 MAX_TABLE_ROWS = 40  # of printed tables; the files contain all rows
 
 
@@ -186,8 +186,9 @@ def _leave_one_out(learner, program, support: SupportSet) -> LeaveOneOut | None:
   labels = support.labels
   if support.class_sizes.min() < 2:
     return None
-  max_left_out = max(MAX_LEFT_OUT // 4, MAX_LEFT_OUT * 50 // len(labels))
-  n = min(len(labels), max_left_out)
+  # Fewer of large sets: the cost grows with both numbers.
+  limit = max(MAX_LEFT_OUT // 4, MAX_LEFT_OUT * 50 // len(labels))
+  n = min(len(labels), limit)
   rows = np.linspace(0, len(labels) - 1, n).astype(int)
   probabilities = leave_one_out(learner, program, support.pixels, labels, rows)
   num_correct = int((probabilities.argmax(-1) == labels[rows]).sum())

@@ -1,4 +1,4 @@
-"""Batch normalization in all modes that are used in few-shot learning.
+"""Batch normalization in six modes used in few-shot learning.
 
 All modes normalize the support pass of meta-training by the moments of the
 support set. They differ in the moments that normalize the *query* pass. A mode
@@ -122,6 +122,7 @@ class BatchNorm(nn.Module):
         _update_running(mean, batch_mean, old_weight)
         _update_running(var, batch_var * (n / max(n - 1, 1)), old_weight)
       if self.mode == 'tasknorm':
+        # A sum with the old value keeps its dtype and varying mesh axes.
         size.value = 0 * size.value + x.shape[0]
       return batch_mean, batch_var
     mean, var = _channels(mean.value), _channels(var.value)
