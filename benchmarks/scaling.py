@@ -1,11 +1,11 @@
 """Group `scaling`: how the time of a meta-iteration scales.
 
 The rows vary the number of tasks, inner steps, pixels and parameters on the
-available devices, and then the number of fake devices, 1 to 8, that share the
-CPU cores (`cores` in every row). `params` is the number of parameters; `gflop`
-is counted by `flops.count_flops`.
+available devices, and then the number of simulated devices, 1 to 8, that share
+the CPU cores (`cores` in every row). `params` is the number of parameters;
+`gflop` is counted by `flops.count_flops`.
 
-  python -m benchmarks.scaling DEVICES [--tiny]   run for fake devices
+  python -m benchmarks.scaling DEVICES [--tiny]   run for simulated devices
   python -m benchmarks.scaling --table FILE       rows of --json as Markdown
 """
 
@@ -34,21 +34,21 @@ TASKS = (1, 2, 4, 8, 16, 32)
 STEPS = (1, 2, 5, 10, 20)
 SIDES = (28, 56, 84, 112)
 ENCODERS = ('convnet4', 'wide_convnet4', 'resnet12')
-FAKE_DEVICES = (1, 2, 4, 8)
-FAKE_TASKS = 8
+SIMULATED_DEVICES = (1, 2, 4, 8)
+SIMULATED_TASKS = 8
 
 
 def cases(settings: Settings):
-  """Yields tasks, steps, pixels, encoders, then fake devices."""
+  """Yields tasks, steps, pixels, encoders, then simulated devices."""
   works = {_pluralize(n, 'task'): Workload(tasks=n) for n in TASKS}
   works |= {f'K={k}': Workload(num_steps=k) for k in STEPS}
   works |= {f'{n} pixels': Workload(side=n) for n in SIDES}
   works |= {name: Workload(encoder=name) for name in ENCODERS}
   for name, work in works.items():
     yield name, partial(measure, resize(work, settings.tiny), settings)
-  for devices in FAKE_DEVICES:
-    name = f'{FAKE_TASKS} tasks, {_pluralize(devices, "fake device")}'
-    yield name, partial(_measure_fake_devices, devices, settings)
+  for devices in SIMULATED_DEVICES:
+    name = f'{SIMULATED_TASKS} tasks, {_pluralize(devices, "simulated device")}'
+    yield name, partial(_measure_simulated_devices, devices, settings)
 
 
 def _pluralize(number: int, noun: str) -> str:
@@ -79,14 +79,14 @@ def markdown_table(rows: list[dict]) -> str:
   for row in rows:
     lines.append(
       f'| {row["name"]} | {row["params"]:,} | {row["gflop"]:,.1f} | '
-      f'{row["used"]} | {row["ms"]:,.0f} ms ({row["ms_min"]:,.0f} - '
+      f'{row["used"]} | {row["ms"]:,.0f} ms ({row["ms_min"]:,.0f} to '
       f'{row["ms_max"]:,.0f}) | {row["tasks_per_s"]:.2f} | '
       f'{row["ms"] / row["gflop"]:.2f} ms |'
     )
   return '\n'.join(lines)
 
 
-def _measure_fake_devices(devices: int, settings: Settings) -> dict:
+def _measure_simulated_devices(devices: int, settings: Settings) -> dict:
   args = [f'{devices}', f'--repeats={settings.repeats}']
   args += [f'--seconds={settings.seconds}']
   args += ['--tiny'] if settings.tiny else []
@@ -101,7 +101,7 @@ def _measure_fake_devices(devices: int, settings: Settings) -> dict:
 def main(argv=None):
   parser = argparse.ArgumentParser()
   add, default = parser.add_argument, Settings()
-  add('devices', type=int, nargs='?', help='number of fake devices')
+  add('devices', type=int, nargs='?', help='number of simulated devices')
   add('--table', metavar='FILE', help='print rows of --json as Markdown')
   add('--repeats', type=int, default=default.repeats)
   add('--seconds', type=float, default=default.seconds)
@@ -116,7 +116,7 @@ def main(argv=None):
     parser.error('DEVICES or --table FILE is required')
   jax.config.update('jax_num_cpu_devices', args.devices)
   settings = Settings(args.repeats, args.seconds, tiny=args.tiny)
-  work = resize(Workload(tasks=FAKE_TASKS), args.tiny)
+  work = resize(Workload(tasks=SIMULATED_TASKS), args.tiny)
   print(json.dumps(describe_machine() | measure(work, settings)))
 
 

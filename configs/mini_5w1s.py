@@ -2,7 +2,7 @@
 
 The `reproduce` setting of PyTorch-MAML. Expected: 48.70 +-1.84 % (MAML
 paper; transductive, 600 tasks, Q=1). Hardware: one GPU. Time: 14 h with
-PyTorch-MAML; see RESULTS.md."""
+PyTorch-MAML, from its training log."""
 
 from maml_jax import default_config
 

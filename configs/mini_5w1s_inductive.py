@@ -1,7 +1,7 @@
 """python main.py --config=configs/mini_5w1s_inductive.py
 
 The `template` setting of PyTorch-MAML. Expected: about 4 points below
-mini_5w1s (README of PyTorch-MAML). Hardware: one GPU. Time: see RESULTS.md."""
+mini_5w1s (README of PyTorch-MAML). Hardware: one GPU. Time: not measured."""
 
 from maml_jax import default_config
 

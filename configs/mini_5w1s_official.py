@@ -1,8 +1,8 @@
 """python main.py --config=configs/mini_5w1s_official.py
 
 The setting of the paper's TensorFlow code. Expected: 48.70 +-1.84 % (MAML
-paper; its weights, re-evaluated: 47.1 +-1.3). Hardware: one GPU. Time: see
-RESULTS.md."""
+paper; its weights, re-evaluated: 47.1 +-1.3). Hardware: one GPU. Time: not
+measured."""
 
 from maml_jax.config import load_preset
 

@@ -1,8 +1,8 @@
 """python main.py --config=configs/mini_5w5s_inductive.py
 
 The `template` setting of PyTorch-MAML, inductive. Expected: about 4 points
-below mini_5w5s (README of PyTorch-MAML). Hardware: one GPU. Time: see
-RESULTS.md."""
+below mini_5w5s (README of PyTorch-MAML). Hardware: one GPU. Time: not
+measured."""
 
 from maml_jax.config import load_preset
 

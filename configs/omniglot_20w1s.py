@@ -1,7 +1,7 @@
 """python main.py --config=configs/omniglot_20w1s.py
 
 Expected: 95.8 % (MAML paper, full Omniglot, 60,000 iterations). Hardware:
-one GPU. Time: see RESULTS.md."""
+one GPU. Time: not measured."""
 
 from maml_jax import default_config
 

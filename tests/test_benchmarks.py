@@ -49,7 +49,7 @@ ROWS = (
   'sampling/draw',
   'sampling/train loop',
   'flops',
-  'scaling/8 tasks, 2 fake devices',
+  'scaling/8 tasks, 2 simulated devices',
   'variants/im2col',
   'profile',
 )
@@ -165,13 +165,13 @@ def test_sampling_row_is_consistent(rows):
 
 
 def test_scaling_row_is_consistent(rows):
-  row = rows['scaling/8 tasks, 2 fake devices']
+  row = rows['scaling/8 tasks, 2 simulated devices']
   assert row['used'] == row['devices'] == 2
   assert row['platform'] == 'cpu'
   assert row['params'] == 3 * 3 * 3 * 4 + 4 + 4 * 2
   *_, line = scaling.markdown_table([row]).splitlines()
   cells = [cell.strip() for cell in line.strip('|').split('|')]
-  assert cells[:4] == ['8 tasks, 2 fake devices', '120', cells[2], '2']
+  assert cells[:4] == ['8 tasks, 2 simulated devices', '120', cells[2], '2']
   per_gflop = row['ms'] / row['gflop']
   assert cells[-1] == f'{per_gflop:.2f} ms'
 

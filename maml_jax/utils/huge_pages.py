@@ -3,7 +3,7 @@
 A meta-iteration on a CPU allocates and frees hundreds of megabytes. With pages
 of 4 kB the kernel has to provide and clear 70,000 of them per task. The C
 library (glibc 2.35 or newer) uses pages of 2 MB and keeps them if environment
-variables are set when the program starts; docs/performance.md has the gain.
+variables are set when the program starts; see docs/performance.md.
 """
 
 import os
