@@ -229,8 +229,8 @@ def make_parser() -> Parser:
   add(
     '--distributed',
     action='store_true',
-    help='query the cluster for the previous three; automatic with Slurm and '
-    'Open MPI',
+    help='query the cluster for the previous three; automatic with Slurm, '
+    'Open MPI and TPU pods on Kubernetes',
   )
   return parser
 

@@ -130,7 +130,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     field = name.removeprefix('--config.').removeprefix('--')
     section = field.split('.')[0]
     if not name.startswith('--config.') and section not in config:
-      raise UserError(f'unknown argument {argument}; see --help')
+      hint = suggest(field, flatten(config), config)
+      raise UserError(f'unknown argument {argument}{hint}')
     _override(config, field, text if equals else None)
   validate(config)
   return config
