@@ -8,7 +8,7 @@
 #   make docs      build docs/ into site/, to be opened at site/index.html
 #
 #   PYTHON=python3.12   the interpreter that creates .venv (3.11 or newer)
-#   EXTRAS=dev,cuda     the extras to install: dev, cuda, tpu
+#   EXTRAS=dev,cuda     the extras to install; `dev` includes `train`
 #   ARGS='-k norm'      passed to pytest or main.py
 
 EXTRAS ?= dev

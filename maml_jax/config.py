@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from maml_jax.config_checks import (
   NORMS,
+  RENAMED_AUGMENTATIONS,
   TYPE_NAMES,
   flatten,
   norm_modes,
@@ -53,13 +54,6 @@ RENAMED_FIELDS = {
   'train.chunk': 'train.tasks_per_chunk',
   'train.start': 'train.init_from',
   'outer.clip': 'outer.clip_value',
-}
-# Values of the augmentation fields that were renamed.
-RENAMED_AUGMENTATIONS = {
-  'crop': 'random_crop',
-  'color': 'color_jitter',
-  'resize': 'random_resized_crop',
-  'enlarge': 'resize_center_crop',
 }
 # Fields that were added, with the value that older configs imply.
 ADDED_FIELDS = {
@@ -99,7 +93,9 @@ def load_preset(name: str) -> ConfigDict:
   Raises:
     UserError: there is no such preset.
   """
-  return _run_config_file(name)
+  if (file := _find_preset(name)) is None:
+    raise UserError(f'no preset {name}{suggest(name, preset_names())}')
+  return _run_config_file(str(file))
 
 
 def preset_names() -> list[str]:
@@ -221,15 +217,22 @@ def _upgrade(tree: dict[str, Any]) -> None:
       tree[section].setdefault(name, value)
 
 
+def _find_preset(name: str) -> pathlib.Path | None:
+  for folder in PRESET_DIRS:
+    if (file := folder / f'{name}.py').is_file():
+      return file
+  return None
+
+
 def _find_config_file(path: str) -> pathlib.Path:
   """Returns the file of a path or of a preset's name."""
   file = pathlib.Path(path)
+  if file.name == path and (preset := _find_preset(path)):
+    return preset
   if file.is_file():
     return file
-  if file.suffix == '' and file.name == path:
-    for folder in PRESET_DIRS:
-      if (preset := folder / f'{path}.py').is_file():
-        return preset
+  if (with_suffix := pathlib.Path(f'{path}.py')).is_file():
+    raise UserError(f'no config file {path}; did you mean {with_suffix}?')
   folder = file.parent if file.parent.name == 'configs' else 'configs'
   files = sorted(map(str, pathlib.Path(folder).glob('[!_]*.py')))
   known = files if file.suffix and files else preset_names()
@@ -259,6 +262,10 @@ def _innermost_message(error: Exception) -> str:
     error = error.args[0]
   message = str(error.args[0] if isinstance(error, KeyError) else error)
   last = message.splitlines()[-1] if message else type(error).__name__
+  if isinstance(error, KeyError):
+    for old, new in RENAMED_FIELDS.items():
+      if f'"{old.split(".")[1]}"' in last:
+        return f'config.{old} does not exist; it is now config.{new}'
   return last.partition(' Other fields')[0]
 
 

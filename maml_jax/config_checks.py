@@ -16,6 +16,7 @@ from maml_jax.utils.errors import UserError, check_choice, printable
 
 __all__ = [
   'NORMS',
+  'RENAMED_AUGMENTATIONS',
   'TYPE_NAMES',
   'flatten',
   'norm_modes',
@@ -33,6 +34,13 @@ AUGMENTATIONS = (
   'random_resized_crop',
   'resize_center_crop',
 )
+# Values of earlier versions.
+RENAMED_AUGMENTATIONS = {
+  'crop': 'random_crop',
+  'color': 'color_jitter',
+  'resize': 'random_resized_crop',
+  'enlarge': 'resize_center_crop',
+}
 
 CHOICES = {
   'precision': ('float32', 'tf32', 'bfloat16'),
@@ -128,7 +136,11 @@ def validate(config: ConfigDict) -> None:
   for field, kind in types.items():
     _check_type(field, fields[field], kind)
   for field, choices in CHOICES.items():
-    check_choice(f'config.{field}', fields[field], choices)
+    value = fields[field]
+    if choices is AUGMENTATIONS and value in RENAMED_AUGMENTATIONS:
+      new = RENAMED_AUGMENTATIONS[value]
+      raise UserError(f'config.{field}={value}: it is now {new}')
+    check_choice(f'config.{field}', value, choices)
   _check_numbers(fields, types)
   for field in NORM_FIELDS:
     for mode in norm_modes(f'config.{field}', fields[field]):

@@ -182,15 +182,15 @@ def test_override_sets_value_and_type(override, value):
     ('outer.clip_value=0', 'must be positive'),
     ('outer.clip_value=nan', 'must be positive'),
     ('outer.milestones=a', "'a' is not an integer"),
-    ('inner.frozen=1', '1 is not a word'),
+    ('inner.frozen=1', '1 is not a string'),
     ('data.name=miniimagenet', 'did you mean mini_imagenet?'),
     ('data.name=', 'choose from: glyphs, omniglot, mini_imagenet'),
     ('model.encoder=convnet', 'did you mean convnet4?'),
     ('model.encoder=resnet-12', 'did you mean resnet12?'),
     ('model.norm=globl', 'did you mean global?'),
     ('eval.norm=(("*", "globl"),)', 'did you mean global?'),
-    ('model.norm=(1, 2)', 'neither a mode nor (pattern, mode) pairs'),
-    ('model.norm=3', 'neither a mode nor (pattern, mode) pairs'),
+    ('model.norm=(1, 2)', 'neither a mode such as support nor pairs such as'),
+    ('model.norm=3', 'neither a mode such as support nor pairs such as'),
     ('outer.optimizer=adm', 'did you mean adam?'),
     ('eval.split=tset', 'did you mean test?'),
     ('eval.ways=7', 'need config.inner.reset_classifier=true'),
@@ -205,7 +205,10 @@ def test_override_sets_value_and_type(override, value):
     ('train.chunk=1', '; it is now train.tasks_per_chunk'),
     ('train.start=runs/a', '; it is now train.init_from'),
     ('outer.clip=1', '; it is now outer.clip_value'),
-    ('data.augment_query=crop', 'did you mean random_crop?'),
+    ('data.augment_query=crop', 'it is now random_crop'),
+    ('val.augment_support=resize', 'it is now random_resized_crop'),
+    ('eval.augment_support=enlarge', 'it is now resize_center_crop'),
+    ('innr.num_steps=3', 'did you mean inner.num_steps?'),
     ('data.placement=cpu', 'choose from: auto, device, host'),
   ],
 )
@@ -251,6 +254,10 @@ def test_unknown_argument_is_named():
     ),
     ("config.task.ways = 'five'", 'line 4: '),
     ('config.task.ways = 1', 'config.task.ways=1: must be at least 2'),
+    (
+      'config.outer.clip = 1.0',
+      'config.outer.clip does not exist; it is now config.outer.clip_value',
+    ),
     ('config = 3', 'get_config() must return a ConfigDict'),
     ('config = (', 'was never closed'),
   ],
@@ -299,6 +306,22 @@ def test_preset_is_found_by_name_from_any_directory(tmp_path, monkeypatch):
   preset = config_lib.load_preset('mini_5w1s')
   assert preset.is_locked
   assert config_lib.to_json(preset) == config_lib.to_json(by_path)
+
+
+def test_preset_is_not_shadowed_by_a_file_of_its_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mini_5w1s').write_text('not a config')
+  assert config_lib.load('mini_5w1s').data.name == 'mini_imagenet'
+  assert config_lib.load('fc100_5w1s').data.name == 'fc100'
+
+
+def test_missing_suffix_of_a_config_file_is_suggested(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mine.py').write_text('')
+  with pytest.raises(UserError, match='did you mean mine.py?'):
+    config_lib.load('mine')
+  with pytest.raises(UserError, match='no preset mine'):
+    config_lib.load_preset('mine')
 
 
 def test_preset_names_are_those_of_config_files():

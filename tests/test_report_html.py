@@ -336,13 +336,15 @@ def test_results_of_earlier_versions_are_read(seeds, tmp_path):
     drop=('expected_at_chance',),
     at_chance_by_luck=result['expected_at_chance'],
     baselines=baselines,
+    augment_support='crop',
   )
   tasks = runs.read_run(workdir).evaluations[0].result
   assert tasks['expected_at_chance'] == result['expected_at_chance']
   assert 'at_chance_by_luck' not in tasks
+  assert tasks['augment_support'] == 'random_crop'
   found = write_page(tmp_path, [workdir])
   assert 'expected for random guesses: 68 %.' in found.text
-  assert 'nearest mean nearest class mean of the features' in found.text
+  assert 'nearest centroid nearest class mean of the features' in found.text
 
 
 def test_damaged_files_are_skipped_with_a_note(seeds, tmp_path):

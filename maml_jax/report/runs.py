@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax import config as config_lib
+from maml_jax.config_checks import RENAMED_AUGMENTATIONS
 from maml_jax.experiment import metrics, metrics_log
 from maml_jax.utils.errors import UserError
 
@@ -32,6 +33,7 @@ REQUIRED_FIELDS = {
 
 # Keys of results written by earlier versions -> current keys.
 RENAMED_KEYS = {'at_chance_by_luck': 'expected_at_chance'}
+RENAMED_BASELINES = {'nearest_mean': 'nearest_centroid'}
 
 
 class Evaluation(NamedTuple):
@@ -140,6 +142,10 @@ def _read_result(file: pathlib.Path) -> dict:
   """
   result = {'kind': 'tasks'} | json.loads(file.read_text())
   result = {RENAMED_KEYS.get(key, key): x for key, x in result.items()}
+  for row in result.get('baselines') or ():
+    row['name'] = RENAMED_BASELINES.get(row['name'], row['name'])
+  if (name := result.get('augment_support')) in RENAMED_AUGMENTATIONS:
+    result['augment_support'] = RENAMED_AUGMENTATIONS[name]
   required = REQUIRED_FIELDS[result['kind']]
   if not required <= result.keys() or result.get('cells') == []:
     raise ValueError('fields are missing')
