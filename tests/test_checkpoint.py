@@ -120,7 +120,7 @@ def test_missing_checkpoint_raises(tmp_path):
   with pytest.raises(UserError, match='no best checkpoint in .*[0-9]$'):
     checkpoint.load(tmp_path)
   save(tmp_path, 1)
-  with pytest.raises(UserError, match='it has one for .*checkpoint=latest'):
+  with pytest.raises(UserError, match='but a latest one: use --eval.checkpoint=latest'):
     checkpoint.load(tmp_path)
 
 
@@ -382,5 +382,5 @@ def test_oversized_arrays_are_rejected_before_allocation(manipulate):
   layout['shape'][0] = 10**9
   store[name] = json.dumps(layout).encode()
   update_digests(folder)
-  with pytest.raises(UserError, match='bytes of files claim 9600000'):
+  with pytest.raises(UserError, match='bytes declare arrays of 9600000'):
     checkpoint.load(folder)
