@@ -38,6 +38,8 @@ from maml_jax.models.norm import BatchNorm
 from maml_jax.sharding import make_mesh, mean_over_tasks
 from maml_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
 GPU_SCRIPT = ROOT / 'benchmarks' / 'gpu.sh'

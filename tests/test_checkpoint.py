@@ -120,7 +120,9 @@ def test_missing_checkpoint_raises(tmp_path):
   with pytest.raises(UserError, match='no best checkpoint in .*[0-9]$'):
     checkpoint.load(tmp_path)
   save(tmp_path, 1)
-  with pytest.raises(UserError, match='but a latest one: use --eval.checkpoint=latest'):
+  with pytest.raises(
+    UserError, match='but a latest one: use --eval.checkpoint=latest'
+  ):
     checkpoint.load(tmp_path)
 
 

@@ -146,6 +146,7 @@ def test_number_of_images_per_class_is_limited(tmp_path, figures):
   assert any('the first 10 of each class' in text for text in texts)
 
 
+@pytest.mark.slow
 def test_demo_draws_the_first_task_of_the_evaluation(
   tmp_path, monkeypatch, capsys, figures
 ):

@@ -213,6 +213,7 @@ def test_command_is_valid(line, monkeypatch, capsys):
     CHECKS[program](words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('line', EXECUTED)
 def test_command_runs(line, tmp_path, monkeypatch, capsys, glyphs):
   """Training uses small data and a small network."""
@@ -228,6 +229,7 @@ def test_command_runs(line, tmp_path, monkeypatch, capsys, glyphs):
   assert re.search(r'95 % .*interval', capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'page', [page for page in PAGES if code_blocks(page, 'python')], **IDS
 )
@@ -312,6 +314,7 @@ def test_environment_variables_exist(page):
     assert f"'{name}'" in source, name
 
 
+@pytest.mark.slow
 def test_site_builds(tmp_path):
   """Unknown links, anchors and modules are errors."""
   for name in ('mkdocs', 'material', 'mkdocstrings'):

@@ -13,6 +13,8 @@ from flax import nnx
 
 from maml_jax.learner import Batch, InnerConfig, cross_entropy, make_learner
 
+pytestmark = pytest.mark.slow
+
 FOLDER = pathlib.Path(__file__).parent.parent / 'examples'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
 IMPORTED = {'on_glyphs'}  # runs as part of other examples

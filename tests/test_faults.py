@@ -82,6 +82,7 @@ train(small_run.config(train__num_epochs=3), workdir)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'function, n',
   [
@@ -155,6 +156,7 @@ def fill_disk_at(monkeypatch, uninterrupted):
   jax.config.update(name, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'target, name, n, message',
   [

@@ -170,14 +170,14 @@ def calls(monkeypatch):
     calls['train'].append(workdir.name)
     return 0
 
-  def fake_evaluate(config, workdir, again):
+  def fake_evaluate(config, workdir, overwrite):
     num_tasks = config.eval.num_tasks
     accuracy = rng.uniform(size=num_tasks).astype(np.float32)
     name = f'tasks{num_tasks}'
     save_accuracies(workdir, name, accuracy)
     return {'name': name}
 
-  def fake_grid(config, workdir, again):
+  def fake_grid(config, workdir, overwrite):
     cells = [
       {'norm': norm, 'queries': q, 'num_steps': k}
       for norm in ('batch', *findings.INDUCTIVE)

@@ -37,6 +37,16 @@ FOLDER = Path(
   os.environ.get('MAML_JAX_GOLDEN') or Path(__file__).parent / 'golden'
 )
 CASES = sorted(FOLDER.glob('*.json'))
+# Cases of this project that take the longest.
+SLOW_CASES = (
+  'convnet4_episodic_momentum_wd',
+  'convnet4_learned_temperature',
+  'convnet4_outer_adam',
+  'convnet4_outer_sgd',
+  'resnet12_transductive',
+  'resnet18_episodic',
+  'wide_convnet4_3way_2shot',
+)
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +171,17 @@ def test_golden_directory_has_cases():
   assert CASES, f'no *.json files in {FOLDER}'
 
 
-@pytest.mark.parametrize('path', CASES, ids=[p.stem for p in CASES])
+@pytest.mark.parametrize(
+  'path',
+  [
+    pytest.param(
+      path,
+      id=path.stem,
+      marks=pytest.mark.slow if path.stem in SLOW_CASES else (),
+    )
+    for path in CASES
+  ],
+)
 def test_results_equal_those_of_pytorch_maml(path):
   record = json.loads(path.read_text())
   case, expect = record['case'], record['expect']

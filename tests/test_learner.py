@@ -156,6 +156,7 @@ class OneBlock(ConvNet4):
     return block(x, train=train).mean((1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'mode, devices, inner',
   [
@@ -225,6 +226,7 @@ def test_mixed_mode_on_8_devices_equals_default_mode():
   assert_close(got, reference('second order'), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'norm', [MODES[:4], MODES[4:] + ('batch', 'batch')], ids=str
 )

@@ -85,6 +85,7 @@ def test_encoders_accept_any_image_size(encoder, shape):
   assert jax.tree.structure(stats) == jax.tree.structure(after)
 
 
+@pytest.mark.slow
 def test_initial_weights_have_the_documented_spread():
 
   def kernel(encoder, *path, **kw):
@@ -183,6 +184,7 @@ def test_bfloat16_applies_only_to_convolutions_and_activations(mode):
     assert ('bf16' in str(jaxpr)) == (dtype is not None)
 
 
+@pytest.mark.slow
 def test_bfloat16_gradient_error_is_within_rounding_error():
   """Rounding changes ReLU and max pooling, so the error is some percent.
 

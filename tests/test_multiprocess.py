@@ -22,6 +22,8 @@ from maml_jax.experiment import checkpoint, metrics_log
 from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 TIMEOUT = 900  # seconds for a run on a busy machine
 CONNECT_SECONDS = 30  # how long CPU devices wait for each other; fixed in JAX

@@ -40,6 +40,7 @@ def test_first_cell_outside_a_clone_says_what_to_set(notebook, tmp_path):
   assert done.stderr.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_notebook_runs(notebook, glyphs, tmp_path, monkeypatch):
   """Meta-trains for one call only, and without network access."""
   for name, value in {

@@ -243,6 +243,7 @@ def test_make_skips_a_broken_python_and_installs_once(tmp_path):
   assert log.read_text().split()[:2] == ['-m', 'pytest']
 
 
+@pytest.mark.slow
 def test_python_example_in_models_md_learns():
   text = (REPOSITORY / 'docs' / 'models.md').read_text()
   examples = re.findall(r'```python\n(.*?)```', text, re.DOTALL)

@@ -13,6 +13,8 @@ import pytest
 from maml_jax.experiment import checkpoint, metrics_log
 from studies import soak
 
+pytestmark = pytest.mark.slow
+
 INTERRUPTIONS = 20
 SEED = 0
 

@@ -43,6 +43,7 @@ def test_results_list_the_checkpoint(path):
   assert f'{step} meta-iterations' in line and '±' in line
 
 
+@pytest.mark.slow
 def test_glyphs_checkpoint_reaches_its_listed_accuracy(tmp_path):
   """Within 1.5 times the 95 % interval over 40 tasks; needs no data."""
   path = REPOSITORY / 'checkpoints' / 'glyphs_5w1s'

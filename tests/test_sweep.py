@@ -176,7 +176,7 @@ def test_norm_without_statistics_in_the_checkpoint_is_rejected(run, tmp_path):
     sweep.evaluate_grid(small_run.config(**fields), run, tmp_path)
 
 
-def test_saved_grid_is_reused_unless_again_or_changed(
+def test_saved_grid_is_reused_unless_overwritten_or_changed(
   result, run, workdir, monkeypatch
 ):
   monkeypatch.setattr(evaluate.Evaluation, 'measure', None)  # not callable
@@ -193,6 +193,7 @@ class Interrupted(Exception):
   pass
 
 
+@pytest.mark.slow
 def test_interrupted_grid_resumes(result, run, workdir, tmp_path, monkeypatch):
   """Measures the missing tasks only; the results are the same."""
   collect, advanced = results.collect_metrics, []
