@@ -99,7 +99,7 @@ def first_with_same_shape(name):
   [
     ('inner.first_order', {'bn'}),
     ('inner.frozen=encoder', {'bn', 'conv'}),
-    ('inner.frozen=bn*', {'bn'}),
+    ('inner.frozen=bn', {'bn'}),
     ('inner.frozen=', set()),
   ],
 )
