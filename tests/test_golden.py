@@ -40,9 +40,13 @@ CASES = sorted(FOLDER.glob('*.json'))
 # Cases of this project that take the longest.
 SLOW_CASES = (
   'convnet4_episodic_momentum_wd',
+  'convnet4_episodic_test',
+  'convnet4_global_stats',
+  'convnet4_global_stats_test',
   'convnet4_learned_temperature',
   'convnet4_outer_adam',
   'convnet4_outer_sgd',
+  'convnet4_transductive_all',
   'resnet12_transductive',
   'resnet18_episodic',
   'wide_convnet4_3way_2shot',

@@ -190,6 +190,7 @@ def test_all_reduce_of_accelerators_gives_the_same_results(monkeypatch):
   assert_close(run(params, stats, make_episodes()), reference('second order'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', [m for m in MODES if m != 'batch'])
 @pytest.mark.parametrize('meta_test', [False, True])
 def test_jitted_equals_op_by_op_in_every_norm_mode(mode, meta_test):
@@ -246,6 +247,7 @@ def test_mixed_mode_equals_default_mode_in_every_norm_mode(norm):
   assert_close(*results, 1e-12)
 
 
+@pytest.mark.slow
 def test_mixed_mode_op_by_op_equals_default_mode():
   learner, params, stats = build_learner(mixed_mode=True, remat=False)
   got = run_op_by_op('second order', learner, params, stats, make_episodes())
