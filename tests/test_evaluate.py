@@ -265,7 +265,7 @@ def test_validation_equals_evaluation_of_the_val_split(run):
 def test_checkpoint_of_another_config_is_rejected(run):
   with pytest.raises(UserError, match='inner.encoder_lr: 0.1 -> 0.5'):
     evaluate.evaluate(small_run.config(inner__encoder_lr=0.5), run)
-  with pytest.raises(UserError, match='no best checkpoint'):
+  with pytest.raises(UserError, match='no such directory'):
     evaluate.evaluate(small_run.config(), run / 'nowhere')
 
 

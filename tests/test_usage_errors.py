@@ -244,7 +244,7 @@ USAGE_ERRORS = {
   'invalid_config_file': ('--config={d}/config.py', 'config.py'),
   'eval_without_training': (
     '--mode=eval --workdir={d}/nope',
-    'no best checkpoint',
+    'no such directory: .*nope',
   ),
   'missing_data_root': (
     '--config={p}/folder.py --data.root={d}/nope --workdir={d}/out/run '

@@ -241,6 +241,8 @@ def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
     UserError: there is no valid checkpoint.
   """
   path = pathlib.Path(path)
+  if not path.is_dir():
+    raise UserError(f'no such directory: {path}')
   if (path / 'meta').is_dir():
     return _read(path)
   saved = find(path, which)

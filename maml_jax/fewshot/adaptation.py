@@ -153,8 +153,6 @@ def load(
   Raises:
     UserError: there is no valid checkpoint, or it does not fit `config`.
   """
-  if not pathlib.Path(checkpoint).is_dir():
-    raise UserError(f'no such directory: {checkpoint}')
   saved = checkpoint_lib.load(checkpoint, which)
   if config is None:
     config = saved.config
