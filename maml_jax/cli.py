@@ -335,7 +335,6 @@ def _connect_processes(flags) -> None:
     flags.num_processes,
     flags.process_id,
     detect=flags.distributed,
-    preemption=flags.mode != 'eval',
   )
 
 

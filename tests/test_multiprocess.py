@@ -195,8 +195,7 @@ def test_preempted_processes_save_the_same_step_and_one_process_resumes(
 ):
   """Sends SIGTERM to one of two processes."""
   workdir = folder / 'preempted'
-  # JAX's preemption service takes seconds to notify all processes, in which a
-  # run of few epochs would finish.
+  # A run of few epochs might end before the signal arrives.
   run = Run(folder, workdir, 2, 2, train__num_epochs=10_000)
   run.wait_for_progress(workdir)
   run.processes[1].send_signal(signal.SIGTERM)

@@ -3,8 +3,8 @@
 JAX's distributed runtime connects them: each process has devices of its own and
 sees the devices of all. Every process runs the same Python code. Anything read
 from a clock, a signal or a file may differ between processes and leave them
-waiting for each other forever, so such values go through `on_main_process`,
-`LaggedMax` or JAX's preemption service (`signals.StopSignal`).
+waiting for each other forever, so such values go through `on_main_process` or
+`LaggedMax`.
 
 Only the main process, number 0, prints and writes metrics. All processes share
 the file system that holds the workdir.
@@ -83,7 +83,6 @@ def initialize(
   num_processes: int | None = None,
   process_id: int | None = None,
   detect: bool = False,
-  preemption: bool = True,
 ) -> None:
   """Connects to the other processes, if any; call before using JAX.
 
@@ -94,7 +93,6 @@ def initialize(
     detect: query the cluster for the arguments that are missing, as
       `jax.distributed.initialize` does. Implied if a launcher has started
       several processes.
-    preemption: let JAX's preemption service handle SIGTERM.
 
   Raises:
     UserError: arguments are missing, or the other processes cannot be reached.
@@ -114,7 +112,8 @@ def initialize(
       f'--process_id={process_id}: must be in 0..{num_processes - 1} with '
       f'--num_processes={num_processes}'
     )
-  jax.config.update('jax_enable_preemption_service', preemption)
+  # JAX would catch SIGTERM, which `signals.StopSignal` does during training.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       *given,
