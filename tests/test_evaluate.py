@@ -52,7 +52,9 @@ def assert_close(a, b):
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), a, b)
 
 
-@pytest.mark.parametrize('norm', ['batch', 'support'])
+@pytest.mark.parametrize(
+  'norm', [pytest.param('batch', marks=pytest.mark.slow), 'support']
+)
 def test_jitted_evaluator_equals_op_by_op(norm, monkeypatch):
   monkeypatch.setattr(
     data, 'load_dataset', lambda *_: small_run.dataset('test')
@@ -282,6 +284,7 @@ def eval_learner(config):
   return setup.phase_learner(config, setup.eval_phase(config))
 
 
+@pytest.mark.slow
 def test_transfer_keeps_params_and_stats_that_the_learner_needs(tmp_path):
   saved = untrained_checkpoint(small_run.config(model__norm='global'), tmp_path)
   for norm in ('global', 'batch', 'episodic', 'cumulative', 'support'):

@@ -24,8 +24,8 @@ def save(path, image, **kwargs) -> pathlib.Path:
   return path
 
 
-def test_from_array_keeps_images_of_the_dataset_unchanged():
-  stack = data.load_dataset('glyphs', 'test').images[::25]
+def test_from_array_keeps_images_of_the_dataset_unchanged(glyphs):
+  stack = data.load_dataset('glyphs', 'test', glyphs).images[::25]
   for pixels in stack:
     np.testing.assert_array_equal(
       images.from_array(pixels, data.spec('glyphs')), pixels

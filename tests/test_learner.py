@@ -202,6 +202,7 @@ def test_jitted_equals_op_by_op_in_every_norm_mode(mode, meta_test):
   assert_close(run(*args), run_op_by_op(kind, learner, *args))
 
 
+@pytest.mark.slow
 def test_float32_meta_gradient_equals_op_by_op():
   """Uses the default width and precision."""
   with jax.enable_x64(False):
@@ -254,7 +255,9 @@ def test_mixed_mode_op_by_op_equals_default_mode():
   assert_close(got, reference('second order'), 1e-12)
 
 
-@pytest.mark.parametrize('first_order', [True, False])
+@pytest.mark.parametrize(
+  'first_order', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_remat_does_not_change_results(first_order):
   results = []
   for remat in (True, False):
@@ -264,6 +267,7 @@ def test_remat_does_not_change_results(first_order):
   assert_close(*results)
 
 
+@pytest.mark.slow
 def test_meta_gradient_equals_finite_differences():
   """The step is so small that no ReLU or maximum switches."""
   learner, params, stats = build_learner()

@@ -115,6 +115,7 @@ def test_is_better_compares_losses_or_accuracies():
   )
 
 
+@pytest.mark.slow
 def test_evaluation_reports_loss_and_equals_op_by_op(run, capsys):
   result = evaluate.evaluate(config(), run)
   line = capsys.readouterr().out

@@ -37,6 +37,7 @@ def assert_close(a, b):
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), a, b)
 
 
+@pytest.mark.slow
 def test_host_and_device_give_bit_identical_training_tasks(small):
   fields = {'data__augment_support': 'random_resized_crop'}
   config = small_run.config(**fields)
@@ -58,6 +59,7 @@ def test_host_and_device_give_bit_identical_training_tasks(small):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_runs_do_not_depend_on_placement_of_images(small, tmp_path):
   saved, records = [], []
   for placement in ('device', 'host'):
@@ -143,6 +145,7 @@ def test_prefetcher_without_host_data_returns_nothing():
     assert prefetcher.take(0, 3) == ()
 
 
+@pytest.mark.slow
 def test_ways_may_differ_between_training_validation_and_test(
   small, tmp_path, capsys
 ):

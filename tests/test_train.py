@@ -73,7 +73,9 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize('first_order', [False, True])
+@pytest.mark.parametrize(
+  'first_order', [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_jitted_step_equals_op_by_op(first_order):
   config = small_run.config(
     inner__first_order=first_order, train__meta_batch_size=2
@@ -84,6 +86,7 @@ def test_jitted_step_equals_op_by_op(first_order):
   assert_close(jitted, eager)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_devices_and_chunks():
   config = small_run.config(model__norm='global', train__meta_batch_size=16)
   expected = run(config, [2])
