@@ -19,6 +19,7 @@ from maml_jax.learner import (
   InnerConfig,
   Learner,
   Model,
+  OuterConfig,
   make_learner,
   meta_gradient,
 )
@@ -42,18 +43,18 @@ def workload_learner(work: Workload) -> Learner:
       norm='episodic' if work.inductive else 'batch',
       dtype=activation_dtype(),
     )
-  return make_learner(model, inner_config(work))
+  gradient = 'first_order' if work.first_order else 'exact'
+  return make_learner(model, inner_config(work), OuterConfig(gradient=gradient))
 
 
 def inner_config(work: Workload) -> InnerConfig:
   """Returns the inner loop settings of a workload."""
   if work.inductive:
-    args = {'momentum': 0.9, 'weight_decay': 5e-4, 'reset_classifier': True}
+    args = {'momentum': 0.9, 'weight_decay': 5e-4, 'head': 'zero'}
   else:
     args = {'frozen': ('bn',)}
   return InnerConfig(
     num_steps=work.num_steps,
-    first_order=work.first_order,
     remat=work.remat,
     mixed_mode=work.mixed_mode,
     **args,

@@ -11,7 +11,7 @@ def get_config():
   config.data.name = 'mini_imagenet'
   config.data.update(normalize=True, augment_support='flip')
   config.model.norm = 'episodic'
-  config.inner.update(momentum=0.9, weight_decay=5e-4, reset_classifier=True)
+  config.inner.update(momentum=0.9, weight_decay=5e-4, head='zero')
   config.outer.update(optimizer='sgd', lr=0.01, weight_decay=5e-4)
   config.outer.update(schedule='step', milestones=(120, 140))
   config.train.update(num_epochs=150, steps_per_epoch=200)

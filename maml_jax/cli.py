@@ -60,7 +60,7 @@ Any field of a config is a flag: --config.task.ways, or --task.ways for short.
 maml_jax/default_config.py lists all of them with their meaning; configs/ has
 the presets. The most used:
   --task.ways=5 --task.shots=1 --model.encoder=resnet12 --model.norm=support
-  --inner.num_steps=5 --inner.first_order --train.num_epochs=10 --seed=1
+  --inner.num_steps=5 --inner.frozen=bn --train.num_epochs=10 --seed=1
   --eval.num_tasks=10000 --eval.queries=15 --eval.num_steps=10 --eval.grid
 """
 

@@ -15,11 +15,13 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from maml_jax import default_config
 from maml_jax.config_checks import (
   NORMS,
   RENAMED_AUGMENTATIONS,
   TYPE_NAMES,
   flatten,
+  learner_configs,
   norm_modes,
   require_enough_images,
   to_tuples,
@@ -32,6 +34,7 @@ __all__ = [
   'config_differences',
   'flatten',
   'from_json',
+  'learner_configs',
   'load',
   'load_preset',
   'override',
@@ -55,16 +58,58 @@ RENAMED_FIELDS = {
   'train.start': 'train.init_from',
   'outer.clip': 'outer.clip_value',
 }
-# Fields that were added, with the value that older configs imply.
-ADDED_FIELDS = {
-  'train.init_from': '',
-  'eval.baselines': False,
-  'eval.curve_tasks': 0,
-  'eval.grid': False,
-  'eval.grid_norms': (),
-  'eval.grid_queries': (1, 5, 15),
-  'eval.grid_steps': (0, 1, 5, 10),
+# Fields that were replaced, with the new field and its value for each old one.
+REPLACED_FIELDS = {
+  'inner.first_order': (
+    'outer.gradient',
+    {False: 'exact', True: 'first_order'},
+  ),
+  'inner.reset_classifier': ('inner.head', {False: 'learned', True: 'zero'}),
 }
+# Fields that were added; older configs imply the default.
+ADDED_FIELDS = (
+  'model.context_size',
+  *(
+    f'inner.{name}'
+    for name in (
+      'optimizer',
+      'b1',
+      'b2',
+      'eps',
+      'eps_root',
+      'proximal',
+      'head',
+      'zero',
+      'learn_lr',
+      'lr_bounds',
+      'per_step',
+      'precondition',
+      'rule',
+      'class_weights',
+    )
+  ),
+  *(
+    f'outer.{name}'
+    for name in (
+      'gradient',
+      'first_order_epochs',
+      'loss_steps',
+      'loss_epochs',
+      'temperature',
+      'cg_steps',
+      'cg_damping',
+      'lr_scale',
+    )
+  ),
+  'train.init_from',
+  'eval.baselines',
+  'eval.grid',
+  'eval.grid_norms',
+  'eval.grid_queries',
+  'eval.grid_steps',
+)
+# The same, with the value that older configs imply.
+IMPLIED_VALUES = {'eval.curve_tasks': 0}
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -211,7 +256,14 @@ def _upgrade(tree: dict[str, Any]) -> None:
     for name in ('augment_support', 'augment_query'):
       if isinstance(fields.get(name), str):
         fields[name] = RENAMED_AUGMENTATIONS.get(fields[name], fields[name])
-  for field, value in ADDED_FIELDS.items():
+  for old, (new, values) in REPLACED_FIELDS.items():
+    (section, name), (new_section, new_name) = old.split('.'), new.split('.')
+    if name in tree.get(section, {}) and new_section in tree:
+      value = values.get(tree[section].pop(name))
+      tree[new_section].setdefault(new_name, value)
+  defaults = flatten(default_config.get_config())
+  added = {field: defaults[field] for field in ADDED_FIELDS} | IMPLIED_VALUES
+  for field, value in added.items():
     section, name = field.split('.')
     if section in tree:
       tree[section].setdefault(name, value)
@@ -263,7 +315,8 @@ def _innermost_message(error: Exception) -> str:
   message = str(error.args[0] if isinstance(error, KeyError) else error)
   last = message.splitlines()[-1] if message else type(error).__name__
   if isinstance(error, KeyError):
-    for old, new in RENAMED_FIELDS.items():
+    replaced = {old: new for old, (new, _) in REPLACED_FIELDS.items()}
+    for old, new in (RENAMED_FIELDS | replaced).items():
       if f'"{old.split(".")[1]}"' in last:
         return f'config.{old} does not exist; it is now config.{new}'
   return last.partition(' Other fields')[0]
@@ -300,6 +353,9 @@ def _field_hint(config: ConfigDict, field: str) -> str:
   fields = flatten(config)
   if field in RENAMED_FIELDS:
     return f'; it is now {RENAMED_FIELDS[field]}'
+  if field in REPLACED_FIELDS:
+    new, values = REPLACED_FIELDS[field]
+    return f'; it is now {new}={values[True]}'
   same_name = [f for f in fields if f.endswith(f'.{field}')]
   if same_name:
     return f'; did you mean {" or ".join(same_name)}?'

@@ -5,6 +5,7 @@ on the command line and what would be valid. Types follow from the defaults in
 `default_config`; only ranges and choices are listed here.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +13,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maml_jax import default_config
+from maml_jax.learner_config import (
+  INNER_CHOICES,
+  OUTER_CHOICES,
+  InnerConfig,
+  OuterConfig,
+  check_settings,
+)
 from maml_jax.utils.errors import UserError, check_choice, printable
 
 __all__ = [
@@ -19,6 +27,7 @@ __all__ = [
   'RENAMED_AUGMENTATIONS',
   'TYPE_NAMES',
   'flatten',
+  'learner_configs',
   'norm_modes',
   'require_enough_images',
   'to_tuples',
@@ -71,6 +80,8 @@ CHOICES = {
     'mlp',
   ),
   'model.init': ('torch', 'xavier'),
+  **{f'inner.{name}': choices for name, choices in INNER_CHOICES.items()},
+  **{f'outer.{name}': choices for name, choices in OUTER_CHOICES.items()},
   'outer.optimizer': ('sgd', 'rmsprop', 'adam', 'adamw'),
   'outer.schedule': ('constant', 'step', 'cosine'),
   'val.augment_support': AUGMENTATIONS,
@@ -94,8 +105,14 @@ MINIMUM = {
   'eval.ways': 1,
   'eval.shots': 1,
   'eval.queries': 1,
+  'outer.cg_steps': 1,
 }
-POSITIVE = ('model.norm_eps', 'model.temperature', 'outer.clip_value')
+POSITIVE = (
+  'model.norm_eps',
+  'model.temperature',
+  'outer.clip_value',
+  'outer.temperature',
+)
 
 # Largest valid integers. Larger values are mistakes, and would take memory or
 # time without end.
@@ -103,6 +120,7 @@ DEFAULT_MAXIMUM = 10**6
 MAXIMUM = {
   'seed': 2**32 - 1,  # JAX drops higher bits
   'model.width': 4096,
+  'model.context_size': 4096,
   'inner.num_steps': 10**4,
   'val.num_steps': 10**4,
   'eval.num_steps': 10**4,
@@ -145,11 +163,35 @@ def validate(config: ConfigDict) -> None:
   for field in NORM_FIELDS:
     for mode in norm_modes(f'config.{field}', fields[field]):
       check_choice(f'config.{field}', mode, NORMS)
-  _check_items('inner.frozen', fields['inner.frozen'], str)
+  for field in ('inner.frozen', 'inner.zero', 'inner.per_step'):
+    _check_items(field, fields[field], str)
+  _check_rates(fields)
   _check_items('outer.milestones', fields['outer.milestones'], int)
   _check_grid(fields)
   _check_network(fields)
   _check_task_kind(fields)
+  learner_configs(fields)
+
+
+def learner_configs(
+  fields: dict[str, Any],
+) -> tuple[InnerConfig, OuterConfig]:
+  """Returns the settings of the learner in a config.
+
+  Args:
+    fields: from `flatten`.
+
+  Raises:
+    UserError: they exclude each other.
+  """
+  inner, outer = (
+    kind(
+      **{f.name: fields[f'{name}.{f.name}'] for f in dataclasses.fields(kind)}
+    )
+    for name, kind in (('inner', InnerConfig), ('outer', OuterConfig))
+  )
+  check_settings(inner, outer)
+  return inner, outer
 
 
 def require_enough_images(
@@ -273,11 +315,11 @@ def _check_network(fields: dict[str, Any]) -> None:
     )
   for field in ('val.ways', 'eval.ways'):
     ways, trained = fields[field], fields['task.ways']
-    if ways != trained and not fields['inner.reset_classifier']:
+    if ways != trained and fields['inner.head'] == 'learned':
       raise UserError(
         f'config.{field}={ways}: a learned head has '
         f'config.task.ways={trained} outputs; other numbers of ways need '
-        'config.inner.reset_classifier=true'
+        'config.inner.head=zero or prototype'
       )
 
 
@@ -312,6 +354,27 @@ def _check_grid(fields: dict[str, Any]) -> None:
       raise UserError(
         f'config.{field}={fields[field]}: values must be at least {minimum}'
       )
+
+
+def _check_rates(fields: dict[str, Any]) -> None:
+  bounds, pairs = fields['inner.lr_bounds'], fields['outer.lr_scale']
+  if not all(type(x) in (int, float) and abs(x) < math.inf for x in bounds):
+    raise UserError(f'config.inner.lr_bounds={printable(bounds)}: not numbers')
+  for pair in pairs:
+    if not (
+      isinstance(pair, tuple)
+      and len(pair) == 2
+      and isinstance(pair[0], str)
+      and type(pair[1]) in (int, float)
+      and 0 <= pair[1] < math.inf
+    ):
+      raise UserError(
+        f'config.outer.lr_scale={printable(pairs)}: not pairs of a pattern and '
+        "a factor such as (('inner/lr', 0.1),)"
+      )
+  for field in ('inner.b1', 'inner.b2'):
+    if fields[field] >= 1:
+      raise UserError(f'config.{field}={fields[field]}: must be less than 1')
 
 
 def _check_items(field: str, items: tuple, kind: type) -> None:

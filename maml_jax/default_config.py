@@ -70,20 +70,45 @@ def get_config() -> ConfigDict:
   model.init = 'torch'
   model.temperature = 1.0  # multiplies the logits, as in PyTorch-MAML
   model.learn_temperature = False  # learn it in the outer loop
+  # Numbers of a vector that only the inner loop changes, which conditions the
+  # network (CAVIA); for convnets and mlp. Use with inner.zero and inner.frozen.
+  model.context_size = 0
 
-  # The inner loop adapts to the support set of a task.
+  # The inner loop adapts to the support set of a task. Its settings combine
+  # freely; docs/methods.md lists those of published methods.
   config.inner = inner = ConfigDict()
   inner.num_steps = 5  # gradient steps in training
   inner.encoder_lr = 0.01  # learning rate of all parameters except the head
   inner.classifier_lr = 0.01  # learning rate of the head
+  inner.optimizer = 'sgd'  # sgd, adam, rmsprop
   inner.momentum = 0.0  # heavy ball; the buffer starts at 0 in every task
+  inner.b1 = 0.9  # decay of the first moment of adam
+  inner.b2 = 0.999  # decay of the second moment of adam and rmsprop
+  inner.eps = 1e-8  # added to the square root of the second moment
+  # Added to the second moment inside the square root; with 0, second
+  # derivatives are NaN where a gradient is exactly 0.
+  inner.eps_root = 1e-8
   inner.weight_decay = 0.0  # L2, added to the gradient
-  inner.first_order = False  # FOMAML: treat inner gradients as constants
+  inner.proximal = 0.0  # pull to the initial parameters: lambda of iMAML
   # Patterns of parameters that are meta-learned but not adapted, matched
   # against consecutive parts of paths such as encoder/conv1/bn/bias: 'bn',
-  # 'encoder', 'encoder/conv[12]'. A pattern without a match is an error.
+  # 'encoder', 'encoder/conv[12]'. '!x' freezes all that no such pattern
+  # matches. A pattern without a match is an error.
   inner.frozen = ()
-  inner.reset_classifier = False  # start every task with a zero head
+  # How the head starts in every task: learned, by the outer loop; zero; or
+  # prototype, from the class means of the support features.
+  inner.head = 'learned'
+  inner.zero = ()  # patterns of parameters that start at 0 in every task
+  # Learning rates that the outer loop learns, starting at those above: none;
+  # group (encoder, classifier), tensor, parameter (each entry).
+  inner.learn_lr = 'none'
+  inner.lr_bounds = ()  # (lowest, highest) learned rate
+  # Values of their own in each step: 'lr' for learned rates, and patterns of
+  # frozen parameters, such as 'bn'. Further steps use those of the last one.
+  inner.per_step = ()
+  inner.precondition = 'none'  # kronecker: learned matrices per axis
+  inner.rule = 'none'  # alfa: rates and decay from weights and gradients
+  inner.class_weights = 'none'  # balanced: same weight for each class
   inner.remat = False  # recompute inner steps: less memory, more time
   # Second derivatives in forward-over-reverse mode: the same numbers up to
   # rounding, and as little memory as with remat.
@@ -91,8 +116,22 @@ def get_config() -> ConfigDict:
 
   # The outer loop learns the initialization.
   config.outer = outer = ConfigDict()
+  # exact; first_order: inner gradients are constants (FOMAML); reptile: initial
+  # minus adapted parameters; implicit: of the minimum with inner.proximal.
+  outer.gradient = 'exact'
+  outer.first_order_epochs = 0  # with first_order, before exact
+  # Query losses that count: last, after the last inner step; all, after each
+  # step, with weights that move to the last one over loss_epochs.
+  outer.loss_steps = 'last'
+  outer.loss_epochs = 0  # of all
+  outer.temperature = 1.0  # divides the logits of the outer loss
+  outer.cg_steps = 20  # maximum of conjugate gradients, for implicit
+  outer.cg_damping = 0.0  # added to the diagonal of their linear system
   outer.optimizer = 'adam'  # sgd, rmsprop, adam, adamw
   outer.lr = 1e-3  # learning rate
+  # (pattern, factor) pairs: factors on the learning rate of parameters, the
+  # first match wins; 0 = not trained. For example (('inner/lr', 0.1),).
+  outer.lr_scale = ()
   outer.momentum = 0.9  # of sgd
   outer.weight_decay = 0.0  # L2, added to the gradient; adamw: decoupled
   outer.clip_value = 10.0  # clip each gradient component; inf = never

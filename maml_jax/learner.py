@@ -11,14 +11,22 @@ and `types.SUPPORT` belong to a single task.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from maml_jax import inner_loop
-from maml_jax.inner_loop import InnerConfig
+from maml_jax.learner_config import InnerConfig, OuterConfig, check_settings
+from maml_jax.outer_loss import (
+  implicit_surrogate,
+  reptile_surrogate,
+  require_constant_stats,
+  step_weights,
+)
 from maml_jax.sharding import mean_over_tasks
 from maml_jax.types import (
   EPISODE,
@@ -29,6 +37,7 @@ from maml_jax.types import (
   Model,
   PyTree,
 )
+from maml_jax.utils.errors import UserError
 
 __all__ = [
   'Batch',
@@ -37,6 +46,7 @@ __all__ = [
   'Learner',
   'MetaState',
   'Model',
+  'OuterConfig',
   'accuracy',
   'cross_entropy',
   'make_learner',
@@ -65,6 +75,7 @@ class Learner(NamedTuple):
     reset_head: `reset_head(params) -> params`: zeroes the head if every task
       starts with a zero head, else returns `params`. Call it before an outer
       update so that weight decay sees the head that the tasks start from.
+    inner: the settings of the inner loop.
   """
 
   init: Callable[..., tuple[PyTree, PyTree]]
@@ -74,6 +85,7 @@ class Learner(NamedTuple):
   evaluate: Callable[..., dict]
   adapt_and_observe: Callable[..., PyTree]
   reset_head: Callable[[PyTree], PyTree]
+  inner: InnerConfig
 
 
 def cross_entropy(logits, targets):
@@ -94,43 +106,100 @@ def accuracy(logits, targets):
 def make_learner(
   model: Model,
   inner: InnerConfig,
+  outer: OuterConfig | None = None,
   *,
   loss_fn: Callable = cross_entropy,
   metric_fns: dict[str, Callable] | None = None,
+  support_loss_fn: Callable | None = None,
 ) -> Learner:
-  """Makes a MAML learner from a model.
+  """Makes a learner from a model.
 
   Args:
-    model: any network wrapped as a `Model`. Its params may be any nested dict;
-      those under the key 'classifier' use `inner.classifier_lr`, and those
-      named as in `inner_loop.OUTER_ONLY` are never adapted.
+    model: any network wrapped as a `Model`. Parameters whose path contains
+      'classifier' use `inner.classifier_lr`, and those named as in
+      `inner_loop.OUTER_ONLY` are never adapted.
     inner: the settings of the inner loop.
+    outer: the settings of the outer loss; default exact MAML.
     loss_fn: `loss_fn(outputs, targets) -> []`, mean over the batch; used as
       inner and outer loss.
     metric_fns: name -> `fn(outputs, targets) -> array`, usually [], reported in
       addition to 'loss' for the query set; default {'accuracy': accuracy}.
+    support_loss_fn: `support_loss_fn(params, stats, support) -> (loss [],
+      stats)`: the inner loss, if it is not `loss_fn` of the outputs, for
+      example the residual of a differential equation. `params` are those that
+      the model takes.
 
   Returns:
     A `Learner`.
+
+  Raises:
+    UserError: settings that exclude each other, or that the model lacks a
+      function for.
   """
+  outer = outer or OuterConfig()
   if metric_fns is None:
     metric_fns = {'accuracy': accuracy}
+  if inner.head == 'prototype' and model.features is None:
+    raise UserError(
+      "inner.head='prototype' needs the features of the model: pass "
+      'Model(init, apply, features)'
+    )
+  if support_loss_fn and inner.class_weights != 'none':
+    raise UserError(
+      f'inner.class_weights={inner.class_weights} does not go with a '
+      'support_loss_fn: weight its classes there'
+    )
+  check_settings(inner, outer)
 
-  def support_loss(params, stats, support):
+  def init(key):
+    params, stats = model.init(key)
+    return inner_loop.init_learned(
+      inner, params, jax.random.fold_in(key, 1)
+    ), stats
+
+  def default_support_loss(params, stats, support):
     outputs, stats = model.apply(params, stats, support.inputs, train=True)
+    if inner.class_weights == 'balanced':
+      return inner_loop.balanced_loss(loss_fn, outputs, support.targets), stats
     return loss_fn(outputs, support.targets), stats
 
+  support_loss = support_loss_fn or default_support_loss
+
+  def start(params, stats, support):
+    """Returns the parameters and statistics that a task starts from."""
+    params = inner_loop.reset_params(inner, params)
+    if inner.head != 'prototype':
+      return params, stats
+    params, new_stats = inner_loop.with_prototypes(
+      model, params, stats, support
+    )
+    return params, stats if inner.num_steps else new_stats
+
+  def run_steps(params, stats, support, **args):
+    params, stats, losses, seen = inner_loop.adapt(
+      support_loss, inner, params, stats, support, **args
+    )
+    return params, refresh_support_stats(params, stats, support), losses, seen
+
   def adapt(params, stats, support):
-    args = params, stats, support
-    params, stats, losses = inner_loop.adapt(support_loss, inner, *args)
-    return params, refresh_support_stats(params, stats, support), losses
+    return run_steps(*start(params, stats, support), support)[:3]
 
   def adapt_and_observe(params, stats, support, observe, at=None):
-    def observe_refreshed(params, stats):
-      return observe(params, refresh_support_stats(params, stats, support))
+    params, stats = start(params, stats, support)
+    return inner_loop.adapt_and_observe(
+      support_loss,
+      inner,
+      params,
+      stats,
+      support,
+      refreshed(observe, support),
+      at,
+    )
 
-    args = params, stats, support, observe_refreshed
-    return inner_loop.adapt_and_observe(support_loss, inner, *args, at)
+  def refreshed(observe, support):
+    return lambda params, stats: observe(
+      params, refresh_support_stats(params, stats, support)
+    )
 
   def refresh_support_stats(params, stats, support):
     """Recomputes the support moments under the adapted parameters."""
@@ -140,29 +209,86 @@ def make_learner(
     return {**stats, SUPPORT: last[SUPPORT]}
 
   def predict(params, stats, inputs):
+    params = inner_loop.model_params(params)
     return model.apply(params, stats, inputs, train=False)[0]
 
   def evaluate(params, stats, batch):
+    return score(params, stats, batch)[1]
+
+  def score(params, stats, batch):
+    """Returns the outer loss and the metrics of the query pass."""
     outputs = predict(params, stats, batch.inputs)
     fns = {**metric_fns, 'loss': loss_fn}
-    return {name: fn(outputs, batch.targets) for name, fn in fns.items()}
+    metrics = {name: fn(outputs, batch.targets) for name, fn in fns.items()}
+    if outer.temperature == 1:
+      return metrics['loss'], metrics
+    scaled = jax.tree.map(lambda x: x / outer.temperature, outputs)
+    return loss_fn(scaled, batch.targets), metrics
 
-  def loss(params, stats, episode):
-    adapted, task_stats, losses = adapt(params, stats, episode.support)
-    metrics = evaluate(adapted, task_stats, episode.query)
+  def loss(params, stats, episode, epoch=0):
+    now = outer.at_epoch(epoch) if isinstance(epoch, int) else outer
+    if now.first_order_epochs:
+      raise UserError(
+        'outer.first_order_epochs needs an epoch that is a Python int, or '
+        'make_learner(model, inner, outer.at_epoch(epoch))'
+      )
+    support, query = episode
+
+    def score_query(params, stats):
+      return score(params, stats, query)
+
+    first, first_stats = start(params, stats, support)
+    args = {'first_order': now.gradient == 'first_order'}
+    if now.loss_steps == 'all':
+      args['observe'] = refreshed(score_query, support)
+    inputs = first, first_stats
+    if now.gradient in ('reptile', 'implicit'):
+      inputs = lax.stop_gradient(inputs)
+    adapted, task_stats, losses, seen = run_steps(*inputs, support, **args)
+    if seen is None:
+      value, metrics = score(adapted, task_stats, query)
+    else:
+      values, metrics = seen
+      weights = step_weights(inner.num_steps, epoch, now.loss_epochs)
+      value = weights.astype(values.dtype) @ values
+      metrics = jax.tree.map(lambda x: x[-1], metrics)
+    if now.gradient == 'reptile':
+      value = lax.stop_gradient(value)
+      value += reptile_surrogate(inner_loop.model_params(first), adapted)
+    elif now.gradient == 'implicit':
+      combine, start_adapted, others = inner_loop.split_adapted(inner, first)
+      require_constant_stats(
+        lambda *args: support_loss(combine(*args), first_stats, support)[1],
+        start_adapted,
+        others,
+      )
+      value, residual = implicit_surrogate(
+        lambda *args: support_loss(combine(*args), task_stats, support)[0],
+        lambda *args: refreshed(score_query, support)(
+          combine(*args), task_stats
+        )[0],
+        start_adapted,
+        inner_loop.split_adapted(inner, adapted)[1],
+        others,
+        inner.proximal,
+        now,
+      )
+      metrics |= {'cg_residual': residual}
     if inner.num_steps:
       metrics |= {'support_loss': losses[0]}
     kept = {k: stats[k] for k in (EPISODE, SUPPORT) if k in stats}
-    return metrics['loss'], ({**task_stats, **kept}, metrics)
+    return value, ({**task_stats, **kept}, metrics)
 
-  reset_head = inner_loop.reset_head if inner.reset_classifier else _identity
   return Learner(
-    model.init, adapt, loss, predict, evaluate, adapt_and_observe, reset_head
+    init,
+    adapt,
+    loss,
+    predict,
+    evaluate,
+    adapt_and_observe,
+    partial(inner_loop.reset_params, inner),
+    inner,
   )
-
-
-def _identity(params):
-  return params
 
 
 def meta_gradient(
@@ -173,6 +299,7 @@ def meta_gradient(
   *,
   make_episode=None,
   shared=(),
+  epoch=0,
   mesh=None,
   tasks_per_chunk=None,
 ):
@@ -195,6 +322,7 @@ def meta_gradient(
       where it is computed, so that no device holds the episodes of others.
     shared: arrays that `make_episode` reads for every task, such as a data set;
       replicated over the devices.
+    epoch: the epoch, see `Learner.loss`.
     mesh: devices to distribute the tasks over, from `sharding.make_mesh`;
       default none.
     tasks_per_chunk: tasks vectorized at a time on one device; default all.
@@ -207,13 +335,19 @@ def meta_gradient(
     UserError: T is not a multiple of devices times `tasks_per_chunk`.
   """
 
+  is_static = isinstance(epoch, int)
+
   def one_task(shared, task):
-    params, stats, shared = shared
+    params, stats, shared, traced = shared
     episode = make_episode(shared, task) if make_episode else task
     grad_fn = jax.value_and_grad(learner.loss, has_aux=True)
-    (_, (stats, metrics)), grads = grad_fn(params, stats, episode)
+    (_, (stats, metrics)), grads = grad_fn(
+      params, stats, episode, epoch if is_static else traced
+    )
     return (grads, stats), metrics
 
   run = mean_over_tasks(one_task, mesh, tasks_per_chunk)
-  (grads, stats), metrics = run((params, stats, shared), tasks)
+  (grads, stats), metrics = run(
+    (params, stats, shared, () if is_static else epoch), tasks
+  )
   return grads, stats, metrics

@@ -1,6 +1,7 @@
 """Meta-training: the outer loop, from a config to a trained run on disk."""
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -16,6 +17,7 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
+from maml_jax.config import flatten, learner_configs
 from maml_jax.data.episodes import task_keys
 from maml_jax.evaluation.runner import phase_evaluator
 from maml_jax.evaluation.statistics import summarize
@@ -36,6 +38,12 @@ from maml_jax.experiment.run_dir import (
 from maml_jax.experiment.run_display import TrainingDisplay
 from maml_jax.experiment.task_source import Prefetcher, train_tasks
 from maml_jax.experiment.transfer import transfer_params
+from maml_jax.inner_loop import (
+  clip_learned_rates,
+  learned_ranges,
+  model_params,
+  require_adapted_head,
+)
 from maml_jax.learner import Learner, meta_gradient
 from maml_jax.sharding import constrain_replicated, nearest_multiples
 from maml_jax.types import Episode, MetaState, PyTree
@@ -65,6 +73,7 @@ def make_train_step(
   key,
   meta_batch_size: int,
   max_steps: int,
+  steps_per_epoch: int = 1,
   mesh=None,
   tasks_per_chunk: int | None = None,
   query_splits: int = 1,
@@ -80,6 +89,7 @@ def make_train_step(
       independent of devices and chunks.
     meta_batch_size: T, tasks per meta-iteration.
     max_steps: maximum number of meta-iterations per call.
+    steps_per_epoch: meta-iterations per epoch, for losses that depend on it.
     mesh: see `meta_gradient`.
     tasks_per_chunk: see `meta_gradient`.
     query_splits: number of parts of each task's query set; each part adapts
@@ -118,11 +128,13 @@ def make_train_step(
       tasks,
       make_episode=make_episode,
       shared=shared,
+      epoch=state.step // steps_per_epoch,
       mesh=mesh,
       tasks_per_chunk=tasks_per_chunk,
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
+    params = clip_learned_rates(learner.inner, params)
     if mesh:
       metrics = constrain_replicated(metrics, mesh)
     metrics = jax.tree.map(jnp.mean, metrics)
@@ -242,7 +254,7 @@ class LoopContext(NamedTuple):
   train: ConfigDict  # the section of the config
   shared: PyTree  # of the `TrainTasks`
   prefetcher: Prefetcher
-  run: Callable  # from `make_train_step`
+  run_at: Callable  # `run_at(epoch)`, from `make_train_step`
   validate: Callable  # from `make_evaluator`
   call_length: 'CallLengthController'
   writer: CheckpointWriter
@@ -283,17 +295,7 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
   learner = setup.phase_learner(config, phase)
   tx = setup.make_outer_optimizer(config)
   saved, state = _first_state(config, learner, tx, workdir)
-  run = make_train_step(
-    learner,
-    tx,
-    tasks.sample_episode,
-    key=setup.rng_stream(config.seed, setup.TRAIN_STREAM),
-    meta_batch_size=config.train.meta_batch_size,
-    max_steps=config.train.steps_per_call,
-    mesh=sharding.mesh,
-    tasks_per_chunk=sharding.tasks_per_chunk,
-    query_splits=sharding.query_splits,
-  )
+  require_adapted_head(learner.inner, model_params(state.params))
   step = int(state.step)
   prefetcher = _make_prefetcher(config, tasks, sharding)
   devices = _describe_used_devices(config, sharding)
@@ -301,7 +303,7 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
     train=config.train,
     shared=tasks.shared,
     prefetcher=stack.enter_context(prefetcher),
-    run=run,
+    run_at=_make_programs(config, phase, tx, tasks, sharding),
     validate=validate,
     call_length=CallLengthController(),
     writer=stack.enter_context(
@@ -314,6 +316,31 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
     stop=stop,
   )
   return context, sharding.replicate(state)
+
+
+def _make_programs(config, phase, tx, tasks, sharding) -> Callable:
+  """Returns `run_at(epoch) -> step`, see `make_train_step`.
+
+  Epochs whose outer losses differ in more than weights have different programs.
+  """
+  _, outer = learner_configs(flatten(config))
+
+  @functools.cache
+  def make_program(outer):
+    return make_train_step(
+      setup.phase_learner(config, phase, outer=outer),
+      tx,
+      tasks.sample_episode,
+      key=setup.rng_stream(config.seed, setup.TRAIN_STREAM),
+      meta_batch_size=config.train.meta_batch_size,
+      max_steps=config.train.steps_per_call,
+      steps_per_epoch=config.train.steps_per_epoch,
+      mesh=sharding.mesh,
+      tasks_per_chunk=sharding.tasks_per_chunk,
+      query_splits=sharding.query_splits,
+    )
+
+  return lambda epoch: make_program(outer.at_epoch(epoch))
 
 
 def _make_prefetcher(config, tasks, sharding) -> Prefetcher:
@@ -379,12 +406,13 @@ def run_epoch(c: LoopContext, state: MetaState, step: int):
   does not wait for the host.
   """
   every = c.train.steps_per_call
-  end = (step // c.train.steps_per_epoch + 1) * c.train.steps_per_epoch
+  epoch = step // c.train.steps_per_epoch
+  end, run = (epoch + 1) * c.train.steps_per_epoch, c.run_at(epoch)
   pending = None
   c.call_length.start()
   while step < end and not c.stop:
     n = min(c.call_length.length, every - step % every, end - step)
-    state, metrics = c.run(state, c.shared, n, c.prefetcher.take(step, n))
+    state, metrics = run(state, c.shared, n, c.prefetcher.take(step, n))
     _log_metrics(c, pending)
     step += n
     pending = step, n, metrics
@@ -426,4 +454,8 @@ def _validate(c: LoopContext, state: MetaState, step: int) -> None:
   is_best = c.writer.save_if_best(state, values)
   values['seconds'] = time.monotonic() - start
   c.log.write(step, 'val', values)
-  c.display.epoch(step, values, is_best)
+  ranges = jax.device_get(jax.jit(learned_ranges)(state.params))
+  ranges = {name: float(x) for name, x in ranges.items()}
+  if ranges:
+    c.log.write(step, 'inner', ranges)
+  c.display.epoch(step, values, is_best, ranges)

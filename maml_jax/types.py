@@ -12,6 +12,7 @@ import jax
 
 __all__ = [
   'EPISODE',
+  'INNER',
   'SUPPORT',
   'Array',
   'Batch',
@@ -29,6 +30,8 @@ PyTree = Any
 # stats dict; all other statistics carry over from task to task. Those under
 # SUPPORT are recomputed from the support set after the last inner step.
 EPISODE, SUPPORT = 'episode', 'support'
+# The key of params for what the inner loop learns, see `inner_loop.learned`.
+INNER = 'inner'
 
 
 class Batch(NamedTuple):
@@ -96,7 +99,10 @@ class Model(NamedTuple):
     init: `init(key) -> (params, stats)`.
     apply: `apply(params, stats, inputs, *, train) -> (outputs, stats)`, with
       `train=True` for the support pass and `train=False` for the query pass.
+    features: the same up to the input of the head, [N, D]; needed by the
+      prototype head only.
   """
 
   init: Callable[..., tuple[PyTree, PyTree]]
   apply: Callable[..., tuple[PyTree, PyTree]]
+  features: Callable[..., tuple[PyTree, PyTree]] | None = None

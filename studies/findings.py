@@ -47,11 +47,11 @@ INDUCTIVE = ('episodic', 'cumulative', 'support')
 TRAINED = 'episodic'
 RUNS = {
   'second_order': {},
-  'first_order': {'inner.first_order': True},
+  'first_order': {'outer.gradient': 'first_order'},
   'second_order_inductive': {'model.norm': TRAINED},
   'first_order_inductive': {
     'model.norm': TRAINED,
-    'inner.first_order': True,
+    'outer.gradient': 'first_order',
   },
   'frozen_encoder': {'inner.frozen': 'encoder'},
 }

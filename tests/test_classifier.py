@@ -164,7 +164,7 @@ def test_default_head_depends_on_checkpoint_and_ways(
   few_shot, reset, ways, head
 ):
   config = few_shot.config.copy_and_resolve_references()
-  config.inner.reset_classifier = reset
+  config.inner.head = 'zero' if reset else 'learned'
   program = adaptation.make_adaptation_program(
     few_shot._replace(config=config), ways
   )

@@ -9,6 +9,7 @@ from maml_jax import config as config_lib
 from maml_jax import default_config
 from maml_jax.data.augment import AUGMENTATIONS
 
+REPLACED = [(old, *new) for old, new in config_lib.REPLACED_FIELDS.items()]
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -85,14 +86,29 @@ def test_old_augmentation_names_are_upgraded(old, new):
 
 def test_added_fields_get_the_values_of_earlier_versions():
   tree = default_config.get_config().to_dict()
-  for field in config_lib.ADDED_FIELDS:
+  defaults = config_lib.flatten(default_config.get_config())
+  added = {field: defaults[field] for field in config_lib.ADDED_FIELDS}
+  added |= config_lib.IMPLIED_VALUES
+  for field in added:
     section, name = field.split('.')
     del tree[section][name]
   upgraded = config_lib.from_json(json.dumps(tree))
   config_lib.validate(upgraded)
   fields = config_lib.flatten(upgraded)
-  for field, value in config_lib.ADDED_FIELDS.items():
+  for field, value in added.items():
     assert fields[field] == value
+
+
+@pytest.mark.parametrize('old, new, values', REPLACED)
+def test_replaced_fields_of_earlier_versions_are_mapped(old, new, values):
+  (section, name), (new_section, new_name) = old.split('.'), new.split('.')
+  for value, expected in values.items():
+    tree = default_config.get_config().to_dict()
+    del tree[new_section][new_name]
+    tree[section][name] = value
+    upgraded = config_lib.from_json(json.dumps(tree))
+    config_lib.validate(upgraded)
+    assert upgraded[new_section][new_name] == expected
 
 
 def test_config_of_a_shipped_checkpoint_is_upgraded():

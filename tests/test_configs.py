@@ -135,9 +135,9 @@ def test_missing_fields_are_named():
     ('outer.clip_value=inf', float('inf')),
     ('inner.num_steps=0', 0),
     ('inner.encoder_lr=0', 0.0),
-    ('inner.first_order', True),
-    ('inner.first_order=true', True),
-    ('inner.first_order=False', False),
+    ('inner.remat', True),
+    ('inner.remat=true', True),
+    ('inner.remat=False', False),
     ('inner.frozen=bn', ('bn',)),
     ('inner.frozen=bn,encoder/conv[12]', ('bn', 'encoder/conv[12]')),
     ("inner.frozen=('bn',)", ('bn',)),
@@ -193,8 +193,8 @@ def test_override_sets_value_and_type(override, value):
     ('model.norm=3', 'neither a mode such as support nor pairs such as'),
     ('outer.optimizer=adm', 'did you mean adam?'),
     ('eval.split=tset', 'did you mean test?'),
-    ('eval.ways=7', 'need config.inner.reset_classifier=true'),
-    ('val.ways=7', 'need config.inner.reset_classifier=true'),
+    ('eval.ways=7', 'need config.inner.head=zero'),
+    ('val.ways=7', 'need config.inner.head=zero'),
     ('task.ways=0', 'at least 1'),
     (
       'data.name=sinusoid',
@@ -225,7 +225,7 @@ def test_width_of_resnets_is_fixed():
 
 
 def test_other_ways_are_valid_with_reset_head():
-  assert load('eval.ways=20', 'inner.reset_classifier').eval.ways == 20
+  assert load('eval.ways=20', 'inner.head=zero').eval.ways == 20
 
 
 def test_val_and_eval_default_to_training_values():
@@ -345,7 +345,7 @@ def test_missing_file_suggests_closest_name(path, suggestion, monkeypatch):
 
 def test_missing_file_without_close_name_lists_presets(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  message = 'no config file mine.py; choose from: cifar_fs_5w1s, '
+  message = 'no config file mine.py; choose from: alfa, anil, boil, '
   with pytest.raises(UserError, match=message):
     config_lib.load('mine.py')
 

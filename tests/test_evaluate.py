@@ -306,7 +306,7 @@ def test_transfer_rejects_checkpoint_without_needed_parts(tmp_path, norm):
 
 
 def test_transfer_to_other_ways_initializes_the_head(tmp_path):
-  kwargs = {'inner__reset_classifier': True}
+  kwargs = {'inner__head': 'zero'}
   saved = untrained_checkpoint(small_run.config(**kwargs), tmp_path)
   learner = eval_learner(small_run.config(eval__ways=5, **kwargs))
   params, _ = transfer.transfer_params(learner, saved.params, saved.stats)

@@ -20,6 +20,7 @@ from maml_jax.learner import (
   Batch,
   Episode,
   InnerConfig,
+  OuterConfig,
   cross_entropy,
   make_learner,
   meta_gradient,
@@ -142,11 +143,12 @@ def make_model_and_learner(case, names):
     classifier_lr=inner['classifier_lr'],
     momentum=inner.get('momentum', 0.0),
     weight_decay=inner.get('weight_decay', 0.0),
-    first_order=inner.get('first_order', False),
     frozen=frozen_patterns(inner.get('frozen', ()), names),
-    reset_classifier=inner.get('reset_classifier', False),
+    head='zero' if inner.get('reset_classifier', False) else 'learned',
   )
-  return model, make_learner(model, config)
+  is_first_order = inner.get('first_order', False)
+  outer = OuterConfig('first_order' if is_first_order else 'exact')
+  return model, make_learner(model, config, outer)
 
 
 # Comparisons

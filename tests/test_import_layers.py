@@ -17,10 +17,11 @@ LAYERS = [
   {'program', ''},
   {'fewshot', 'pytorch_maml', 'report', 'train'},
   {'evaluation'},
-  {'experiment'},
-  {'learner', 'models', 'data', 'config'},
-  {'config_checks', 'inner_loop', 'ops', 'sharding'},
-  {'default_config', 'types', 'utils'},
+  {'experiment', 'saving'},
+  {'learner', 'models', 'data', 'config', 'methods'},
+  {'config_checks', 'inner_loop', 'ops', 'outer_loss', 'sharding'},
+  {'default_config', 'learner_config', 'types'},
+  {'utils'},
 ]
 # Modules that count as one package.
 PROGRAM = ('__main__', 'cli', 'main')

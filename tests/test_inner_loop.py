@@ -9,10 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.inner_loop import InnerConfig, adapt, param_labels, path_matches
+from maml_jax.inner_loop import (
+  adapt,
+  param_labels,
+  path_matches,
+  reset_params,
+)
 from maml_jax.learner import (
   Batch,
   Episode,
+  InnerConfig,
+  OuterConfig,
   cross_entropy,
   make_learner,
   meta_gradient,
@@ -41,13 +48,14 @@ def quadratic(outputs, center):
   return difference @ CURVATURE @ difference / 2
 
 
-def make_quadratic_learner(**config):
+def make_quadratic_learner(gradient='exact', **config):
   model = Model(
     lambda key: ({'encoder': jnp.zeros(DIM)}, {}),
     lambda params, stats, inputs, *, train: (params['encoder'], stats),
   )
   config = InnerConfig(num_steps=STEPS, encoder_lr=0.1, **config)
-  return make_learner(model, config, loss_fn=quadratic, metric_fns={})
+  outer = OuterConfig(gradient)
+  return make_learner(model, config, outer, loss_fn=quadratic, metric_fns={})
 
 
 def make_episodes():
@@ -58,7 +66,7 @@ def make_episodes():
   return Episode(support, query)
 
 
-def after_steps(config, w, center, steps=STEPS):
+def after_steps(config, w, center, steps=STEPS, gradient='exact'):
   """Returns w after K steps and its Jacobian, by matrix powers."""
   eye, zero = np.eye(DIM), np.zeros((DIM, DIM))
   mu, decay = config.get('momentum', 0.0), config.get('weight_decay', 0.0)
@@ -74,20 +82,19 @@ def after_steps(config, w, center, steps=STEPS):
   for _ in range(steps):
     offset = np.concatenate([-0.1 * shift, shift])
     state = step_matrix(CURVATURE) @ state - offset
-  hessian = 0 * CURVATURE if config.get('first_order') else CURVATURE
+  hessian = 0 * CURVATURE if gradient == 'first_order' else CURVATURE
   jacobian = np.linalg.matrix_power(step_matrix(hessian), steps)
   return state[:DIM], jacobian[:DIM, :DIM]
 
 
 @pytest.mark.parametrize('mixed_mode', [False, True])
 @pytest.mark.parametrize('remat', [True, False])
-@pytest.mark.parametrize('first_order', [True, False])
+@pytest.mark.parametrize('gradient', ['exact', 'first_order'])
 @pytest.mark.parametrize('config', SETTINGS, ids=str)
-def test_meta_gradient_equals_closed_form(
-  config, first_order, remat, mixed_mode
-):
-  config = config | {'first_order': first_order}
-  learner = make_quadratic_learner(**config, remat=remat, mixed_mode=mixed_mode)
+def test_meta_gradient_equals_closed_form(config, gradient, remat, mixed_mode):
+  learner = make_quadratic_learner(
+    gradient, **config, remat=remat, mixed_mode=mixed_mode
+  )
   episodes = make_episodes()
   w = np.array([0.4, -1.0, 0.7])
   grads, _, metrics = jax.jit(
@@ -97,7 +104,9 @@ def test_meta_gradient_equals_closed_form(
   for c_support, c_query in zip(
     episodes.support.targets, episodes.query.targets, strict=True
   ):
-    adapted, jacobian = after_steps(config, w, np.asarray(c_support))
+    adapted, jacobian = after_steps(
+      config, w, np.asarray(c_support), gradient=gradient
+    )
     slope = CURVATURE @ (adapted - np.asarray(c_query))
     expected += jacobian.T @ slope / TASKS
     losses.append(quadratic(adapted, np.asarray(c_query)))
@@ -172,12 +181,13 @@ def test_zero_learning_rates_leave_parameters_unchanged():
 
 
 def test_reset_head_starts_at_zero_with_gradient():
-  config = InnerConfig(num_steps=1, classifier_lr=0.5, reset_classifier=True)
+  config = InnerConfig(num_steps=1, classifier_lr=0.5, head='zero')
 
   def loss(params, stats, support):
     return (params['classifier']['kernel'] ** 2 - support).sum(), stats
 
   def outer(params):
+    params = reset_params(config, params)
     adapted, *_ = adapt(loss, config, params, {}, jnp.ones(2))
     return adapted['classifier']['kernel'].sum()
 
@@ -185,7 +195,7 @@ def test_reset_head_starts_at_zero_with_gradient():
   assert value == 0  # 0 - 0.5 * 2 * 0
   # d/dw (w - 0.5 * 2 w) = 0 at the zero head, which has the gradient of w
   np.testing.assert_array_equal(grads['classifier']['kernel'], 0)
-  config = InnerConfig(num_steps=0, reset_classifier=True)
+  config = InnerConfig(num_steps=0, head='zero')
   grads = jax.grad(outer)(encoder_and_head())
   np.testing.assert_array_equal(grads['classifier']['kernel'], 1)
 
@@ -219,7 +229,7 @@ def make_full_outer_gradient(mixed_mode, remat=False):
     momentum=0.5,
     weight_decay=0.01,
     frozen=('shift',),
-    reset_classifier=True,
+    head='zero',
     remat=remat,
     mixed_mode=mixed_mode,
   )
@@ -237,7 +247,8 @@ def make_full_outer_gradient(mixed_mode, remat=False):
   def outer(params, mean, inputs):
     support = Batch(inputs, jnp.arange(len(inputs)) % 3)
     stats = {'mean': mean, 'count': jnp.int32(0)}
-    adapted, stats, losses = adapt(loss_fn, config, params, stats, support)
+    params = reset_params(config, params)
+    adapted, stats, losses, _ = adapt(loss_fn, config, params, stats, support)
     total = sum(jnp.sin(x).sum() for x in jax.tree.leaves(adapted))
     return total + (stats['mean'] ** 3).sum() + losses @ jnp.arange(1.0, 4)
 

@@ -19,6 +19,7 @@ from maml_jax.learner import (
   Batch,
   Episode,
   InnerConfig,
+  OuterConfig,
   make_learner,
   meta_gradient,
 )
@@ -44,7 +45,7 @@ LAYOUTS = {
 }
 KINDS = {
   'second order': {},
-  'first order': {'first_order': True},
+  'first order': {'gradient': 'first_order'},
   'evaluation': {'num_steps': 3},
 }
 INNER = {
@@ -80,7 +81,13 @@ def first_episode():
 
 
 @functools.cache
-def build_learner(norm='batch', meta_test=False, encoder='convnet4', **inner):
+def build_learner(
+  norm='batch',
+  meta_test=False,
+  encoder='convnet4',
+  gradient='exact',
+  **inner,
+):
   """Returns a learner with parameters and statistics."""
   model = make_model(
     encoder, WAYS, (SIDE, SIDE, 3), norm=norm, width=4, meta_test=meta_test
@@ -96,7 +103,9 @@ def build_learner(norm='batch', meta_test=False, encoder='convnet4', **inner):
     ),
     (params, stats),
   )
-  return make_learner(model, InnerConfig(**INNER | inner)), params, stats
+  config = InnerConfig(**INNER | inner)
+  learner = make_learner(model, config, OuterConfig(gradient))
+  return learner, params, stats
 
 
 def make_program(kind, learner, devices=None, tasks_per_chunk=None):
@@ -162,9 +171,9 @@ class OneBlock(ConvNet4):
   [
     ('batch', (1, 2, 4, 8), {}),
     *((mode, (1, 8), {}) for mode in MODES if mode != 'batch'),
-    ('global', (1, 8), {'first_order': True}),
+    ('global', (1, 8), {'gradient': 'first_order'}),
     ('global', (1, 8), {'remat': True}),
-    ('global', (1, 8), {'first_order': True, 'remat': True}),
+    ('global', (1, 8), {'gradient': 'first_order', 'remat': True}),
   ],
 )
 def test_results_do_not_depend_on_number_of_devices(
@@ -239,7 +248,7 @@ def test_mixed_mode_equals_default_mode_in_every_norm_mode(norm):
       norm=tuple((f'conv{i}', mode) for i, mode in enumerate(norm, 1)),
       mixed_mode=mixed_mode,
       frozen=('bn', 'conv3'),
-      reset_classifier=True,
+      head='zero',
     )
     run = jax.jit(
       make_program('second order', learner, devices=2, tasks_per_chunk=2)
@@ -256,12 +265,13 @@ def test_mixed_mode_op_by_op_equals_default_mode():
 
 
 @pytest.mark.parametrize(
-  'first_order', [True, pytest.param(False, marks=pytest.mark.slow)]
+  'gradient',
+  ['first_order', pytest.param('exact', marks=pytest.mark.slow)],
 )
-def test_remat_does_not_change_results(first_order):
+def test_remat_does_not_change_results(gradient):
   results = []
   for remat in (True, False):
-    learner, params, stats = build_learner(first_order=first_order, remat=remat)
+    learner, params, stats = build_learner(gradient=gradient, remat=remat)
     run = jax.jit(make_program('second order', learner, tasks_per_chunk=1))
     results.append(run(params, stats, make_episodes(1)))
   assert_close(*results)

@@ -11,7 +11,8 @@ from maml_jax import config as config_lib
 from maml_jax import data, train
 from maml_jax.data.episodes import sample_episode
 from maml_jax.experiment import setup
-from maml_jax.inner_loop import InnerConfig, param_labels
+from maml_jax.inner_loop import param_labels
+from maml_jax.learner import InnerConfig
 from maml_jax.types import Dataset
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -97,7 +98,7 @@ def first_with_same_shape(name):
 @pytest.mark.parametrize(
   'override, frozen',
   [
-    ('inner.first_order', {'bn'}),
+    ('outer.gradient=first_order', {'bn'}),
     ('inner.frozen=encoder', {'bn', 'conv'}),
     ('inner.frozen=bn', {'bn'}),
     ('inner.frozen=', set()),
@@ -108,9 +109,5 @@ def test_overrides_in_training_md_can_be_traced(override, frozen):
   path = CONFIGS / 'mini_5w1s.py'
   config = config_lib.load(str(path), [f'--config.{override}'])
   labels = param_labels(InnerConfig(**config.inner), trace(config))
-  found = {
-    path[-2].key
-    for path, label in jax.tree_util.tree_leaves_with_path(labels)
-    if label == 'frozen'
-  }
+  found = {path[-2].key for path, label in labels.items() if label == 'frozen'}
   assert found == frozen

@@ -557,7 +557,7 @@ def test_runs_are_compared_task_by_task(seeds, tmp_path):
     (workdir / 'eval' / 'grid.json').unlink()
   config = config_lib.from_json((second / 'config.json').read_text())
   with config.unlocked():
-    config.inner.first_order = True
+    config.outer.gradient = 'first_order'
   (second / 'config.json').write_text(config_lib.to_json(config))
   text = write_page(tmp_path, [first, second]).text
   a, b = (read_arrays(workdir)['accuracy'] for workdir in (first, second))
@@ -566,7 +566,7 @@ def test_runs_are_compared_task_by_task(seeds, tmp_path):
     formatting.format_difference('accuracy', *mean_interval(b - a)),
   ]
   assert f'copy1 transductive {normalize_spaces(" ".join(row))} 30' in text
-  assert 'inner.first_order False True' in text
+  assert 'outer.gradient exact first_order' in text
 
 
 def test_baselines_are_shown_with_their_paired_differences(single_page, seeds):

@@ -12,8 +12,7 @@ import small_run
 from maml_jax.evaluation import evaluate, results, sweep
 from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment import checkpoint, setup, task_source, transfer
-from maml_jax.inner_loop import InnerConfig
-from maml_jax.learner import Batch, Episode, make_learner
+from maml_jax.learner import Batch, Episode, InnerConfig, make_learner
 from maml_jax.models import make_model
 from maml_jax.utils.errors import UserError
 

@@ -150,7 +150,7 @@ def test_ways_may_differ_between_training_validation_and_test(
   small, tmp_path, capsys
 ):
   config = small_run.config(
-    inner__reset_classifier=True, task__ways=3, val__ways=4, eval__ways=7
+    inner__head='zero', task__ways=3, val__ways=4, eval__ways=7
   )
   assert train(config, tmp_path) == 0
   saved = checkpoint.load(tmp_path)

@@ -74,12 +74,11 @@ def assert_equal(a, b):
 
 
 @pytest.mark.parametrize(
-  'first_order', [pytest.param(False, marks=pytest.mark.slow), True]
+  'gradient',
+  [pytest.param('exact', marks=pytest.mark.slow), 'first_order'],
 )
-def test_jitted_step_equals_op_by_op(first_order):
-  config = small_run.config(
-    inner__first_order=first_order, train__meta_batch_size=2
-  )
+def test_jitted_step_equals_op_by_op(gradient):
+  config = small_run.config(outer__gradient=gradient, train__meta_batch_size=2)
   jitted = run(config, [2], tasks_per_chunk=1)
   with jax.disable_jit():
     eager = run(config, [2], tasks_per_chunk=1)

@@ -320,9 +320,7 @@ def _measure_baselines(
 ) -> tuple[list[dict], dict]:
   """Measures the baselines of `baselines` on the same tasks."""
   # Its inner loop only collects the statistics that the norm mode needs.
-  not_adapted = setup.phase_learner(
-    e.config, e.phase, encoder_lr=0.0, classifier_lr=0.0
-  )
+  not_adapted = setup.phase_learner(e.config, e.phase, frozen=('*',))
   apply_encoder = setup.phase_model(e.config, e.phase, head=False).apply
 
   def measure(params, stats, episode):

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import optax
 
+from maml_jax.inner_loop import flatten, path_matches
+from maml_jax.types import INNER
 from maml_jax.utils.errors import UserError
 
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'make_optimizer', 'make_schedule']
@@ -62,7 +64,13 @@ def make_schedule(
 
 
 def make_optimizer(
-  optimizer, learning_rate, *, momentum=0.9, weight_decay=0.0, clip_value=None
+  optimizer,
+  learning_rate,
+  *,
+  momentum=0.9,
+  weight_decay=0.0,
+  clip_value=None,
+  lr_scale=(),
 ):
   """Makes the outer optimizer: clipping, weight decay, then the update rule.
 
@@ -72,9 +80,11 @@ def make_optimizer(
     learning_rate: a float or a schedule.
     momentum: momentum of 'sgd'.
     weight_decay: L2 penalty, added to the clipped gradient; decoupled for
-      'adamw'.
+      'adamw'. It does not apply to what the inner loop learns, such as rates.
     clip_value: clip each component of the gradient to +-clip_value; None:
       never.
+    lr_scale: (pattern, factor) pairs; the first pattern that matches the path
+      of a parameter, as in `inner_loop.path_matches`, scales its updates.
 
   Returns:
     An `optax.GradientTransformation`.
@@ -96,7 +106,32 @@ def make_optimizer(
   transforms = [rules[optimizer]()]
   if weight_decay:
     index = 1 if optimizer == 'adamw' else 0
-    transforms.insert(index, optax.add_decayed_weights(weight_decay))
+    transforms.insert(
+      index, optax.add_decayed_weights(weight_decay, _is_decayed)
+    )
   if clip_value is not None:
     transforms.insert(0, optax.clip(clip_value))
-  return optax.chain(*transforms, optax.scale_by_learning_rate(learning_rate))
+  transforms.append(optax.scale_by_learning_rate(learning_rate))
+  if lr_scale:
+    transforms.append(_scale_by_path(lr_scale))
+  return optax.chain(*transforms)
+
+
+def _is_decayed(params):
+  """Returns a mask of the parameters that weight decay applies to."""
+  flat, unflatten = flatten(params)
+  return unflatten({p: not p.startswith(f'{INNER}/') for p in flat})
+
+
+def _scale_by_path(lr_scale) -> optax.GradientTransformation:
+  """Scales updates by the factor of the first pattern that matches."""
+
+  def factor(path):
+    return next((f for p, f in lr_scale if path_matches(p, path)), 1.0)
+
+  def update(updates, params=None):
+    del params
+    flat, unflatten = flatten(updates)
+    return unflatten({path: factor(path) * x for path, x in flat.items()})
+
+  return optax.stateless(update)

@@ -61,13 +61,29 @@ class TrainingDisplay:
     """Returns a progress bar for one validation; a context manager."""
     return progress_bar(self._num_val, 'task', 'validating')
 
-  def epoch(self, step: int, val: Mapping[str, float], is_best: bool) -> None:
-    """Prints the line of the epoch that ended at `step`."""
+  def epoch(
+    self,
+    step: int,
+    val: Mapping[str, float],
+    is_best: bool,
+    learned: Mapping[str, float],
+  ) -> None:
+    """Prints the line of the epoch that ended at `step`.
+
+    Args:
+      step: the meta-iteration.
+      val: the metrics of the validation.
+      is_best: whether it is the best so far.
+      learned: from `inner_loop.learned_ranges`.
+    """
     parts = [f'epoch {step // self._length}/{self._epochs}, step {step}']
     if self._rows:
       parts.append(f'train {self._train_means()}')
     best = ' (best)' if is_best else ''
     parts.append(f'val {self._protocol}: {format_metrics(val)}{best}')
+    for name in [n.removesuffix('_min') for n in learned if n.endswith('_min')]:
+      low, high = learned[f'{name}_min'], learned[f'{name}_max']
+      parts.append(f'inner {name} {low:.3g}..{high:.3g}')
     if step > self._first:
       rate = (step - self._first) / (time.monotonic() - self._start)
       left = tqdm.format_interval((self._total - step) / rate)

@@ -5,19 +5,20 @@ their tasks and in how these are learned. A `Phase` describes one of them; the
 functions here turn it into data, a learner and a transform.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
 import jax
 
 from maml_jax import data
-from maml_jax.config import require_enough_images
+from maml_jax.config import flatten, learner_configs, require_enough_images
 from maml_jax.data.augment import with_augmentation
 from maml_jax.data.episodes import make_transform
 from maml_jax.experiment.optimizers import make_optimizer, make_schedule
-from maml_jax.inner_loop import InnerConfig
 from maml_jax.learner import (
   Learner,
+  OuterConfig,
   cross_entropy,
   make_learner,
   squared_error,
@@ -184,7 +185,13 @@ def phase_model(config, phase: Phase, *, head: bool = True) -> Model:
   )
 
 
-def phase_learner(config, phase: Phase, metric_fns=None, **inner) -> Learner:
+def phase_learner(
+  config,
+  phase: Phase,
+  metric_fns=None,
+  outer: OuterConfig | None = None,
+  **inner,
+) -> Learner:
   """Returns the model of a phase with its inner loop.
 
   Args:
@@ -192,15 +199,21 @@ def phase_learner(config, phase: Phase, metric_fns=None, **inner) -> Learner:
     phase: a phase of it.
     metric_fns: see `make_learner`; default accuracy. Ignored for regression,
       which reports only the loss.
+    outer: the settings of the outer loss; default those of the config in
+      training, unused otherwise.
     **inner: overrides of fields of `InnerConfig`.
   """
-  inner = {**config.inner, 'num_steps': phase.num_steps, **inner}
+  inner_config, outer_config = learner_configs(flatten(config))
+  if outer is None:
+    outer = OuterConfig() if phase.meta_test else outer_config
+  inner = {'num_steps': phase.num_steps, **inner}
   loss_fn = cross_entropy
   if config.data.name in data.REGRESSIONS:
     loss_fn, metric_fns = squared_error, {}
   return make_learner(
     phase_model(config, phase),
-    InnerConfig(**inner),
+    dataclasses.replace(inner_config, **inner),
+    outer,
     loss_fn=loss_fn,
     metric_fns=metric_fns,
   )
@@ -237,6 +250,7 @@ def make_outer_optimizer(config):
     momentum=outer.momentum,
     weight_decay=outer.weight_decay,
     clip_value=None if math.isinf(outer.clip_value) else outer.clip_value,
+    lr_scale=outer.lr_scale,
   )
 
 

@@ -3,9 +3,11 @@
 from functools import partial
 
 import jax
+import numpy as np
 
+from maml_jax.inner_loop import transfer_learned
 from maml_jax.learner import Learner
-from maml_jax.types import EPISODE, SUPPORT, PyTree
+from maml_jax.types import EPISODE, INNER, SUPPORT, PyTree
 from maml_jax.utils.errors import UserError
 
 __all__ = ['transfer_params']
@@ -16,8 +18,8 @@ def transfer_params(
 ) -> tuple[PyTree, PyTree]:
   """Converts the params and stats of a checkpoint to those of a learner.
 
-  The learner may use another norm mode. If it has another number of ways, its
-  head is newly initialized.
+  The learner may use another norm mode or learn other quantities of the inner
+  loop. If it has another number of ways, its head is newly initialized.
 
   Args:
     learner: from `setup.phase_learner`.
@@ -52,16 +54,24 @@ def transfer_params(
 
   def init_fresh(key):  # under jit, so that unused parts are not computed
     params, stats = learner.init(key)
-    return params.get('classifier', {}), {
-      k: stats[k] for k in (EPISODE, SUPPORT) if k in stats
-    }
+    fresh_stats = {k: stats[k] for k in (EPISODE, SUPPORT) if k in stats}
+    return params.get('classifier', {}), params.get(INNER, {}), fresh_stats
 
   key = jax.random.key(0)
-  fresh_head, fresh_stats = jax.jit(init_fresh)(key)
+  fresh_head, fresh_learned, fresh_stats = jax.jit(init_fresh)(key)
   wanted_params, wanted_stats = jax.eval_shape(learner.init, key)
   kept = {k: x for k, x in wanted_stats.items() if k not in fresh_stats}
+  wanted = {k: x for k, x in wanted_params.items() if k != INNER}
   with_path = jax.tree_util.tree_map_with_path
-  return (
-    with_path(partial(take, params), wanted_params),
-    with_path(partial(take, stats), kept) | fresh_stats,
-  )
+  new_params = with_path(partial(take, params), wanted)
+  if fresh_learned:
+    ways = tuple(map(_num_ways, (params, wanted)))
+    new_params[INNER] = transfer_learned(
+      learner.inner, params, fresh_learned, ways
+    )
+  return new_params, with_path(partial(take, stats), kept) | fresh_stats
+
+
+def _num_ways(params: PyTree) -> int:
+  """Returns the number of outputs of the head."""
+  return params.get('classifier', {'kernel': np.zeros(0)})['kernel'].shape[-1]

@@ -29,13 +29,11 @@ from maml_jax.experiment.transfer import transfer_params
 from maml_jax.fewshot.classifier import Classifier, make_classifier, softmax
 from maml_jax.fewshot.heads import (
   HEADS,
-  balanced_cross_entropy,
   default_head,
   make_initial_head,
 )
 from maml_jax.fewshot.inputs import prepare_images, scale_images
-from maml_jax.inner_loop import InnerConfig
-from maml_jax.learner import Learner, make_learner
+from maml_jax.learner import Learner
 from maml_jax.types import Batch, PyTree
 from maml_jax.utils.errors import NonFiniteError, UserError, check_choice
 
@@ -294,10 +292,8 @@ def _cached_program(
   config_json: str, phase: Phase, head: str
 ) -> AdaptationProgram:
   config = config_lib.from_json(config_json)
-  learner = make_learner(
-    setup.phase_model(config, phase),
-    InnerConfig(**{**config.inner, 'num_steps': phase.num_steps}),
-    loss_fn=balanced_cross_entropy,
+  learner = setup.phase_learner(
+    config, phase, head='learned', class_weights='balanced'
   )
   encoder = setup.phase_model(config, phase, head=False)
 

@@ -1,19 +1,17 @@
-"""Initial heads for any number of classes, and a class-balanced loss.
+"""Initial heads for any number of classes.
 
 Legend: N images, W classes, D features.
 """
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from maml_jax.types import Array, Batch, Model, PyTree
+from maml_jax.types import Batch, Model, PyTree
 
 __all__ = [
   'HEADS',
   'PROTOTYPE_SCALE',
-  'balanced_cross_entropy',
   'default_head',
   'make_initial_head',
 ]
@@ -24,21 +22,6 @@ HEADS = ('checkpoint', 'zero', 'prototype')
 PROTOTYPE_SCALE = 4.0
 
 
-def balanced_cross_entropy(logits: Array, labels: Array) -> Array:
-  """Returns the mean over classes of the mean cross entropy of each class.
-
-  All classes have the same weight, whatever their number of images. It is the
-  usual mean if classes have equally many.
-
-  Args:
-    logits: [N, W].
-    labels: [N] int, 0..W-1; each class occurs at least once.
-  """
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  one_hot = jax.nn.one_hot(labels, logits.shape[-1])
-  return (losses @ one_hot / one_hot.sum(0)).mean()
-
-
 def default_head(config: ConfigDict, ways: int) -> str:
   """Returns the head of a checkpoint for `ways` classes, one of `HEADS`.
 
@@ -46,7 +29,7 @@ def default_head(config: ConfigDict, ways: int) -> str:
     config: the config of the checkpoint.
     ways: W.
   """
-  if config.inner.reset_classifier:
+  if config.inner.head == 'zero':
     return 'zero'
   return 'checkpoint' if ways <= config.task.ways else 'prototype'
 

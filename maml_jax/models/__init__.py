@@ -45,14 +45,25 @@ class Network(nn.Module):
     encoder: a module from images to features [N, D].
     classifier: a module from features to logits [N, W]; None returns the
       features.
+    context_size: C, numbers of the parameter `context`, which starts at 0 and
+      conditions the encoder; 0 for none.
   """
 
   encoder: nn.Module
   classifier: nn.Module | None
+  context_size: int = 0
 
   def __call__(self, inputs, *, train):
-    features = self.encoder(inputs, train=train)
+    features = self.features(inputs, train=train)
     return features if self.classifier is None else self.classifier(features)
+
+  @nn.compact
+  def features(self, inputs, *, train):
+    if not self.context_size:
+      return self.encoder(inputs, train=train)
+    zeros = nn.initializers.zeros
+    context = self.param('context', zeros, (self.context_size,), jnp.float32)
+    return self.encoder(inputs, train=train, context=context)
 
 
 def make_model(
@@ -68,6 +79,7 @@ def make_model(
   init: str = 'torch',
   temperature: float = 1.0,
   learn_temperature: bool = False,
+  context_size: int = 0,
   dtype: DTypeLike | None = None,
   **encoder_args,
 ) -> Model:
@@ -90,22 +102,30 @@ def make_model(
       code).
     temperature: factor on the logits.
     learn_temperature: whether the outer loop learns the temperature.
+    context_size: numbers of the parameter `context`, which conditions a
+      ConvNet4 or an MLP (CAVIA); 0 for none.
     dtype: dtype of images, activations and kernels inside the network, such as
       'bfloat16'; None: the dtype of the images. Parameters, `stats`, batch norm
       and logits are always float32.
     **encoder_args: arguments of the encoder, such as `width`.
 
   Returns:
-    A `Model`. `params` has the keys 'encoder' and 'classifier'; `stats` holds
-    the moments that the norm modes store, and is {} for mode `batch`. Images
-    are [N, H, W, C] float32, logits [N, W] float32.
+    A `Model` with `features`. `params` has the keys 'encoder' and 'classifier';
+    `stats` holds the moments that the norm modes store, and is {} for mode
+    `batch`. Images are [N, H, W, C] float32, logits [N, W] float32.
 
   Raises:
-    UserError: an unknown encoder, norm mode or init; when `init` of the model
+    UserError: an unknown encoder, norm mode or init, or a context for an
+      encoder that takes none; when `init` of the model
       is called, a layer that matches no pattern of `norm`.
   """
   check_choice('encoder', encoder, ENCODERS)
   check_choice('init', init, ('torch', 'xavier'))
+  if context_size and 'resnet' in encoder:
+    raise UserError(
+      f'model.context_size={context_size}: {encoder} takes no context; use '
+      'convnet4, wide_convnet4 or mlp'
+    )
   norm_for_layer = _make_norm_selector(
     norm,
     meta_test=meta_test,
@@ -117,23 +137,26 @@ def make_model(
     encoder=ENCODERS[encoder](norm=norm_for_layer, init=init, **encoder_args),
     classifier=num_ways
     and Head(num_ways, init, temperature, learn_temperature),
+    context_size=context_size,
   )
 
   def init_fn(key):
     inputs = jnp.zeros((1, *image_shape), jnp.float32)
     return _split_variables(network.init(key, inputs, train=True))
 
-  def apply_fn(params, stats, inputs, *, train):
+  def apply_fn(params, stats, inputs, *, train, method=None):
     variables = {'params': params, **stats}
     inputs = jnp.asarray(inputs, dtype)
+    args = {'train': train, 'method': method}
     if not train:
-      return network.apply(variables, inputs, train=False), stats
-    logits, updates = network.apply(
-      variables, inputs, train=True, mutable=list(stats)
+      return network.apply(variables, inputs, **args), stats
+    outputs, updates = network.apply(
+      variables, inputs, **args, mutable=list(stats)
     )
-    return logits, {**stats, **updates}
+    return outputs, {**stats, **updates}
 
-  return Model(init_fn, apply_fn)
+  features_fn = partial(apply_fn, method='features')
+  return Model(init_fn, apply_fn, features_fn)
 
 
 def _make_norm_selector(norm: Norm, **norm_args) -> Callable:

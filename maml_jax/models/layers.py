@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from maml_jax import ops
 
-__all__ = ['INITS', 'Conv', 'Dense', 'Head']
+__all__ = ['INITS', 'Conv', 'Dense', 'Film', 'Head']
 
 
 def _torch_uniform(fan_in):
@@ -92,6 +92,37 @@ class Dense(nn.Module):
     kernel = self.param('kernel', kernel_init(shape[0]), shape, jnp.float32)
     bias = self.param('bias', bias_init(shape[0]), shape[1:], jnp.float32)
     return x @ kernel + bias[None]
+
+
+class Film(nn.Module):
+  """Scales and shifts channels by a linear function of a context.
+
+  x [..., features] and context [C] -> scale * x + shift. Perez et al. 2018,
+  arXiv 1709.07871. The scale is 1 and the shift 0 for a context of zeros.
+
+  Attributes:
+    features: channels.
+    init: a key of `INITS`, for the kernel.
+  """
+
+  features: int
+  init: str
+
+  @nn.compact
+  def __call__(self, x, context):
+    kernel_init, _ = INITS[self.init]
+    shape = (len(context), 2 * self.features)
+    kernel = self.param('kernel', kernel_init(shape[0]), shape, jnp.float32)
+    bias = self.param('bias', _ones_and_zeros, shape[1:], jnp.float32)
+    factors = (context @ kernel + bias).astype(x.dtype)
+    scale, shift = jnp.split(factors.reshape(*[1] * (x.ndim - 1), -1), 2, -1)
+    return scale * x + shift
+
+
+def _ones_and_zeros(key, shape, dtype):
+  del key
+  ones = jnp.ones(shape[0] // 2, dtype)
+  return jnp.concatenate([ones, jnp.zeros_like(ones)])
 
 
 class Head(nn.Module):

@@ -114,8 +114,9 @@ def _convert_train_file(root: Section, config: ConfigDict) -> None:
   )
   _convert_validation(root, config)
   _set(config, _model_fields(root, config))
-  inner = _inner_fields(root, config)
+  inner, gradient = _inner_fields(root, config)
   _set(config, {f'inner.{name}': value for name, value in inner.items()})
+  _set(config, {'outer.gradient': gradient})
   _set(config, _outer_fields(root))
   if root.get('load', str, None) is not None:
     root.notes.append(
@@ -166,9 +167,8 @@ def _eval_fields(
       name,
       f'must be {config.data.name}, the data set of the training',
     )
-  tasks, inner = _tasks(root, 'test', config), _inner_fields(root, config)
+  tasks, inner = _tasks(root, 'test', config), _inner_fields(root, config)[0]
   steps = inner.pop('num_steps')
-  del inner['first_order']  # has no effect on an evaluation
   if not has_training:
     _set(
       config,
@@ -300,21 +300,22 @@ def _norm_modes(bn: Section, layers: list[str]) -> str | tuple:
   return (*((name, mode) for name in episodic), ('*', 'global'))
 
 
-def _inner_fields(root: Section, config: ConfigDict) -> Fields:
-  """Returns the fields of `inner`, without the prefix 'inner.'."""
+def _inner_fields(root: Section, config: ConfigDict) -> tuple[Fields, str]:
+  """Returns the fields of `inner`, without that prefix, and outer.gradient."""
   section = root.get_section('inner_args')
+  is_first_order = section.get_or('first_order', False)
+  is_zero = section.get_or('reset_classifier', False)
   fields = {
     'num_steps': section.get_or('n_step', 5),
     'encoder_lr': section.get_or('encoder_lr', 0.01),
     'classifier_lr': section.get_or('classifier_lr', 0.01),
     'momentum': section.get_or('momentum', 0.0),
     'weight_decay': section.get_or('weight_decay', 0.0),
-    'first_order': section.get_or('first_order', False),
     'frozen': _frozen_patterns(section, config),
-    'reset_classifier': section.get_or('reset_classifier', False),
+    'head': 'zero' if is_zero else 'learned',
   }
   section.check_unread({})
-  return fields
+  return fields, 'first_order' if is_first_order else 'exact'
 
 
 def _frozen_patterns(section: Section, config: ConfigDict) -> tuple[str, ...]:

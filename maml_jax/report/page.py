@@ -25,6 +25,7 @@ from maml_jax.report.sections.evaluations import (
   provenance,
 )
 from maml_jax.report.sections.grid import grids
+from maml_jax.report.sections.learned_rates import learned_rates
 from maml_jax.report.sections.regressions import regressions
 from maml_jax.report.sections.single_tasks import single_tasks
 from maml_jax.report.sections.summary import summary
@@ -41,6 +42,7 @@ SECTIONS = (
   ('Baselines', baselines),
   ('Adaptation', adaptation),
   ('Learning curves', learning),
+  ('Learned rates', learned_rates),
   ('Classes', classes),
   ('Best and worst tasks', best_and_worst),
   ('Fitted curves', regressions),

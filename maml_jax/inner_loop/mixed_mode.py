@@ -1,0 +1,75 @@
+"""Second derivatives of a loss in forward-over-reverse mode."""
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ['mixed_mode_value_and_grad']
+
+
+def mixed_mode_value_and_grad(loss_fn):
+  """Returns `value_and_grad` whose derivative is taken forward-over-reverse.
+
+  MixFlow-MG, Kemaev et al. 2025, arXiv 2505.00793. Let p be the adapted
+  parameters, o everything else, and `pull(p, c)` the vector-Jacobian product
+  that maps cotangents c of (loss, stats) to gradients with respect to (p, o).
+  Because the Hessian is symmetric, the outer gradient needs the derivative of
+  `pull(p, (1, 0))` along the cotangent of the gradient; because `pull` is
+  linear in c, the cotangents of loss and statistics enter as a direction of c.
+  Only the arguments have to be stored.
+
+  Args:
+    loss_fn: `loss_fn(adapted, others) -> (loss [], stats)`. Everything to be
+      differentiated must be an argument, not a closed-over value.
+
+  Returns:
+    `fn(adapted, others) -> ((loss, stats), gradient with respect to adapted)`.
+  """
+
+  @jax.custom_vjp
+  def loss_and_grad(adapted, others):
+    return jax.value_and_grad(loss_fn, has_aux=True)(adapted, others)
+
+  def forward(adapted, others):
+    return loss_and_grad(adapted, others), (adapted, others)
+
+  def backward(arguments, cotangents):
+    adapted, others = arguments
+    others, fixed = _partition(_is_inexact(others), others)
+    (loss, stats), direction = cotangents
+    stats, _ = _partition(_is_inexact(stats), stats)
+
+    def loss_of(adapted, others):
+      loss, stats = loss_fn(adapted, _combine(others, fixed))
+      return loss, _partition(_is_inexact(stats), stats)[0]
+
+    def pull(adapted, cotangents):
+      return jax.vjp(loss_of, adapted, others)[1](cotangents)
+
+    one = jnp.ones_like(loss), jax.tree.map(jnp.zeros_like, stats)
+    return jax.jvp(pull, (adapted, one), (direction, (loss, stats)))[1]
+
+  loss_and_grad.defvjp(forward, backward)
+  return loss_and_grad
+
+
+def _is_inexact(tree):
+  """Returns a mask of the leaves that have derivatives, unlike integers."""
+  return jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.inexact), tree)
+
+
+def _partition(mask, tree):
+  """Splits a tree by `mask` into two, with None in place of missing leaves."""
+  return (
+    jax.tree.map(lambda selected, x: x if selected else None, mask, tree),
+    jax.tree.map(lambda selected, x: None if selected else x, mask, tree),
+  )
+
+
+def _combine(first, second):
+  """Inverts `_partition`."""
+  return jax.tree.map(
+    lambda x, y: y if x is None else x,
+    first,
+    second,
+    is_leaf=lambda x: x is None,
+  )

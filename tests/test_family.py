@@ -1,0 +1,320 @@
+"""The MAML family: compiled programs, derivatives, devices, settings."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from family_cases import CASES, Case
+
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  InnerConfig,
+  Model,
+  OuterConfig,
+  make_learner,
+  meta_gradient,
+)
+from maml_jax.sharding import make_mesh
+from maml_jax.utils.errors import UserError
+
+# Golden cases with convolutions, whose programs take long to compile.
+SLOW = ('alfa_conv', 'maml_plus_plus_bn', 'meta_curvature_conv')
+ALL = [
+  pytest.param(
+    file,
+    id=file.stem,
+    marks=[pytest.mark.slow] if file.stem in SLOW else [],
+  )
+  for file in CASES
+]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def assert_close(a, b, tolerance=1e-12):
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), a, b
+  )
+
+
+def gradient(case, mesh=None, **inner):
+  """Returns the meta-gradient and the metrics of a case."""
+  grads, _, metrics = meta_gradient(
+    case.learner(**inner),
+    case.params,
+    {},
+    case.episodes,
+    epoch=case.epoch,
+    mesh=mesh,
+  )
+  return grads, metrics
+
+
+@pytest.mark.parametrize('file', ALL)
+def test_jitted_equals_op_by_op_and_two_devices(file):
+  case = Case(file)
+  if case.inner['num_steps'] > 10:  # op by op, K steps take K times as long
+    case.inner['num_steps'] = 4
+  jitted = jax.jit(lambda: gradient(case))()
+  mesh = make_mesh(jax.devices()[:2])
+  assert_close(jax.jit(lambda: gradient(case, mesh))(), jitted)
+  with jax.disable_jit():
+    assert_close(gradient(case), jitted, 1e-11)
+
+
+@pytest.mark.parametrize('file', ALL)
+def test_gradients_equal_finite_differences(file):
+  """Compares derivatives along a random direction for each kind of value."""
+  case = Case(file)
+  if case.outer.gradient != 'exact':
+    pytest.skip(f'the gradient is {case.outer.gradient}, not the derivative')
+  learner = case.learner()
+
+  @jax.jit
+  def loss(params):
+    losses = jax.vmap(
+      lambda episode: learner.loss(params, {}, episode, case.epoch)[0]
+    )
+    return losses(case.episodes).mean()
+
+  grads = jax.jit(jax.grad(loss))(case.params)
+  r = np.random.RandomState(0)
+  for kind in ('encoder', 'classifier', *case.params.get('inner', {})):
+    if kind == 'classifier' and case.inner['head'] != 'learned':
+      continue  # replaced at the start of each task
+    direction = jax.tree.map(jnp.zeros_like, case.params)
+    part = direction if kind in direction else direction['inner']
+    part[kind] = jax.tree.map(
+      lambda x: jnp.array(r.randn(*x.shape)), part[kind]
+    )
+    step = 1e-5
+    up, down = (
+      loss(jax.tree.map(lambda x, d, s=s: x + s * d, case.params, direction))
+      for s in (step, -step)
+    )
+    products = jax.tree.map(jnp.vdot, grads, direction)
+    expected = sum(jax.tree.leaves(products))
+    np.testing.assert_allclose((up - down) / (2 * step), expected, rtol=1e-5)
+
+
+def find_case(name):
+  return Case(next(file for file in CASES if file.stem == name))
+
+
+def test_implicit_gradient_equals_unrolled_gradient_of_3000_steps():
+  case = find_case('imaml')
+  implicit, metrics = jax.jit(lambda: gradient(case))()
+  unrolled = case.learner(OuterConfig(), num_steps=3000)
+  expected = jax.jit(
+    lambda: meta_gradient(unrolled, case.params, {}, case.episodes)[0]
+  )()
+  scale = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+  assert_close(implicit, expected, 1e-6 * scale)
+  assert metrics['cg_residual'].shape == (2,)
+  assert metrics['cg_residual'].max() < 1e-12
+
+
+def test_implicit_gradient_covers_frozen_parameters():
+  """The mixed derivative, against the unrolled gradient."""
+  case = find_case('imaml')
+  frozen = {'frozen': ('linear1',), 'encoder_lr': 0.2, 'classifier_lr': 0.2}
+  implicit, _ = jax.jit(lambda: gradient(case, **frozen, num_steps=500))()
+  unrolled = case.learner(OuterConfig(), **frozen, num_steps=3000)
+  expected = jax.jit(
+    lambda: meta_gradient(unrolled, case.params, {}, case.episodes)[0]
+  )()
+  assert np.abs(expected['encoder']['linear1']['kernel']).max() > 1e-3
+  assert_close(implicit, expected, 1e-7)
+
+
+def test_memory_of_implicit_gradient_does_not_grow_with_steps():
+  case = find_case('imaml')
+
+  def temporary_bytes(num_steps):
+    run = jax.jit(lambda p: gradient_of(case, p, num_steps))
+    return run.lower(case.params).compile().memory_analysis().temp_size_in_bytes
+
+  def gradient_of(case, params, num_steps):
+    learner = case.learner(num_steps=num_steps, remat=False)
+    return meta_gradient(learner, params, {}, case.episodes)[0]
+
+  assert temporary_bytes(16) < 1.05 * temporary_bytes(4)
+
+
+@pytest.mark.parametrize('constant', [True, False])
+def test_implicit_gradient_needs_constant_statistics(constant):
+  def apply(params, stats, inputs, *, train):
+    moment = (params['w'] * inputs).mean()
+    moment = jax.lax.stop_gradient(moment) if constant else moment
+    return params['w'] * inputs, {'moment': moment, 'count': stats['count'] + 1}
+
+  learner = make_learner(
+    Model(None, apply),
+    InnerConfig(proximal=2.0),
+    OuterConfig('implicit'),
+    loss_fn=lambda outputs, targets: jnp.square(outputs - targets).mean(),
+    metric_fns={},
+  )
+  params = {'w': jnp.ones(())}
+  stats = {'moment': jnp.zeros(()), 'count': jnp.int32(0)}
+  batch = Batch(jnp.ones(2), jnp.zeros(2))
+  run = jax.jit(jax.grad(learner.loss, has_aux=True))
+  if constant:
+    _, (stats, _) = run(params, stats, Episode(batch, batch))
+    assert stats['count'] == 5
+    return
+  with pytest.raises(UserError, match='statistics that carry derivatives'):
+    run(params, stats, Episode(batch, batch))
+
+
+def test_more_steps_than_trained_use_the_rates_of_the_last_step():
+  case = find_case('maml_plus_plus')
+  support = jax.tree.map(lambda x: x[0], case.episodes.support)
+  rates = case.params['inner']['lr']
+  more = jax.tree.map(lambda x: jnp.append(x, jnp.repeat(x[-1:], 2)), rates)
+  params = {**case.params, 'inner': {'lr': more}}
+  adapted, repeated = (
+    case.learner(num_steps=5).adapt(p, {}, support)[0]
+    for p in (case.params, params)
+  )
+  jax.tree.map(np.testing.assert_array_equal, adapted, repeated)
+
+
+def test_loss_of_all_steps_is_that_of_the_last_step_after_loss_epochs():
+  case = find_case('maml_plus_plus')
+  episode = jax.tree.map(lambda x: x[0], case.episodes)
+  learner = case.learner()
+  last = case.learner(OuterConfig()).loss(case.params, {}, episode)[0]
+  for epoch in (5, jnp.int32(5), 100):
+    loss, (_, metrics) = learner.loss(case.params, {}, episode, epoch)
+    np.testing.assert_allclose(loss, last, rtol=1e-14)
+    np.testing.assert_allclose(metrics['loss'], last, rtol=1e-14)
+  loss, (_, metrics) = learner.loss(case.params, {}, episode, 0)
+  assert abs(loss - last) > 1e-3
+  np.testing.assert_allclose(metrics['loss'], last, rtol=1e-14)
+
+
+def test_first_order_epochs_come_before_exact_ones():
+  outer = OuterConfig(first_order_epochs=3, loss_steps='all', loss_epochs=5)
+  names = [
+    (outer.at_epoch(e).gradient, outer.at_epoch(e).loss_steps)
+    for e in (0, 2, 3, 4, 5)
+  ]
+  assert names == [
+    ('first_order', 'all'),
+    ('first_order', 'all'),
+    ('exact', 'all'),
+    ('exact', 'all'),
+    ('exact', 'last'),
+  ]
+  case = find_case('anil')
+  learner = case.learner(OuterConfig(first_order_epochs=3))
+  episode = jax.tree.map(lambda x: x[0], case.episodes)
+  with pytest.raises(UserError, match='at_epoch'):
+    learner.loss(case.params, {}, episode, jnp.int32(0))
+
+  def grads(learner, epoch):
+    return jax.grad(lambda p: learner.loss(p, {}, episode, epoch)[0])(
+      case.params
+    )
+
+  first_order = case.learner(OuterConfig('first_order'))
+  assert_close(grads(learner, 2), grads(first_order, 0))
+  assert_close(grads(learner, 3), grads(case.learner(OuterConfig()), 0))
+
+
+def test_support_loss_may_be_of_its_own():
+  """Adapts to minimize the distance of a number to 3, without targets."""
+  model = Model(
+    lambda key: ({'w': jnp.zeros(())}, {}),
+    lambda params, stats, inputs, *, train: (params['w'] * inputs, stats),
+  )
+
+  def support_loss(params, stats, support):
+    assert support.targets is None
+    return (params['w'] - 3.0) ** 2 / 2, stats
+
+  learner = make_learner(
+    model,
+    InnerConfig(num_steps=2, encoder_lr=0.5),
+    loss_fn=lambda outputs, targets: jnp.square(outputs - targets).mean(),
+    metric_fns={},
+    support_loss_fn=support_loss,
+  )
+  episode = Episode(Batch(jnp.ones(1), None), Batch(jnp.ones(2), jnp.ones(2)))
+  loss, (_, metrics) = learner.loss({'w': jnp.zeros(())}, {}, episode)
+  np.testing.assert_allclose(loss, (3 * 0.75 - 1) ** 2)
+  np.testing.assert_allclose(metrics['support_loss'], 4.5)
+
+
+@pytest.mark.parametrize(
+  'inner, outer, message',
+  [
+    ({'rule': 'alfa', 'momentum': 0.9}, {}, 'momentum=0.9 does not go with'),
+    ({'rule': 'alfa', 'optimizer': 'adam'}, {}, 'optimizer=adam does not go'),
+    ({'rule': 'alfa', 'learn_lr': 'tensor'}, {}, 'learn_lr=tensor does not'),
+    ({'rule': 'alfa', 'precondition': 'kronecker'}, {}, 'precondition=kron'),
+    ({'per_step': ('lr',)}, {}, 'needs learned rates'),
+    ({'lr_bounds': (0.0, 1.0)}, {}, 'needs learned rates'),
+    ({'learn_lr': 'group', 'lr_bounds': (1.0, 0.0)}, {}, '(lowest, highest)'),
+    ({'optimizer': 'adam', 'momentum': 0.9}, {}, 'set inner.b1 instead'),
+    ({'optimizer': 'adagrad'}, {}, 'inner.optimizer'),
+    ({}, {'gradient': 'implicit'}, 'needs inner.proximal'),
+    ({'proximal': 2.0, 'momentum': 0.5}, {'gradient': 'implicit'}, 'momentum'),
+    ({'proximal': 2.0, 'mixed_mode': True}, {'gradient': 'implicit'}, 'mixed'),
+    ({'proximal': 2.0, 'learn_lr': 'group'}, {'gradient': 'implicit'}, 'learn'),
+    ({'learn_lr': 'group'}, {'gradient': 'reptile'}, 'learned quantities'),
+    (
+      {},
+      {'gradient': 'reptile', 'loss_steps': 'all', 'loss_epochs': 3},
+      'loss_steps=all',
+    ),
+    ({}, {'loss_steps': 'all'}, 'needs outer.loss_epochs'),
+    (
+      {'num_steps': 0},
+      {'loss_steps': 'all', 'loss_epochs': 3},
+      'num_steps of at least 1',
+    ),
+    ({}, {'gradient': 'implicit', 'first_order_epochs': 3}, 'needs outer.grad'),
+    ({'head': 'prototype'}, {}, 'Model(init, apply, features)'),
+  ],
+)
+def test_settings_that_exclude_each_other_are_errors(inner, outer, message):
+  model = Model(None, None)
+  with pytest.raises(UserError) as error:
+    make_learner(model, InnerConfig(**inner), OuterConfig(**outer))
+  assert message in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'params, inner, message',
+  [
+    ({'w': 0, 'inner': 0}, {}, "top-level key 'inner'"),
+    ([0, 1], {'learn_lr': 'tensor'}, 'nested dicts, not list'),
+    ({'w': 0}, {'per_step': ('v',)}, "inner.per_step: 'v' matches no"),
+    ({'w': 0}, {'per_step': ('w',)}, 'w is adapted in the inner loop'),
+    ({'w': 0}, {'zero': ('v',)}, "inner.zero: 'v' matches no"),
+    ({'w': 0}, {'head': 'zero'}, 'matches no parameter'),
+    ({'w': 0}, {'frozen': ('!v',)}, "inner.frozen: 'v' matches no"),
+  ],
+)
+def test_parameters_that_do_not_fit_the_settings_are_errors(
+  params, inner, message
+):
+  params = jax.tree.map(jnp.float32, params)
+  model = Model(
+    lambda key: (params, {}),
+    lambda params, stats, inputs, *, train: (inputs, stats),
+  )
+  learner = make_learner(model, InnerConfig(**inner), metric_fns={})
+  with pytest.raises(UserError) as error:
+    learner.adapt(*learner.init(jax.random.key(0)), Batch(jnp.zeros((1, 2)), 0))
+  assert message in str(error.value)
