@@ -1,7 +1,7 @@
 """python main.py --config=configs/alfa.py
 
 ALFA: a network computes rates and decay from weights and gradients.
-Published: 50.6 % (Baik et al. 2020; ensemble of five). Hardware: one GPU.
+Expected: 50.6 % (Baik et al. 2020; ensemble of five). Hardware: one GPU.
 Time: not measured."""
 
 from maml_jax.config import load_preset

@@ -1,6 +1,6 @@
 """python main.py --config=configs/anil.py
 
-ANIL: only the head is adapted. Published: 46.7 % (Raghu et al. 2020; 32
+ANIL: only the head is adapted. Expected: 46.7 % (Raghu et al. 2020; 32
 filters, transductive), 48.4 % (LibFewShot). Hardware: one GPU. Time: not
 measured."""
 

@@ -1,6 +1,6 @@
 """python main.py --config=configs/boil.py
 
-BOIL: only the encoder is adapted, in one step. Published: 49.6 % (Oh et al.
+BOIL: only the encoder is adapted, in one step. Expected: 49.6 % (Oh et al.
 2021; 64 filters). Hardware: one GPU. Time: not measured."""
 
 from maml_jax.config import load_preset

@@ -1,6 +1,6 @@
 """python main.py --config=configs/imaml.py
 
-iMAML: the gradient of the minimum of a proximal problem. Published: 49.3 %
+iMAML: the gradient of the minimum of a proximal problem. Expected: 49.3 %
 (Rajeswaran et al. 2019). Hardware: one GPU. Time: not measured."""
 
 from maml_jax.config import load_preset

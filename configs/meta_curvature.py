@@ -1,6 +1,6 @@
 """python main.py --config=configs/meta_curvature.py
 
-Meta-Curvature: gradients are multiplied by learned matrices. Published: 55.7
+Meta-Curvature: gradients are multiplied by learned matrices. Expected: 55.7
 % (Park and Oliva 2019; Meta-Curvature 2, a bigger network). Hardware: one
 GPU. Time: not measured."""
 

@@ -1,7 +1,7 @@
 """python main.py --config=configs/meta_sgd.py
 
 Meta-SGD: a learned rate for each number of each parameter, one step.
-Published: 50.5 % (Li et al. 2017, as recalled). Hardware: one GPU. Time: not
+Expected: 50.5 % (Li et al. 2017, as recalled). Hardware: one GPU. Time: not
 measured."""
 
 from maml_jax.config import load_preset

@@ -1,6 +1,6 @@
 """python main.py --config=configs/proto_maml.py
 
-ProtoMAML: the head starts from class means. Published: 62.6 % (Ye and Chao
+ProtoMAML: the head starts from class means. Expected: 62.6 % (Ye and Chao
 2022; pre-trained ResNet-12). Hardware: one GPU. Time: not measured."""
 
 from maml_jax.config import load_preset

@@ -1,6 +1,6 @@
 """python main.py --config=configs/reptile.py
 
-Reptile: moves to the adapted parameters; trained with 15 shots. Published:
+Reptile: moves to the adapted parameters; trained with 15 shots. Expected:
 47.07 % inductive, 49.97 % transductive (Nichol et al. 2018; 50 steps at
 test). Hardware: one GPU. Time: not measured."""
 

@@ -13,6 +13,7 @@ from maml_jax import config as config_lib
 from maml_jax import config_checks, data, default_config, models
 from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.experiment import optimizers, setup
+from maml_jax.methods import METHODS
 from maml_jax.models import norm
 from maml_jax.utils.errors import UserError
 
@@ -45,6 +46,10 @@ def test_preset_is_short_valid_and_documented(path):
     assert part in ' '.join(text.split())
   config = config_lib.load(str(path))
   assert config.is_locked
+  if path.stem in METHODS:
+    assert config.data.name == 'mini_imagenet'
+    assert (config.eval.ways, config.eval.shots) == (5, 1)
+    return
   if path.stem not in ('folder', 'sinusoid'):
     assert f'{config.task.ways}w{config.task.shots}s' in path.stem
   assert path.stem.startswith(config.data.name.split('_')[0])

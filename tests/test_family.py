@@ -38,10 +38,33 @@ def float64():
     yield
 
 
+# Settings without a golden case of their own: (case, inner settings).
+VARIANTS = {
+  'rmsprop': ('inner_adam', {'optimizer': 'rmsprop', 'momentum': 0.5}),
+  'adam_per_step': (
+    'maml_plus_plus',
+    {'optimizer': 'adam', 'weight_decay': 0.01, 'class_weights': 'balanced'},
+  ),
+  'curvature_momentum': (
+    'meta_curvature',
+    {'momentum': 0.5, 'weight_decay': 0.01, 'proximal': 0.3},
+  ),
+  'prototype_frozen': ('proto_maml', {'frozen': ('linear1',), 'momentum': 0.9}),
+  'zero_momentum': ('cavia', {'momentum': 0.9, 'optimizer': 'rmsprop'}),
+}
+
+
 def assert_close(a, b, tolerance=1e-12):
   jax.tree.map(
     partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), a, b
   )
+
+
+def load_variant(name):
+  stem, inner = VARIANTS[name]
+  case = find_case(stem)
+  case.inner |= inner
+  return case
 
 
 def gradient(case, mesh=None, **inner):
@@ -59,7 +82,15 @@ def gradient(case, mesh=None, **inner):
 
 @pytest.mark.parametrize('file', ALL)
 def test_jitted_equals_op_by_op_and_two_devices(file):
-  case = Case(file)
+  check_programs(Case(file))
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_variant_is_right_jitted_op_by_op_and_on_two_devices(name):
+  check_programs(load_variant(name))
+
+
+def check_programs(case):
   if case.inner['num_steps'] > 10:  # op by op, K steps take K times as long
     case.inner['num_steps'] = 4
   jitted = jax.jit(lambda: gradient(case))()
@@ -67,12 +98,23 @@ def test_jitted_equals_op_by_op_and_two_devices(file):
   assert_close(jax.jit(lambda: gradient(case, mesh))(), jitted)
   with jax.disable_jit():
     assert_close(gradient(case), jitted, 1e-11)
+  if case.outer.gradient in ('exact', 'first_order'):
+    for changed in ({'remat': False}, {'mixed_mode': True}):
+      assert_close(jax.jit(lambda c=changed: gradient(case, **c))(), jitted)
 
 
 @pytest.mark.parametrize('file', ALL)
 def test_gradients_equal_finite_differences(file):
+  check_derivatives(Case(file))
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_variant_has_the_derivative_of_its_loss(name):
+  check_derivatives(load_variant(name))
+
+
+def check_derivatives(case):
   """Compares derivatives along a random direction for each kind of value."""
-  case = Case(file)
   if case.outer.gradient != 'exact':
     pytest.skip(f'the gradient is {case.outer.gradient}, not the derivative')
   learner = case.learner()

@@ -234,20 +234,68 @@ def test_resume_on_other_devices_gives_the_same_results(
     assert_close(other[2:6], expected[2:6])
 
 
-def test_resume_is_bit_exact_and_finished_run_is_unchanged(small, tmp_path):
+# The loss changes between the two epochs of a small run.
+ANNEALED = {
+  'inner__num_steps': 2,
+  'inner__learn_lr': 'tensor',
+  'inner__per_step': 'lr',
+  'inner__lr_bounds': '(0.0,0.101)',
+  'outer__first_order_epochs': 1,
+  'outer__loss_steps': 'all',
+  'outer__loss_epochs': 1,
+}
+
+
+@pytest.mark.parametrize('fields', [{}, ANNEALED], ids=['maml', 'annealed'])
+def test_resume_is_bit_exact_and_finished_run_is_unchanged(
+  small, tmp_path, fields
+):
   uninterrupted, resumed = tmp_path / 'uninterrupted', tmp_path / 'resumed'
-  train(small_run.config(), uninterrupted)
-  train(small_run.config(train__num_epochs=1), resumed)
+  train(small_run.config(**fields), uninterrupted)
+  train(small_run.config(train__num_epochs=1, **fields), resumed)
   for _ in range(2):
-    assert train(small_run.config(), resumed) == 0
+    assert train(small_run.config(**fields), resumed) == 0
     paths = uninterrupted, resumed
     a, b = (checkpoint.load(path, 'latest') for path in paths)
     assert_equal(a.params, b.params)
     assert_equal(a.opt_state, b.opt_state)
     records = [metrics_log.read_records(path) for path in paths]
     for record in records[0] + records[1]:
-      del record['seconds']
+      record.pop('seconds', None)
     assert records[0] == records[1]
+
+
+def test_learned_rates_are_logged_and_stay_within_bounds(
+  small, tmp_path, capsys
+):
+  train(small_run.config(**ANNEALED), tmp_path)
+  records = read_split(tmp_path, 'inner')
+  assert [record['step'] for record in records] == [5, 10]
+  last = records[-1]
+  rates = checkpoint.load(tmp_path, 'latest').params['inner']['lr']
+  rates = np.stack(jax.tree.leaves(rates))
+  assert rates.shape[1] == 2
+  assert last['lr_min'] == rates.min() and last['lr_max'] == rates.max()
+  assert 0 <= last['lr_min'] < last['lr_max'] <= np.float32(0.101)
+  line = f'inner lr {last["lr_min"]:.3g}..{last["lr_max"]:.3g}'
+  assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'frozen, classifier_lr, num_steps',
+  [('classifier', 0.1, 1), ('', 0.0, 1), ('', 0.1, 0)],
+)
+def test_zero_head_that_is_not_adapted_is_rejected(
+  small, tmp_path, frozen, classifier_lr, num_steps
+):
+  config = small_run.config(
+    inner__head='zero',
+    inner__frozen=frozen,
+    inner__classifier_lr=classifier_lr,
+    inner__num_steps=num_steps,
+  )
+  with pytest.raises(UserError, match='the head would stay at zero'):
+    train(config, tmp_path)
 
 
 def test_other_config_is_rejected_with_its_differences(small, tmp_path):
