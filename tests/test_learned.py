@@ -187,7 +187,7 @@ def test_new_quantities_of_a_checkpoint_start_fresh():
   fresh = init(learn_lr='tensor', per_step=('lr', 'bn'))['inner']
   saved['encoder']['conv1']['bn']['scale'] = jnp.arange(5.0)
   learned = inner_loop.transfer_learned(config, saved, fresh, (4, 4))
-  np.testing.assert_array_equal(learned['lr']['classifier']['bias'], [0.02] * 3)
+  np.testing.assert_allclose(learned['lr']['classifier']['bias'], [0.02] * 3)
   np.testing.assert_array_equal(
     learned['per_step']['encoder']['conv1']['bn']['scale'],
     np.tile(np.arange(5.0), (STEPS, 1)),

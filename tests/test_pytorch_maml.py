@@ -345,7 +345,10 @@ def test_frozen_substrings_freeze_the_same_parameters(tmp_path):
   learner = setup.phase_learner(config, setup.train_phase(config))
   params, _ = jax.eval_shape(learner.init, jax.random.key(0))
   assert config.inner.frozen == ('bn*',)
-  labels = param_labels(config.inner, params)
+  labels = {
+    tuple(path.split('/')): label
+    for path, label in param_labels(config.inner, params).items()
+  }
   frozen = {path for path, label in labels.items() if label == 'frozen'}
   assert frozen == {p for p in labels if 'bn' in weights.torch_name(p)}
   assert len(frozen) == 2 * 4 * 4

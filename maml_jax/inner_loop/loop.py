@@ -56,11 +56,14 @@ def adapt(
     seen = observe and observe(*loop.unpack(carry, rows))
     return carry, (loss, seen)
 
+  if not config.num_steps:  # op by op, scans cannot be empty
+    return *loop.unpack(loop.carry, {}), jnp.zeros(0), None
   step = _checkpoint(config, step)
   carry, (losses, seen) = lax.scan(
     step, loop.carry, loop.rows, length=config.num_steps
   )
-  return *loop.unpack(carry, loop.last_row), losses, seen
+  last_row = jax.tree.map(lambda x: x[-1], loop.rows)
+  return *loop.unpack(carry, last_row), losses, seen
 
 
 def adapt_and_observe(
@@ -121,7 +124,6 @@ class _Loop(NamedTuple):
     step: `step(carry, rows) -> (carry, loss)`.
     carry: the first carry.
     rows: learned quantities of each step, {path: [K, ...]}.
-    last_row: those of the last step; {} if there is none.
     unpack: `unpack(carry, rows) -> (params, stats)`, as the model takes them,
       with the parameters that belong to a step from its `rows`, or else from
       the first.
@@ -130,7 +132,6 @@ class _Loop(NamedTuple):
   step: Callable
   carry: tuple
   rows: dict[str, Array]
-  last_row: dict[str, Array]
   unpack: Callable
 
 
@@ -170,10 +171,7 @@ def _make_loop(loss_fn, config, params, stats, support, first_order) -> _Loop:
     adapted, stats, _ = carry
     return combine(adapted, frozen_at(rows)), stats
 
-  last_row = {}
-  if config.num_steps:
-    last_row = jax.tree.map(lambda x: x[-1], rows)
-  return _Loop(step, (start, stats, update.init(start)), rows, last_row, unpack)
+  return _Loop(step, (start, stats, update.init(start)), rows, unpack)
 
 
 def _checkpoint(config: InnerConfig, step: Callable) -> Callable:
