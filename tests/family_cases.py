@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from maml_jax import ops
 from maml_jax.learner import (
@@ -28,6 +29,26 @@ FOLDER = Path(
   or Path(__file__).parent / 'golden_family'
 )
 CASES = sorted(FOLDER.glob('*.json'))
+# These take longest to compile.
+SLOW = (
+  'alfa',
+  'alfa_conv',
+  'imaml',
+  'maml_plus_plus_bn',
+  'meta_curvature_conv',
+)
+
+
+def cases(fast=None):
+  """Returns parameters of a test; all but the names in `fast` are slow."""
+
+  def marks(name):
+    is_slow = name in SLOW if fast is None else name not in fast
+    return [pytest.mark.slow] if is_slow else []
+
+  return [pytest.param(p, id=p.stem, marks=marks(p.stem)) for p in CASES]
+
+
 LOSSES = {'cross_entropy': cross_entropy, 'squared_error': squared_error}
 
 

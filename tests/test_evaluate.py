@@ -52,9 +52,8 @@ def assert_close(a, b):
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), a, b)
 
 
-@pytest.mark.parametrize(
-  'norm', [pytest.param('batch', marks=pytest.mark.slow), 'support']
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', ['batch', 'support'])
 def test_jitted_evaluator_equals_op_by_op(norm, monkeypatch):
   monkeypatch.setattr(
     data, 'load_dataset', lambda *_: small_run.dataset('test')

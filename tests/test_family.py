@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_cases import CASES, Case
+from family_cases import CASES, Case, cases
 
 from maml_jax.learner import (
   Batch,
@@ -19,24 +19,6 @@ from maml_jax.learner import (
 )
 from maml_jax.sharding import make_mesh
 from maml_jax.utils.errors import UserError
-
-# Golden cases with convolutions, whose programs take long to compile.
-SLOW = ('alfa_conv', 'maml_plus_plus_bn', 'meta_curvature_conv')
-ALL = [
-  pytest.param(
-    file,
-    id=file.stem,
-    marks=[pytest.mark.slow] if file.stem in SLOW else [],
-  )
-  for file in CASES
-]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
-
 
 # Settings without a golden case of their own: (case, inner settings).
 VARIANTS = {
@@ -80,11 +62,12 @@ def gradient(case, mesh=None, **inner):
   return grads, metrics
 
 
-@pytest.mark.parametrize('file', ALL)
+@pytest.mark.parametrize('file', cases(fast=('maml_plus_plus', 'proto_maml')))
 def test_jitted_equals_op_by_op_and_two_devices(file):
   check_programs(Case(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', VARIANTS)
 def test_variant_is_right_jitted_op_by_op_and_on_two_devices(name):
   check_programs(load_variant(name))
@@ -103,7 +86,7 @@ def check_programs(case):
       assert_close(jax.jit(lambda c=changed: gradient(case, **c))(), jitted)
 
 
-@pytest.mark.parametrize('file', ALL)
+@pytest.mark.parametrize('file', cases())
 def test_gradients_equal_finite_differences(file):
   check_derivatives(Case(file))
 

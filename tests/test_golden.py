@@ -41,6 +41,7 @@ CASES = sorted(FOLDER.glob('*.json'))
 # Cases of this project that take the longest.
 SLOW_CASES = (
   'convnet4_episodic_momentum_wd',
+  'convnet4_episodic_part',
   'convnet4_episodic_test',
   'convnet4_global_stats',
   'convnet4_global_stats_test',

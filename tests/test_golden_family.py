@@ -8,7 +8,7 @@ in float64 and through the public API.
 import jax
 import numpy as np
 import pytest
-from family_cases import CASES, Case, get_leaf
+from family_cases import CASES, Case, cases, get_leaf
 
 from maml_jax.learner import meta_gradient
 from maml_jax.outer_loss import step_weights
@@ -33,8 +33,10 @@ def assert_leaves_close(tree, expected):
       assert_close(get_leaf(tree, path), value)
 
 
-@pytest.mark.parametrize('remat', [False, True])
-@pytest.mark.parametrize('file', CASES, ids=[file.stem for file in CASES])
+@pytest.mark.parametrize(
+  'remat', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize('file', cases())
 def test_meta_gradient_equals_published_code(file, remat):
   case = Case(file)
   learner = case.learner(remat=remat)
@@ -58,7 +60,7 @@ def test_meta_gradient_equals_published_code(file, remat):
   assert_leaves_close(grads, expect.get('grads_through_zero_head'))
 
 
-@pytest.mark.parametrize('file', CASES, ids=[file.stem for file in CASES])
+@pytest.mark.parametrize('file', cases())
 def test_adaptation_equals_published_code(file):
   case = Case(file)
   learner, expect = case.learner(), case.expect

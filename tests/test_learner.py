@@ -148,8 +148,22 @@ def assert_close(got, expected, tolerance=1e-9):
   jax.tree.map(check, got, expected)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('kind', KINDS)
+# Each worker that runs one of a kind also runs it op by op, which takes longest.
+FAST_PROGRAMS = {('first order', 'chunks of 2'), ('evaluation', '8 devices')}
+
+
+@pytest.mark.parametrize(
+  'kind, layout',
+  [
+    pytest.param(
+      kind,
+      layout,
+      marks=[] if (kind, layout) in FAST_PROGRAMS else [pytest.mark.slow],
+    )
+    for kind in KINDS
+    for layout in LAYOUTS
+  ],
+)
 def test_jitted_equals_op_by_op(kind, layout):
   learner, params, stats = build_learner(**KINDS[kind])
   run = jax.jit(make_program(kind, learner, **LAYOUTS[layout]))

@@ -115,6 +115,7 @@ def test_cell_equals_adaptation_and_query_pass(result, run, workdir, norm):
         assert arrays['accuracy'][cell, t] == pytest.approx(correct.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('norm', ['batch', 'episodic', 'support'])
 def test_jitted_grid_measure_equals_op_by_op(norm):
   config = small_run.config(model__width=2, eval__num_steps=2, eval__norm=norm)

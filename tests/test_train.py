@@ -73,10 +73,8 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize(
-  'gradient',
-  [pytest.param('exact', marks=pytest.mark.slow), 'first_order'],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('gradient', ['exact', 'first_order'])
 def test_jitted_step_equals_op_by_op(gradient):
   config = small_run.config(outer__gradient=gradient, train__meta_batch_size=2)
   jitted = run(config, [2], tasks_per_chunk=1)
@@ -124,6 +122,7 @@ def test_episodes_do_not_depend_on_devices_and_chunks(devices, tasks_per_chunk):
   assert_equal(draw(mesh, tasks_per_chunk), draw(None, None))
 
 
+@pytest.mark.slow
 def test_results_are_bit_identical_for_any_call_length():
   kwargs = {'mesh': make_mesh(), 'tasks_per_chunk': 1}
   config = small_run.config(train__steps_per_call=6, outer__optimizer='adam')
@@ -217,6 +216,7 @@ def test_first_line_describes_used_devices(
   assert devices in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_resume_on_other_devices_gives_the_same_results(
   small, tmp_path, monkeypatch
 ):
