@@ -148,7 +148,7 @@ def assert_close(got, expected, tolerance=1e-9):
   jax.tree.map(check, got, expected)
 
 
-# Each worker that runs one of a kind also runs it op by op, which takes longest.
+# A worker that runs one of a kind also runs it op by op, which takes longest.
 FAST_PROGRAMS = {('first order', 'chunks of 2'), ('evaluation', '8 devices')}
 
 
