@@ -17,7 +17,7 @@ from PIL import Image
 from maml_jax import cli, data, report
 from maml_jax import config as config_lib
 from maml_jax.evaluation.statistics import mean_interval, prefix_difference
-from maml_jax.experiment import setup
+from maml_jax.experiment import checkpoint, setup
 from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.report import (
   episodes,
@@ -29,7 +29,10 @@ from maml_jax.report import (
   statistics,
   style,
 )
+from maml_jax.report.heat_maps import plot_heat_map
 from maml_jax.report.learning_curves import plot_learning_curves
+from maml_jax.report.sections import learned_rates
+from maml_jax.train import train
 from maml_jax.utils.errors import UserError
 
 CLASS_NAMES = [f'class <{c}>' for c in range(8)]
@@ -695,6 +698,32 @@ def test_regression_shows_losses_without_chance_level(tmp_path):
     '--eval.grid',
   ):
     assert word not in found.text
+
+
+def test_learned_rates_are_shown_by_parameter_and_step(tmp_path, monkeypatch):
+  fields = {
+    'inner__num_steps': 2,
+    'inner__learn_lr': 'tensor',
+    'inner__per_step': 'lr',
+    'train__num_epochs': 1,
+  }
+  train(small_run.config(**fields), tmp_path)
+  shown = []
+
+  def plot(columns, rows, values, texts):
+    shown.append((columns, rows, values))
+    return plot_heat_map(columns, rows, values, texts)
+
+  monkeypatch.setattr(learned_rates, 'plot_heat_map', plot)
+  found = write_page(tmp_path, [tmp_path])
+  assert 'Learned rates' in found.text and 'checkpoint of step 5' in found.text
+  ((columns, rows, values),) = shown
+  assert columns == ['step 1', 'step 2']
+  assert rows == ['classifier/kernel', 'encoder/kernel']
+  rates = checkpoint.load(tmp_path).params['inner']['lr']
+  np.testing.assert_allclose(
+    values, [rates['classifier']['kernel'], rates['encoder']['kernel']]
+  )
 
 
 # Figures
