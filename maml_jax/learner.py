@@ -62,10 +62,14 @@ class Learner(NamedTuple):
     init: `init(key) -> (params, stats)`.
     adapt: `adapt(params, stats, support) -> (params, stats, losses [K])`: runs
       the inner loop on one support set, a `Batch`.
-    loss: `loss(params, stats, episode) -> (loss [], (stats, metrics))`: adapts
-      to the support set and returns the mean loss over the query set. `metrics`
-      holds those of `evaluate` and 'support_loss', the support loss before the
-      first inner step; `stats` the statistics to carry to the next task.
+    loss: `loss(params, stats, episode, epoch=0) -> (loss [], (stats,
+      metrics))`: adapts to the support set and returns the outer loss, usually
+      the mean loss over the query set. `metrics` holds those of `evaluate`;
+      'support_loss', the support loss before the first inner step; and
+      'cg_residual' with implicit gradients, see `implicit_surrogate`. `stats`
+      are the statistics to carry to the next task. `epoch` matters if the
+      weights of a loss of all steps depend on it, and may be traced; it must be
+      a Python int if `outer.first_order_epochs` is set.
     predict: `predict(params, stats, inputs) -> logits [N, W]`: the query pass.
     evaluate: `evaluate(params, stats, batch) -> metrics`: the query pass on a
       `Batch`; returns its mean 'loss' and the results of `metric_fns`.

@@ -286,9 +286,10 @@ class CallLengthController:
 
 def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
   """Builds the context of the loop and the state to start from."""
-  sharding = setup.train_sharding(
-    config, split_queries=not is_transductive(config.model.norm)
-  )
+  # Conjugate gradients of parts of a query set would stop at other iterations.
+  split_queries = config.outer.gradient != 'implicit'
+  split_queries &= not is_transductive(config.model.norm)
+  sharding = setup.train_sharding(config, split_queries=split_queries)
   phase, val = setup.train_phase(config), setup.val_phase(config)
   tasks = train_tasks(config, sharding)
   validate = phase_evaluator(config, val, config.val.num_tasks, sharding)
