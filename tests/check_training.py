@@ -1,8 +1,7 @@
 """Trains every method on glyphs: `make test-training`, not part of `make test`.
 
 Each must reach 80 % on 5-way 1-shot tasks of unseen scripts, with one budget of
-tasks and inner rates chosen on validation tasks. docs/methods.md lists what they
-reach.
+tasks and inner rates chosen on validation tasks; docs/methods.md has a table.
 """
 
 import pytest

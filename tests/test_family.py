@@ -20,6 +20,13 @@ from maml_jax.learner import (
 from maml_jax.sharding import make_mesh
 from maml_jax.utils.errors import UserError
 
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
 # Settings without a golden case of their own: (case, inner settings).
 VARIANTS = {
   'rmsprop': ('inner_adam', {'optimizer': 'rmsprop', 'momentum': 0.5}),
