@@ -34,7 +34,15 @@ __all__ = [
   'validate',
 ]
 
-NORMS = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
+NORMS = (
+  'batch',
+  'global',
+  'episodic',
+  'cumulative',
+  'support',
+  'tasknorm',
+  'tasknorm_global',
+)
 AUGMENTATIONS = (
   'none',
   'flip',

@@ -60,6 +60,7 @@ def get_config() -> ConfigDict:
   #   cumulative  plain averages over the inner steps of the task
   #   support     moments of the support set under the adapted parameters
   #   tasknorm    episodic, blended with the moments of each image
+  #   tasknorm_global  global, blended with the moments of each image
   # or (pattern, mode) pairs, first match wins, for example
   # (('conv4', 'support'), ('*', 'global')).
   model.norm = FieldReference('batch', field_type=object)

@@ -105,11 +105,13 @@ def norm_modes(bn_args):
   """Returns the `norm` of `make_model` for PyTorch-MAML's `bn_args`."""
   if not bn_args.get('track_running_stats', True):
     return 'batch'
-  mode = 'tasknorm' if bn_args.get('alpha') else 'episodic'
+  mode, global_mode = 'episodic', 'global'
+  if bn_args.get('alpha'):
+    mode, global_mode = 'tasknorm', 'tasknorm_global'
   if bn_args.get('momentum', 0.1) is None:  # PyTorch's cumulative average
     mode = 'cumulative'
   layers = bn_args.get('episodic') or ()
-  return (*((layer, mode) for layer in layers), ('*', 'global'))
+  return (*((layer, mode) for layer in layers), ('*', global_mode))
 
 
 def frozen_patterns(substrings, names):

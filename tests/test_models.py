@@ -9,7 +9,7 @@ from jax.extend.core import jaxprs_in_params
 
 from maml_jax.learner import cross_entropy
 from maml_jax.models import ENCODERS, make_model
-from maml_jax.models.norm import MODES
+from maml_jax.models.norm import MODES, BatchNorm
 from maml_jax.utils.errors import UserError
 
 
@@ -243,3 +243,49 @@ def test_unknown_names_raise_user_errors(args, message):
   with pytest.raises(UserError, match=message):
     model = make_model(num_ways=5, image_shape=(28, 28, 1), **args)
     model.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize('meta_test', [False, True])
+def test_tasknorm_global_blends_running_moments_with_those_of_the_image(
+  meta_test,
+):
+  """Compares two support passes and a query pass with NumPy, in float64."""
+  with jax.enable_x64(True):
+    r = np.random.RandomState(0)
+    support, query = r.randn(6, 4, 5, 3), r.randn(2, 4, 5, 3)
+    mean, var = r.randn(3), 1 + r.rand(3)
+    layer = BatchNorm(mode='tasknorm_global', meta_test=meta_test)
+    params = {
+      'scale': jnp.array(r.rand(3)),
+      'bias': jnp.array(r.randn(3)),
+      'alpha_scale': jnp.array(0.2),
+      'alpha_offset': jnp.array(-0.5),
+    }
+    stats = {
+      'global': {'mean': jnp.array(mean), 'var': jnp.array(var)},
+      'episode': {'size': jnp.array(0.0)},
+    }
+
+    def normalize(x, mean, var):
+      x = (x - mean) / np.sqrt(var + 1e-5)
+      return x * np.asarray(params['scale']) + np.asarray(params['bias'])
+
+    for _ in range(2):
+      got, stats = layer.apply(
+        {'params': params, **stats}, support, train=True, mutable=list(stats)
+      )
+      batch = support.mean((0, 1, 2)), support.var((0, 1, 2))
+      expected = normalize(support, *((mean, var) if meta_test else batch))
+      np.testing.assert_allclose(got, expected, rtol=1e-12)
+      if not meta_test:
+        n = 6 * 4 * 5
+        mean = 0.9 * mean + 0.1 * batch[0]
+        var = 0.9 * var + 0.1 * batch[1] * n / (n - 1)
+    np.testing.assert_allclose(stats['global']['mean'], mean, rtol=1e-12)
+    np.testing.assert_allclose(stats['global']['var'], var, rtol=1e-12)
+    a = 1 / (1 + np.exp(-(0.2 * 6 - 0.5)))
+    own = query.mean((1, 2), keepdims=True), query.var((1, 2), keepdims=True)
+    blended = a * var + (1 - a) * own[1] + a * (1 - a) * (own[0] - mean) ** 2
+    expected = normalize(query, a * mean + (1 - a) * own[0], blended)
+    got = layer.apply({'params': params, **stats}, query, train=False)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)

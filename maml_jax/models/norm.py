@@ -1,4 +1,4 @@
-"""Batch normalization in six modes used in few-shot learning.
+"""Batch normalization in seven modes used in few-shot learning.
 
 All modes normalize the support pass of meta-training by the moments of the
 support set. They differ in the moments that normalize the *query* pass. A mode
@@ -14,9 +14,13 @@ is inductive if a prediction does not depend on the other query images:
                 parameters
     tasknorm    `episodic`, blended with the moments of each     yes
                 image
+    tasknorm_global
+                `global`, blended with the moments of each       yes
+                image
 
-`episodic` and `global` are PyTorch-MAML's modes; `tasknorm` is its `alpha`
-option, after Bronskill et al. 2020, arXiv 2003.03284.
+`episodic` and `global` are PyTorch-MAML's modes; `tasknorm` and
+`tasknorm_global` are the same with its `alpha` option, after Bronskill et al.
+2020, arXiv 2003.03284.
 """
 
 import flax.linen as nn
@@ -29,9 +33,21 @@ from maml_jax.types import EPISODE, SUPPORT
 
 __all__ = ['MODES', 'BatchNorm', 'moments']
 
-MODES = ('batch', 'global', 'episodic', 'cumulative', 'support', 'tasknorm')
+MODES = (
+  'batch',
+  'global',
+  'episodic',
+  'cumulative',
+  'support',
+  'tasknorm',
+  'tasknorm_global',
+)
 # Mode -> key of its moments in the stats; EPISODE for the other modes.
-_COLLECTIONS = {'global': 'global', 'support': SUPPORT}
+_COLLECTIONS = {
+  'global': 'global',
+  'support': SUPPORT,
+  'tasknorm_global': 'global',
+}
 
 
 class BatchNorm(nn.Module):
@@ -44,8 +60,8 @@ class BatchNorm(nn.Module):
 
   Attributes:
     mode: one of `MODES`.
-    meta_test: whether layers of mode `global` normalize the support pass by
-      their running moments, too, without updating them.
+    meta_test: whether layers with global running moments normalize the support
+      pass by them, too, without updating them.
     momentum: weight of the old running moments in an update (one minus
       PyTorch's momentum).
     epsilon: added to the variance.
@@ -107,13 +123,17 @@ class BatchNorm(nn.Module):
     channels = x.shape[-1:]
     mean = self.variable(collection, 'mean', jnp.zeros, channels, x.dtype)
     var = self.variable(collection, 'var', jnp.ones, channels, x.dtype)
-    if self.mode == 'tasknorm':
+    blends = self.mode.startswith('tasknorm')
+    if blends:
       zero = nn.initializers.zeros, (), jnp.float32
       alpha_scale = self.param('alpha_scale', *zero)
       alpha_offset = self.param('alpha_offset', *zero)
       size = self.variable(EPISODE, 'size', jnp.zeros, (), x.dtype)
     old_weight = self._old_weight(train)
-    if train and not (self.mode == 'global' and self.meta_test):
+    if train and blends:
+      # A sum with the old value keeps its dtype and varying mesh axes.
+      size.value = 0 * size.value + x.shape[0]
+    if train and not (collection == 'global' and self.meta_test):
       batch_mean, batch_var = moments_over((0, 1, 2))
       if self.mode == 'support':
         mean.value, var.value = batch_mean.ravel(), batch_var.ravel()
@@ -121,12 +141,9 @@ class BatchNorm(nn.Module):
         n = x.size // x.shape[-1]
         _update_running(mean, batch_mean, old_weight)
         _update_running(var, batch_var * (n / max(n - 1, 1)), old_weight)
-      if self.mode == 'tasknorm':
-        # A sum with the old value keeps its dtype and varying mesh axes.
-        size.value = 0 * size.value + x.shape[0]
       return batch_mean, batch_var
     mean, var = _channels(mean.value), _channels(var.value)
-    if self.mode != 'tasknorm':
+    if train or not blends:
       return mean, var
     alpha = jax.nn.sigmoid(alpha_scale * size.value + alpha_offset)
     image_mean, image_var = moments_over((1, 2))

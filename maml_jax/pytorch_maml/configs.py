@@ -283,10 +283,9 @@ def _norm_modes(bn: Section, layers: list[str]) -> str | tuple:
       bn.notes.append(f'{bn.label("episodic")}: there is no layer {layer}')
   episodic = [layer for layer in layers if layer in listed]
   mode = 'tasknorm' if alpha else 'episodic'
-  if (alpha or momentum is None) and episodic != layers:
-    bn.raise_error(
-      'episodic', listed, 'alpha and momentum=null require all layers'
-    )
+  global_mode = 'tasknorm_global' if alpha else 'global'
+  if momentum is None and episodic != layers:
+    bn.raise_error('episodic', listed, 'momentum=null requires all layers')
   if momentum is None:
     if alpha:
       bn.raise_error('momentum', None, 'cannot be combined with alpha')
@@ -296,8 +295,8 @@ def _norm_modes(bn: Section, layers: list[str]) -> str | tuple:
   if episodic == layers:
     return mode
   if not episodic:
-    return 'global'
-  return (*((name, mode) for name in episodic), ('*', 'global'))
+    return global_mode
+  return (*((name, mode) for name in episodic), ('*', global_mode))
 
 
 def _inner_fields(root: Section, config: ConfigDict) -> tuple[Fields, str]:

@@ -288,8 +288,10 @@ def bn_args(config: ConfigDict) -> dict:
   args = {'eps': model.norm_eps, 'track_running_stats': used != {'batch'}}
   if used == {'batch'}:
     return args
-  args['episodic'] = [name for name, mode in modes.items() if mode != 'global']
-  if used == {'tasknorm'}:
+  args['episodic'] = [
+    name for name, mode in modes.items() if not mode.endswith('global')
+  ]
+  if used <= {'tasknorm', 'tasknorm_global'}:
     return args | {'alpha': True}
   if used == {'cumulative'}:
     return args | {'momentum': None}
