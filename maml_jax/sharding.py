@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
+from maml_jax.utils.trees import combine, is_inexact, partition
 
 __all__ = [
   'MAX_IMAGE_MEMORY_SHARE',
@@ -108,13 +109,20 @@ def mean_over_tasks(fn, mesh=None, tasks_per_chunk=None):
   Returns:
     A function of (shared, tasks), each leaf of `tasks` with a leading axis T,
     that returns `averaged`, the mean over the T tasks, and `kept`, each leaf
-    with a leading axis T.
+    with a leading axis T. Integers and random keys cannot be averaged; they
+    are those of the first task.
 
   Raises:
     UserError: when called, if T is not a multiple of devices times
       `tasks_per_chunk`.
   """
-  local = _on_one_device(fn, tasks_per_chunk)
+
+  def split(shared, task):
+    averaged, kept = fn(shared, task)
+    averaged, others = partition(is_inexact(averaged), averaged)
+    return averaged, (others, kept)
+
+  local = _on_one_device(split, tasks_per_chunk)
 
   def on_device(shared, tasks):
     # Without this cast, jax.grad would sum the gradients of shared params over
@@ -129,8 +137,9 @@ def mean_over_tasks(fn, mesh=None, tasks_per_chunk=None):
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     require_divisible(num_tasks, mesh.size if mesh else 1, tasks_per_chunk)
     if mesh is None:
-      return local(shared, tasks)
-    averaged, kept = jax.shard_map(
+      averaged, (others, kept) = local(shared, tasks)
+      return combine(averaged, _first(others)), kept
+    averaged, (others, kept) = jax.shard_map(
       on_device,
       mesh=mesh,
       in_specs=(P(), P(TASK_AXIS)),
@@ -142,9 +151,15 @@ def mean_over_tasks(fn, mesh=None, tasks_per_chunk=None):
     if uses_all_gather(mesh):
       gathered = constrain_replicated(averaged, mesh)
       averaged = jax.tree.map(lambda x: x.mean(0), gathered)
-    return averaged, kept
+    others = constrain_replicated(_first(others), mesh)
+    return combine(averaged, others), kept
 
   return run
+
+
+def _first(tree):
+  """Returns the values of the first task, for leaves with a leading axis T."""
+  return jax.tree.map(lambda x: x[0], tree)
 
 
 def map_tasks(fn, mesh=None, tasks_per_chunk=None):

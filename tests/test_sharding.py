@@ -9,6 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  InnerConfig,
+  Model,
+  make_learner,
+  meta_gradient,
+)
 from maml_jax.sharding import make_mesh, map_tasks
 from maml_jax.utils.errors import UserError
 
@@ -97,3 +105,66 @@ def test_map_tasks_rejects_indivisible_tasks():
   run = map_tasks(lambda shared, task: task, make_mesh())
   with pytest.raises(UserError, match='use 8 tasks'):
     run((), jnp.arange(6))
+
+
+@pytest.mark.parametrize(
+  'layout',
+  [
+    {},
+    {'tasks_per_chunk': 1},
+    {'tasks_per_chunk': 2},
+    {'devices': 8},
+    {'devices': 2, 'tasks_per_chunk': 2},
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize('mixed_mode', [False, True])
+def test_counters_and_random_keys_in_statistics_keep_their_types(
+  layout, mixed_mode
+):
+  """A network with dropout that counts its support passes, 3 per task."""
+
+  def apply(params, stats, inputs, *, train):
+    hidden = jnp.tanh(inputs @ params['encoder'])
+    if train:
+      key, mask_key = jax.random.split(stats['key'])
+      hidden *= jax.random.bernoulli(mask_key, 0.5, hidden.shape)
+      stats = {**stats, 'key': key, 'count': stats['count'] + 1}
+    return hidden @ params['classifier'], stats
+
+  r = np.random.RandomState(0)
+  params = {
+    'encoder': jnp.float32(r.randn(3, 4)),
+    'classifier': jnp.float32(r.randn(4, 2)),
+  }
+  stats = {
+    'count': jnp.int32(4),
+    'key': jax.random.key(1),
+    'raw': jax.random.PRNGKey(2),
+    'flag': jnp.array(True),
+  }
+  inner = InnerConfig(num_steps=3, mixed_mode=mixed_mode)
+  learner = make_learner(Model(None, apply), inner)
+  targets = jnp.tile(jnp.arange(6) % 2, (8, 1))
+  episodes = Episode(
+    *(Batch(jnp.float32(r.randn(8, 6, 3)), targets) for _ in range(2))
+  )
+  layout = dict(layout)
+  if devices := layout.pop('devices', None):
+    layout['mesh'] = make_mesh(jax.devices()[:devices])
+  run = jax.jit(lambda *args: meta_gradient(learner, *args, **layout))
+  grads, new, _ = run(params, stats, episodes)
+  assert {k: x.dtype for k, x in new.items()} == {
+    k: x.dtype for k, x in stats.items()
+  }
+  assert new['count'] == 7 and new['flag']
+  np.testing.assert_array_equal(new['raw'], stats['raw'])
+  key = stats['key']
+  for _ in range(3):
+    key = jax.random.split(key)[0]
+  assert new['key'] == key
+  expected = jax.vmap(
+    jax.grad(learner.loss, has_aux=True), in_axes=(None, None, 0)
+  )(params, stats, episodes)[0]
+  for name, x in grads.items():
+    np.testing.assert_allclose(x, expected[name].mean(0), atol=1e-6)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from maml_jax.utils.trees import combine, is_inexact, partition
+
 __all__ = ['mixed_mode_value_and_grad']
 
 
@@ -34,13 +36,13 @@ def mixed_mode_value_and_grad(loss_fn):
 
   def backward(arguments, cotangents):
     adapted, others = arguments
-    others, fixed = _partition(_is_inexact(others), others)
+    others, fixed = partition(is_inexact(others), others)
     (loss, stats), direction = cotangents
-    stats, _ = _partition(_is_inexact(stats), stats)
+    stats, _ = partition(is_inexact(stats), stats)
 
     def loss_of(adapted, others):
-      loss, stats = loss_fn(adapted, _combine(others, fixed))
-      return loss, _partition(_is_inexact(stats), stats)[0]
+      loss, stats = loss_fn(adapted, combine(others, fixed))
+      return loss, partition(is_inexact(stats), stats)[0]
 
     def pull(adapted, cotangents):
       return jax.vjp(loss_of, adapted, others)[1](cotangents)
@@ -50,26 +52,3 @@ def mixed_mode_value_and_grad(loss_fn):
 
   loss_and_grad.defvjp(forward, backward)
   return loss_and_grad
-
-
-def _is_inexact(tree):
-  """Returns a mask of the leaves that have derivatives, unlike integers."""
-  return jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.inexact), tree)
-
-
-def _partition(mask, tree):
-  """Splits a tree by `mask` into two, with None in place of missing leaves."""
-  return (
-    jax.tree.map(lambda selected, x: x if selected else None, mask, tree),
-    jax.tree.map(lambda selected, x: None if selected else x, mask, tree),
-  )
-
-
-def _combine(first, second):
-  """Inverts `_partition`."""
-  return jax.tree.map(
-    lambda x, y: y if x is None else x,
-    first,
-    second,
-    is_leaf=lambda x: x is None,
-  )
