@@ -23,6 +23,7 @@ import numpy as np
 from maml_jax.utils.errors import UserError, printable
 
 __all__ = [
+  'IMAGE_SUFFIXES',
   'IMAGENET_MEAN',
   'IMAGENET_STD',
   'SPLITS',

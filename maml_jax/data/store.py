@@ -20,13 +20,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from maml_jax.data import images, records
+from maml_jax.data.duplicates import check_shared_images, image_digest
 from maml_jax.types import Dataset
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import fsync, preallocate
@@ -54,13 +55,15 @@ def write_dataset(
   """Writes the TFDS files and the arrays to `root`, replacing existing ones.
 
   Raises:
-    UserError: an image cannot be read.
+    UserError: an image cannot be read, or classes share most of their images.
     OSError: the directory cannot be written.
   """
+  digests = {}
   with atomic_directory(root) as temporary:
     _write_tfds_files(temporary, spec, splits)
     for split in records.SPLITS:
-      write_arrays(temporary, spec, split)
+      digests |= write_arrays(temporary, spec, split)
+    check_shared_images(spec.name, digests)
 
 
 def read_arrays(
@@ -91,8 +94,13 @@ def read_classes(root: Path, split: str) -> dict[str, int]:
   )
 
 
-def write_arrays(root: Path, spec: records.DatasetSpec, split: str) -> None:
+def write_arrays(
+  root: Path, spec: records.DatasetSpec, split: str
+) -> dict[str, array]:
   """Decodes one split of the TFDS files in `root` and writes its arrays.
+
+  Returns:
+    The digests of the decoded images by class, without rotations.
 
   Raises:
     UserError: an image cannot be decoded.
@@ -106,7 +114,7 @@ def write_arrays(root: Path, spec: records.DatasetSpec, split: str) -> None:
   )
   class_name = builder.info.features['label'].int2str
   rotations = range(spec.rotations)  # in units of 90 degrees
-  sizes = Counter()
+  digests = {}
   with atomic_directory(arrays_dir(root, split)) as temporary:
     path = temporary / 'image.npy'
     shape = (len(rotations) * len(examples), *spec.image_shape)
@@ -116,22 +124,23 @@ def write_arrays(root: Path, spec: records.DatasetSpec, split: str) -> None:
     bar = track(examples, 'images', f'{spec.name}: decode {split}')
     for i, record in enumerate(bar):
       label = class_name(record['label'])
-      sizes[label] += 1
       with _image_named_in_errors(spec, label, record['key'].decode()):
         pixels = decode_image(record['image'], spec)
+      digests.setdefault(label, array('Q')).append(image_digest(pixels))
       for k in rotations:
         images[k * len(examples) + i] = np.rot90(pixels, k)
     images.flush()
     classes = {
-      f'{label}, {90 * k} degrees' if k else label: size
+      f'{label}, {90 * k} degrees' if k else label: len(found)
       for k in rotations
-      for label, size in sizes.items()
+      for label, found in digests.items()
     }
     text = json.dumps(classes, indent=0, ensure_ascii=False)
     (temporary / 'classes.json').write_text(text, 'utf-8')
     _write_digests(
       temporary, {name: _file_digest(temporary / name) for name in ARRAY_FILES}
     )
+  return digests
 
 
 def decode_image(encoded: bytes, spec: records.DatasetSpec) -> np.ndarray:

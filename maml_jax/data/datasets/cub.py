@@ -27,7 +27,8 @@ CLASS_FOLDER = re.compile(r'(\d{3})\.')  # the numbers begin at 001
 
 def _find_records(directory: Path) -> records.Splits:
   if rows := csv_splits.find_csv_splits(SPEC.name, directory):
-    return csv_splits.records_from_rows(SPEC.name, directory, rows)
+    images = records.scan_images(directory)
+    return csv_splits.records_from_rows(SPEC.name, directory, images, rows)
   splits = {split: [] for split in records.SPLITS}
   for record in records.list_tfds_records(
     SPEC.name, directory, 'caltech_birds2011'

@@ -24,11 +24,12 @@ VAL = 0.2  # fraction of the training classes to hold out without val.csv
 
 
 def _find_records(directory: Path) -> records.Splits:
+  images = records.scan_images(directory)
   rows = csv_splits.find_csv_splits(SPEC.name, directory, 'val')
-  splits = (
-    csv_splits.records_from_rows(SPEC.name, directory, rows) if rows else {}
-  )
-  if rows and 'val' not in rows:
+  if not rows:
+    return {}
+  splits = csv_splits.records_from_rows(SPEC.name, directory, images, rows)
+  if 'val' not in rows:
     labels = sorted(
       {record.label for record in splits['train']},
       key=lambda label: hashlib.sha256(label.encode()).digest(),

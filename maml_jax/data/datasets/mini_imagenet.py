@@ -4,16 +4,14 @@ Vinyals et al., "Matching networks for one shot learning", 2016, in the split
 of Ravi & Larochelle, "Optimization as a model for few-shot learning", 2017.
 """
 
-import csv
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maml_jax.data import records, safe_pickle
+from maml_jax.data import csv_splits, records, safe_pickle
 from maml_jax.data.datasets.mini_imagenet_classes import CLASSES
-from maml_jax.utils.errors import UserError
 
 __all__ = ['LAYOUT', 'PICKLE_FILES', 'SPEC']
 
@@ -39,44 +37,23 @@ def _find_records(directory: Path) -> records.Splits:
       split: _records_from_pickle(split, path) for split, path in paths.items()
     }
   images = records.scan_images(directory)
-  splits = {}
-  for split in records.SPLITS:
-    csv_path = directory / f'{split}.csv'
-    if images and csv_path.exists():
-      readers = _readers_from_csv(csv_path, images)
-    else:
-      readers = _readers_from_folders(split, images)
+  rows = csv_splits.find_csv_splits(SPEC.name, directory, *records.SPLITS)
+  if not images:
+    return {}
+  splits = dict(
+    csv_splits.records_from_rows(SPEC.name, directory, images, rows)
+  )
+  for split in set(records.SPLITS).difference(rows):
     splits[split] = [
-      records.Record(_class_name(split, wnid), stem, read)
-      for (wnid, stem), read in sorted(readers.items())
+      records.Record(wnid, stem, read)
+      for (wnid, stem), read in sorted(
+        _readers_from_folders(split, images).items()
+      )
     ]
-  return splits
-
-
-def _readers_from_csv(
-  csv_path: Path, images: Mapping[PurePosixPath, ReadImage]
-) -> dict[tuple[str, str], ReadImage]:
-  """Returns read functions by class and file stem.
-
-  The suffix is ignored: the CSV files list .jpg regardless of the format.
-  """
-  by_stem = {path.stem: read for path, read in images.items()}
-  with open(csv_path, newline='', encoding='utf-8-sig') as file:
-    rows = list(csv.DictReader(file))
-  readers = {}
-  for row in rows:
-    if not row.get('filename') or not row.get('label'):
-      raise UserError(
-        f'mini_imagenet: {csv_path}: row without filename or label: {row}'
-      )
-    stem = PurePosixPath(row['filename']).stem
-    if stem not in by_stem:
-      raise UserError(
-        f'mini_imagenet: {csv_path} lists {row["filename"]}, which is not among'
-        f' the {len(images)} images under {csv_path.parent}'
-      )
-    readers[row['label'], stem] = by_stem[stem]
-  return readers
+  return {
+    split: [r._replace(label=_class_name(split, r.label)) for r in found]
+    for split, found in splits.items()
+  }
 
 
 def _readers_from_folders(
