@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import struct
@@ -20,7 +21,8 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data import csv_splits, records, safe_pickle, store
+from maml_jax.data import csv_splits, npz, records, safe_pickle, store
+from maml_jax.data import images as images_lib
 from maml_jax.data.datasets import (
   mini_imagenet,
   mini_imagenet_classes,
@@ -197,6 +199,38 @@ def pickles_shuffled(folder, images):
   write_pickles(folder, images, dump)
 
 
+def to_bytes(value):
+  """Encodes the strings in a dict, or in a dict of dicts."""
+  if isinstance(value, str):
+    return value.encode()
+  if isinstance(value, dict):
+    return {to_bytes(key): to_bytes(item) for key, item in value.items()}
+  return value
+
+
+def pickles_with_bytes_keys(folder, images):
+  write_pickles(
+    folder, images, lambda content: pickle.dumps(to_bytes(content), 2)
+  )
+
+
+def cache_pickles(folder, images, convert=lambda content: content):
+  for split, classes in images.items():
+    rows = np.random.default_rng(0).permutation(IMAGES * len(classes))
+    rows = np.sort(rows.reshape(len(classes), IMAGES))
+    data = np.empty((rows.size, 84, 84, 3), np.uint8)
+    class_dict = {}
+    for wnid, numbers in zip(reversed(classes), rows.tolist(), strict=True):
+      class_dict[wnid], data[numbers] = numbers, classes[wnid]
+    content = convert({'image_data': data, 'class_dict': class_dict})
+    path = folder / mini_imagenet.CACHE_FILES[split]
+    path.write_bytes(pickle.dumps(content))
+
+
+def cache_pickles_with_bytes_keys(folder, images):
+  cache_pickles(folder, images, to_bytes)
+
+
 def pickles_of_python_2(folder, images):
   write_pickles(folder, images, pickle_of_python_2)
 
@@ -246,6 +280,9 @@ LAYOUTS = [
   pickles_protocol_5,
   pickles_shuffled,
   pickles_of_python_2,
+  pickles_with_bytes_keys,
+  cache_pickles,
+  cache_pickles_with_bytes_keys,
 ]
 
 
@@ -562,6 +599,78 @@ def test_pickles_with_wrong_image_shape_raise_error(
   pickles_protocol_5(tmp_path, small_images)
   with pytest.raises(UserError, match=r'uint8\[6, 32, 32, 3\]'):
     data.prepare('mini_imagenet', tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('class_dict', 'message'),
+  [
+    ({'a': [0], 'b': [0]}, 'image 0 of class b in class_dict is listed twice'),
+    ({'a': [0], 'b': [2]}, 'image 2 of class b .* not one of the 2 images'),
+    ({'a': [0], 'b': [-1]}, 'image -1 of class b .* not one of the 2 images'),
+    ({'a': [0]}, 'images without a class'),
+    ([['a', [0]]], 'x: .*a.pkl: '),
+  ],
+)
+def test_cache_pickle_with_wrong_class_dict_raises_error(
+  tmp_path, class_dict, message
+):
+  content = {'image_data': np.zeros((2, 4, 4, 3), np.uint8)}
+  content = pickle.dumps(content | {'class_dict': class_dict})
+  (tmp_path / 'a.pkl').write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    safe_pickle.load_images('x', tmp_path / 'a.pkl', (4, 4, 3))
+
+
+@pytest.mark.parametrize('name', ['PICKLE_FILES', 'CACHE_FILES'])
+def test_missing_pickle_of_a_split_is_named(tmp_path, name):
+  file_names = getattr(mini_imagenet, name)
+  (tmp_path / file_names['val']).touch()
+  with pytest.raises(UserError) as caught:
+    data.prepare('mini_imagenet', tmp_path, tmp_path)
+  assert str(caught.value) == (
+    f'mini_imagenet: {tmp_path} contains {file_names["val"]} but not'
+    f' {file_names["train"]}, {file_names["test"]}'
+  )
+
+
+NON_DATA = [
+  (b'', 'empty file'),
+  (
+    b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n',
+    'Git LFS pointer instead of the file; run: git lfs pull',
+  ),
+  *(
+    (content, 'HTML page instead of data; download the file again')
+    for content in (
+      b'\n<!DOCTYPE html>\n<html><head><title>Quota exceeded</title>',
+      b'\xef\xbb\xbf<HTML lang="en">',
+      b'<?xml version="1.0"?>\n<!-- x -->\n<!doctype HTML PUBLIC "x">',
+    )
+  ),
+]
+
+
+@pytest.mark.parametrize(('content', 'reason'), NON_DATA)
+@pytest.mark.parametrize(
+  ('file', 'read'),
+  [
+    ('a.pickle', safe_pickle.load),
+    ('a.pkl', lambda path: safe_pickle.find_byte_ranges(path, b'x')),
+    ('a.npz', lambda path: npz.RowReader(path, 'images')),
+    ('a.csv', lambda path: csv_splits.read_csv('x', path)),
+    ('a.zip', records.scan_images),
+    ('a.jpg', lambda path: images_lib.read_image(path, omniglot.SPEC)),
+  ],
+)
+def test_file_that_is_not_data_is_described(
+  tmp_path, content, reason, file, read
+):
+  path = tmp_path / file
+  path.write_bytes(content)
+  with pytest.raises(ValueError) as caught:
+    read(path)
+  where = '' if file == 'a.jpg' else f'.*cannot read .*{path}: '
+  assert re.fullmatch(where + re.escape(reason), str(caught.value))
 
 
 # Missing and damaged files, interrupted preparation

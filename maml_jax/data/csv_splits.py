@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from maml_jax.data import records
+from maml_jax.data.file_kinds import require_data
 from maml_jax.utils.errors import UserError
 
 __all__ = ['Row', 'find_csv_splits', 'read_csv', 'records_from_rows']
@@ -76,8 +77,12 @@ def read_csv(name: str, path: Path) -> list[Row]:
     path: the CSV file.
 
   Raises:
-    UserError: a row is incomplete.
+    UserError: the file is not a table, or a row is incomplete.
   """
+  try:
+    require_data(path)
+  except ValueError as error:
+    raise UserError(f'{name}: cannot read {path}: {error}') from error
   rows, columns = [], [0, 1]
   with open(path, newline='', encoding='utf-8-sig') as file:
     for fields in csv.reader(file):

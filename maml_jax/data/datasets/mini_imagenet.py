@@ -15,27 +15,34 @@ from maml_jax.data.datasets.mini_imagenet_classes import CLASSES
 
 __all__ = ['LAYOUT', 'PICKLE_FILES', 'SPEC']
 
-LAYOUT = """\
+LAYOUT = f"""\
 train.csv, val.csv, test.csv (filename,label) and a folder images/
 class folders n01532829/, ..., with or without these CSV files
 zip archives of either, not extracted
-miniImageNet_category_split_{train_phase_train,val,test}.pickle"""
+miniImageNet_category_split_{{train_phase_train,val,test}}.pickle
+mini-imagenet-cache-{{train,val,test}}.pkl
+{records.SPLIT_FOLDERS}"""
 
 PICKLE_FILES = {
   'train': 'miniImageNet_category_split_train_phase_train.pickle',
   'val': 'miniImageNet_category_split_val.pickle',
   'test': 'miniImageNet_category_split_test.pickle',
 }
+CACHE_FILES = {
+  split: f'mini-imagenet-cache-{split}.pkl' for split in records.SPLITS
+}
 
 ReadImage = Callable[[], bytes]
 
 
 def _find_records(directory: Path) -> records.Splits:
-  paths = {split: directory / name for split, name in PICKLE_FILES.items()}
-  if all(path.exists() for path in paths.values()):
-    return {
-      split: _records_from_pickle(split, path) for split, path in paths.items()
-    }
+  for file_names in (PICKLE_FILES, CACHE_FILES):
+    paths = records.find_split_files(SPEC.name, directory, file_names)
+    if paths:
+      return {
+        split: _records_from_pickle(split, path)
+        for split, path in paths.items()
+      }
   images = records.scan_images(directory)
   rows = csv_splits.find_csv_splits(SPEC.name, directory, *records.SPLITS)
   if not images:
@@ -50,6 +57,8 @@ def _find_records(directory: Path) -> records.Splits:
         _readers_from_folders(split, images).items()
       )
     ]
+  if not any(splits.values()):
+    splits = records.find_split_folders(SPEC.name, images)
   return {
     split: [r._replace(label=_class_name(split, r.label)) for r in found]
     for split, found in splits.items()
@@ -68,16 +77,14 @@ def _readers_from_folders(
 
 
 def _records_from_pickle(split: str, path: Path) -> list[records.Record]:
-  data, labels, content = safe_pickle.load_images(
+  images, labels, wnids = safe_pickle.load_images(
     SPEC.name, path, SPEC.image_shape
   )
-  wnids = {i: wnid for wnid, i in content.get('catname2label', {}).items()}
-  names = {i: wnids.get(i, f'{split} class {i}') for i in set(labels)}
   return [
     records.Record(
-      _class_name(split, names[labels[i]]),
+      _class_name(split, wnids.get(labels[i], f'{split} class {labels[i]}')),
       f'{i:05d}',
-      functools.partial(records.encode_png, data[i]),
+      functools.partial(records.encode_png, images[i]),
     )
     for i in np.argsort(labels, kind='stable')
   ]
