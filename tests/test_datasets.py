@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import pickle
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -664,6 +665,86 @@ def test_folder_with_invalid_layout_raises_error(tmp_path, paths, message):
   write_images(tmp_path / 'source', paths)
   with pytest.raises(UserError, match=message):
     data.prepare('folder', tmp_path / 'source', tmp_path)
+
+
+SPLIT_CLASSES = ['train/a', 'train/b', 'val/c', 'test/d']
+JUNK = [
+  '__MACOSX/top/x/._1.jpg',
+  'top/__MACOSX/x/1.jpg',
+  'top/data/@eaDir/1.jpg',
+  'top/data/.trash/x/1.jpg',
+  'top/data/a/._1.jpg',
+  'top/data/a/Thumbs.db',
+  'top/.DS_Store',
+  'top/desktop.ini',
+]
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('classes', [SPLIT_CLASSES, list('abcd')])
+def test_wrapper_folders_and_junk_files_are_ignored(
+  tmp_path, capsys, zipped, classes
+):
+  source = tmp_path / 'source'
+  write_images(source, [f'top/data/{name}/1.jpg' for name in classes])
+  for name in JUNK:
+    (source / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).write_bytes(b'junk')
+  if zipped:
+    shutil.make_archive(tmp_path / 'zipped' / 'x', 'zip', source)
+    source = tmp_path / 'zipped'
+  data.prepare('folder', source, tmp_path)
+  names = [data.class_names('folder', s, tmp_path) for s in data.SPLITS]
+  assert sorted(sum(names, [])) == ['a', 'b', 'c', 'd']
+  if classes == SPLIT_CLASSES:
+    assert names == [['a', 'b'], ['c'], ['d']]
+  assert capsys.readouterr().err == ''
+
+
+def test_unreadable_images_of_folder_are_skipped_with_a_warning(
+  tmp_path, capsys
+):
+  source = tmp_path / 'source'
+  paths = [f'train/{c}/{i}.png' for c in 'ab' for i in range(3)]
+  write_images(source, [*paths, 'val/c/1.png', 'test/d/1.png'])
+  (source / 'train/a/0.png').write_bytes(b'')
+  (source / 'train/b/1.png').write_text('<html>Not found</html>')
+  content = (source / 'train/b/2.png').read_bytes()
+  (source / 'train/b/2.png').write_bytes(content[:60])
+  (source / 'train/b/3.png').symlink_to(source / 'nowhere')
+  data.prepare('folder', source, tmp_path)
+  lines = capsys.readouterr().err.splitlines()
+  start = 'warning: folder: skipped image '
+  assert lines[:3] == [
+    f"{start}'3.png' of class 'b': No such file or directory",
+    f"{start}'0.png' of class 'a': empty file",
+    f"{start}'1.png' of class 'b': HTML page instead of data; download the file"
+    ' again',
+  ]
+  assert lines[3].startswith(f"{start}'2.png' of class 'b': broken: ")
+  assert len(lines) == 4
+  expected = {'train': {'a': [1, 2], 'b': [3]}, 'val': {'c': [6]}}
+  check_classes('folder', tmp_path, expected | {'test': {'d': [7]}})
+
+
+@pytest.mark.parametrize('is_link', [True, False])
+def test_class_without_readable_images_raises_error(tmp_path, is_link):
+  source = tmp_path / 'source'
+  write_images(source, PATHS)
+  path = source / 'val/ant/1.png'
+  path.unlink()
+  if is_link:
+    path.symlink_to(source / 'nowhere')
+  else:
+    path.write_text('text')
+  reason = 'No such file or directory' if is_link else 'not an image'
+  with pytest.raises(UserError) as caught:
+    data.prepare('folder', source, tmp_path / 'prepared')
+  assert str(caught.value) == (
+    "folder: class 'ant' has no readable image; cannot read image '1.png' of"
+    f" class 'ant': {reason}"
+  )
+  assert not list((tmp_path / 'prepared').rglob('*.*'))
 
 
 PATHS = ['train/cat/1.png', 'val/ant/1.png', 'test/cow/1.png']

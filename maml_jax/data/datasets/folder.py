@@ -3,7 +3,8 @@
 The directory either has a folder for each of the splits train, val and test,
 or it has class folders only. In the latter case, classes are assigned to splits
 by a hash of their names: about 64 % train, 16 % val, 20 % test, always the
-same.
+same. Either may be in a wrapper folder. Unreadable images are skipped with a
+warning.
 
     python main.py --config=configs/folder.py --config.data.root=DIR
 
@@ -75,5 +76,5 @@ SPEC = records.DatasetSpec(
   mean=records.IMAGENET_MEAN,
   std=records.IMAGENET_STD,
   user_provided=True,
-  version='1.2.0',  # white for transparency; 16-bit images are scaled
+  version='1.3.0',  # folders such as 'Train' and 'valid' are splits
 )
