@@ -644,6 +644,14 @@ def test_folder_without_splits_is_split_by_class(tmp_path):
   np.testing.assert_array_equal(sizes, [2] * 16)
 
 
+def test_classes_named_like_splits_are_a_warning(tmp_path, capsys):
+  write_images(tmp_path / 'source', [f'{c}/1.png' for c in data.SPLITS])
+  data.prepare('folder', tmp_path / 'source', tmp_path)
+  assert capsys.readouterr().err == (
+    'warning: folder: the classes are named like splits: test, train, val\n'
+  )
+
+
 @pytest.mark.parametrize(
   ('paths', 'message'),
   [

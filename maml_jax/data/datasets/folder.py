@@ -19,7 +19,8 @@ import hashlib
 from pathlib import Path
 
 from maml_jax.data import records
-from maml_jax.data.folder_layout import find_layout
+from maml_jax.data.folder_layout import find_layout, split_of_folder
+from maml_jax.utils.console import print_warning
 from maml_jax.utils.errors import UserError
 
 __all__ = ['LAYOUT', 'SPEC']
@@ -44,7 +45,12 @@ def _find_records(directory: Path) -> records.Splits:
     for path in images
     if len(path.parts) > start + 1  # the image is in a class folder
   ]
-  split_of = _assign_splits({record.label for record in found})
+  labels = {record.label for record in found}
+  split_of = _assign_splits(labels)
+  if labels and all(map(split_of_folder, labels)):
+    print_warning(
+      f'folder: the classes are named like splits: {", ".join(sorted(labels))}'
+    )
   splits = {split: [] for split in records.SPLITS}
   for record in sorted(found, key=lambda record: record.label):
     splits[split_of[record.label]].append(record)
