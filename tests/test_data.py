@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import struct
@@ -20,7 +21,8 @@ import pytest
 from PIL import Image
 
 from maml_jax import data
-from maml_jax.data import records, safe_pickle, store
+from maml_jax.data import csv_splits, npz, records, safe_pickle, store
+from maml_jax.data import images as images_lib
 from maml_jax.data.datasets import (
   mini_imagenet,
   mini_imagenet_classes,
@@ -99,14 +101,14 @@ def write_zip(path, entries):
       file.writestr(name, content)
 
 
-def write_csv(folder, images):
+def write_csv(folder, images, pattern='{wnid}{i:08d}.jpg'):
   for split, classes in images.items():
     with open(folder / f'{split}.csv', 'w', newline='') as file:
       rows = csv.writer(file)
       rows.writerow(['filename', 'label'])
       for wnid, stack in classes.items():
         for i in range(len(stack)):
-          rows.writerow([f'{wnid}{i:08d}.jpg', wnid])
+          rows.writerow([pattern.format(wnid=wnid, i=i), wnid])
 
 
 def csv_and_flat_images(folder, images):
@@ -120,6 +122,28 @@ def csv_and_class_folders(folder, images):
   write_files(
     folder, [('images/n0000000000000000.png', b'not in the CSV files')]
   )
+
+
+def write_numbered_images(folder, images):
+  for classes in images.values():
+    for wnid, stack in classes.items():
+      files = [(f'{wnid}/{i}.png', png(stack[i])) for i in range(len(stack))]
+      write_files(folder, files)
+
+
+def csv_and_numbered_images(folder, images):
+  write_csv(folder, images, '{wnid}/{i}.jpg')
+  write_numbered_images(folder / 'images', images)
+
+
+def csv_with_longer_paths_and_numbered_images(folder, images):
+  write_csv(folder, images, '/home/me/images/{wnid}/{i}.jpg')
+  write_numbered_images(folder, images)
+
+
+def csv_without_folders_and_numbered_images(folder, images):
+  write_csv(folder, images, '{i}.jpg')
+  write_numbered_images(folder, images)
 
 
 def class_folders(folder, images):
@@ -175,6 +199,38 @@ def pickles_shuffled(folder, images):
   write_pickles(folder, images, dump)
 
 
+def to_bytes(value):
+  """Encodes the strings in a dict, or in a dict of dicts."""
+  if isinstance(value, str):
+    return value.encode()
+  if isinstance(value, dict):
+    return {to_bytes(key): to_bytes(item) for key, item in value.items()}
+  return value
+
+
+def pickles_with_bytes_keys(folder, images):
+  write_pickles(
+    folder, images, lambda content: pickle.dumps(to_bytes(content), 2)
+  )
+
+
+def cache_pickles(folder, images, convert=lambda content: content):
+  for split, classes in images.items():
+    rows = np.random.default_rng(0).permutation(IMAGES * len(classes))
+    rows = np.sort(rows.reshape(len(classes), IMAGES))
+    data = np.empty((rows.size, 84, 84, 3), np.uint8)
+    class_dict = {}
+    for wnid, numbers in zip(reversed(classes), rows.tolist(), strict=True):
+      class_dict[wnid], data[numbers] = numbers, classes[wnid]
+    content = convert({'image_data': data, 'class_dict': class_dict})
+    path = folder / mini_imagenet.CACHE_FILES[split]
+    path.write_bytes(pickle.dumps(content))
+
+
+def cache_pickles_with_bytes_keys(folder, images):
+  cache_pickles(folder, images, to_bytes)
+
+
 def pickles_of_python_2(folder, images):
   write_pickles(folder, images, pickle_of_python_2)
 
@@ -213,6 +269,9 @@ def pickle_of_python_2(content):
 LAYOUTS = [
   csv_and_flat_images,
   csv_and_class_folders,
+  csv_and_numbered_images,
+  csv_with_longer_paths_and_numbered_images,
+  csv_without_folders_and_numbered_images,
   class_folders,
   class_folders_by_split,
   zipped_class_folders,
@@ -221,6 +280,9 @@ LAYOUTS = [
   pickles_protocol_5,
   pickles_shuffled,
   pickles_of_python_2,
+  pickles_with_bytes_keys,
+  cache_pickles,
+  cache_pickles_with_bytes_keys,
 ]
 
 
@@ -247,6 +309,124 @@ def test_every_layout_gives_the_same_dataset(
     assert data.class_names('mini_imagenet', split, tmp_path) == [
       f'{names[wnid]}, {wnid}' for wnid in WNIDS[split]
     ]
+
+
+def rows_of(*rows):
+  return {
+    'train': [csv_splits.Row(pathlib.PurePosixPath(p), n) for p, n in rows]
+  }
+
+
+def find_rows(images, *rows):
+  """Returns the images that the rows of train.csv match, by class."""
+  images = {pathlib.PurePosixPath(image): image for image in images}
+  rows = rows_of(*rows)
+  splits = csv_splits.records_from_rows('x', pathlib.Path('D'), images, rows)
+  return [(record.label, record.read) for record in splits['train']]
+
+
+@pytest.mark.parametrize(
+  ('images', 'row', 'expected'),
+  [
+    (['a/1.png', 'b/1.png'], ('b/1.jpg', 'b'), 'b/1.png'),
+    (['a/1.png', 'b/1.png'], ('1.jpg', 'b'), 'b/1.png'),
+    (['a/1.png', 'b/1.png'], ('x/y/b/1.jpg', 'q'), 'b/1.png'),
+    (['a/b/1.png', 'c/b/1.png'], ('a/b/1.jpg', 'q'), 'a/b/1.png'),
+    (['a/1.png', 'a/1.jpg'], ('a/1.jpg', 'a'), 'a/1.jpg'),
+    (['a/1.v2.png', 'a/1.png'], ('1.v2', 'q'), 'a/1.v2.png'),
+    (['flat/x.png', 'flat/y.png'], ('a/y.jpg', 'a'), 'flat/y.png'),
+  ],
+)
+def test_csv_row_matches_the_longest_unique_path(images, row, expected):
+  assert find_rows(images, row) == [(row[1], expected)]
+
+
+@pytest.mark.parametrize(
+  ('images', 'rows', 'message'),
+  [
+    (
+      ['a/1.png', 'b/1.png', 'b/2.png'],
+      [('1.jpg', 'q')],
+      'x: train.csv lists 1.jpg, which matches 2 of the 3 images under D:'
+      ' a/1.png, b/1.png',
+    ),
+    (
+      [f'{c}/1.png' for c in 'abcdefg'],
+      [('z/1.jpg', 'q')],
+      'x: train.csv lists z/1.jpg, which matches 7 of the 7 images under D:'
+      ' a/1.png, b/1.png, c/1.png, d/1.png, e/1.png and 2 more',
+    ),
+    (  # not b/2.png, although no other image is named 2
+      ['a/1.png', 'b/2.png'],
+      [('a/1.jpg', 'a'), ('a/2.jpg', 'a')],
+      'x: train.csv lists a/2.jpg, which matches none of the 2 images under D',
+    ),
+    (
+      ['a/1.png', 'a/2.png'],
+      [('a/1.jpg', 'a'), ('1.jpg', 'b')],
+      "x: train.csv lists a/1.jpg with label 'a' and 1.jpg with label 'b',"
+      ' which both match a/1.png',
+    ),
+  ],
+)
+def test_csv_row_without_unique_image_raises_error(images, rows, message):
+  with pytest.raises(UserError) as caught:
+    find_rows(images, *rows)
+  assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+  ('header', 'row'),
+  [('', 'a/1.jpg,b'), ('filename,class', 'a/1.jpg,b')]
+  + [(',Label,Filename', '0,b,a/1.jpg')],
+)
+def test_csv_columns_are_found_by_name(tmp_path, header, row):
+  (tmp_path / 'train.csv').write_text(f'{header}\n\n{row}\n')
+  found = csv_splits.read_csv('x', tmp_path / 'train.csv')
+  assert found == rows_of(('a/1.jpg', 'b'))['train']
+
+
+def write_shared(tmp_path, images_of):
+  """Writes a data set whose images are uniform, given their gray levels."""
+  spec = records.DatasetSpec('toy', (2, 2, 1), '', lambda _: {})
+  splits = {
+    split: [
+      records.Record(label, str(i), lambda n=n: png(np.full((2, 2), n, 'B')))
+      for label, levels in classes.items()
+      for i, n in enumerate(levels)
+    ]
+    for split, classes in images_of.items()
+  }
+  store.write_dataset(tmp_path / 'toy', spec, splits)
+
+
+def test_classes_with_the_same_images_raise_error_and_write_nothing(tmp_path):
+  classes = {
+    'train': {'cat': [1, 2, 3], 'dog': [4, 5]},
+    'val': {'cow': [6, 7]},
+    'test': {'kitten': [8, 3, 2], 'owl': [9, 4]},
+  }
+  with pytest.raises(UserError) as caught:
+    write_shared(tmp_path, classes)
+  assert str(caught.value) == (
+    "toy: classes share most of their images: 2 images in 'cat' and 'kitten';"
+    ' correct the source files'
+  )
+  assert not (tmp_path / 'toy').exists()
+
+
+def test_few_images_in_several_classes_are_a_warning(tmp_path, capsys):
+  classes = {
+    'train': {'cat': [1, 2, 3, 4], 'dog': [2, 5, 5, 20, 21]},
+    'val': {'cow': [6, 1, 1, 8, 11, 12, 13]},
+    'test': {'owl': [8, 9, 6, 7], 'auk': [5, 10]},
+  }
+  write_shared(tmp_path, classes)
+  assert capsys.readouterr().err == (
+    "warning: toy: classes share a few images: 2 images in 'cow' and 'owl';"
+    " 1 image in 'cat' and 'dog'; 1 image in 'cat' and 'cow'; 1 image in 'dog'"
+    " and 'auk'\n"
+  )
 
 
 def test_class_sizes_may_differ_and_padding_repeats_an_image(tmp_path):
@@ -421,6 +601,78 @@ def test_pickles_with_wrong_image_shape_raise_error(
     data.prepare('mini_imagenet', tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('class_dict', 'message'),
+  [
+    ({'a': [0], 'b': [0]}, 'image 0 of class b in class_dict is listed twice'),
+    ({'a': [0], 'b': [2]}, 'image 2 of class b .* not one of the 2 images'),
+    ({'a': [0], 'b': [-1]}, 'image -1 of class b .* not one of the 2 images'),
+    ({'a': [0]}, 'images without a class'),
+    ([['a', [0]]], 'x: .*a.pkl: '),
+  ],
+)
+def test_cache_pickle_with_wrong_class_dict_raises_error(
+  tmp_path, class_dict, message
+):
+  content = {'image_data': np.zeros((2, 4, 4, 3), np.uint8)}
+  content = pickle.dumps(content | {'class_dict': class_dict})
+  (tmp_path / 'a.pkl').write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    safe_pickle.load_images('x', tmp_path / 'a.pkl', (4, 4, 3))
+
+
+@pytest.mark.parametrize('name', ['PICKLE_FILES', 'CACHE_FILES'])
+def test_missing_pickle_of_a_split_is_named(tmp_path, name):
+  file_names = getattr(mini_imagenet, name)
+  (tmp_path / file_names['val']).touch()
+  with pytest.raises(UserError) as caught:
+    data.prepare('mini_imagenet', tmp_path, tmp_path)
+  assert str(caught.value) == (
+    f'mini_imagenet: {tmp_path} contains {file_names["val"]} but not'
+    f' {file_names["train"]}, {file_names["test"]}'
+  )
+
+
+NON_DATA = [
+  (b'', 'empty file'),
+  (
+    b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n',
+    'Git LFS pointer instead of the file; run: git lfs pull',
+  ),
+  *(
+    (content, 'HTML page instead of data; download the file again')
+    for content in (
+      b'\n<!DOCTYPE html>\n<html><head><title>Quota exceeded</title>',
+      b'\xef\xbb\xbf<HTML lang="en">',
+      b'<?xml version="1.0"?>\n<!-- x -->\n<!doctype HTML PUBLIC "x">',
+    )
+  ),
+]
+
+
+@pytest.mark.parametrize(('content', 'reason'), NON_DATA)
+@pytest.mark.parametrize(
+  ('file', 'read'),
+  [
+    ('a.pickle', safe_pickle.load),
+    ('a.pkl', lambda path: safe_pickle.find_byte_ranges(path, b'x')),
+    ('a.npz', lambda path: npz.RowReader(path, 'images')),
+    ('a.csv', lambda path: csv_splits.read_csv('x', path)),
+    ('a.zip', records.scan_images),
+    ('a.jpg', lambda path: images_lib.read_image(path, omniglot.SPEC)),
+  ],
+)
+def test_file_that_is_not_data_is_described(
+  tmp_path, content, reason, file, read
+):
+  path = tmp_path / file
+  path.write_bytes(content)
+  with pytest.raises(ValueError) as caught:
+    read(path)
+  where = '' if file == 'a.jpg' else f'.*cannot read .*{path}: '
+  assert re.fullmatch(where + re.escape(reason), str(caught.value))
+
+
 # Missing and damaged files, interrupted preparation
 
 
@@ -560,15 +812,20 @@ ALPHABETS = {'Aleph': 2, 'Beth': 1, 'Gimel': 2}
 
 
 def drawings(top, alphabets=ALPHABETS):
-  """Yields (path, encoded image) of a black bar at the left edge, on white."""
-  image = np.full((105, 105), 255, np.uint8)
-  image[:, :15] = 0
-  encoded = png(image)
+  """Yields (path, encoded image) of a black bar at the left edge, on white.
+
+  The right edge of the bar differs between the drawings: it is a binary number.
+  """
   for alphabet, characters in alphabets.items():
     for c in range(characters):
       for i in range(20):
+        number = 20 * (2 * list(ALPHABETS).index(alphabet) + c) + i
+        bits = [number >> k & 1 for k in range(7)]
+        image = np.full((105, 105), 255, np.uint8)
+        image[:, :15] = 0
+        image[np.repeat(bits, 15) > 0, 15:18] = 0
         name = f'character{c + 1:02d}/0{c:03d}_{i + 1:02d}.png'
-        yield f'{top}/{alphabet}/{name}', encoded
+        yield f'{top}/{alphabet}/{name}', png(image)
 
 
 def zipped_drawings(folder):

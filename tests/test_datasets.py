@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import pickle
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -410,6 +411,145 @@ def test_cifar_tfds_files_are_prepared(
     }
 
 
+CIFAR_CLASSES = {
+  'cifar_fs': {'train': 'apple', 'val': 'beaver', 'test': 'baby'},
+  'fc100': {'train': 'apple', 'val': 'wolf', 'test': 'baby'},
+}
+
+
+def write_python_version(folder, images, labels):
+  """Writes images and class names as CIFAR-100 is distributed."""
+  for part, rows in (('train', slice(6)), ('test', slice(6, None))):
+    stack = images[rows].transpose(0, 3, 1, 2)
+    content = {
+      b'filenames': [b'x.png'],
+      b'fine_labels': [cifar.CLASSES.index(name) for name in labels[rows]],
+      b'coarse_labels': [0],
+      b'data': stack.reshape(len(stack), -1),
+    }
+    dump(folder / part, content)
+  dump(folder / 'meta', {b'fine_label_names': []})
+
+
+def write_cifar_class_folders(folder, images, labels):
+  for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+    path = folder / 'data' / label / f'{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(image))
+
+
+@pytest.mark.parametrize('name', CIFAR_CLASSES)
+@pytest.mark.parametrize(
+  ('folder', 'write'),
+  [
+    ('cifar-100-python', write_python_version),
+    ('.', write_python_version),
+    ('cifar100', write_cifar_class_folders),
+  ],
+)
+def test_images_of_cifar_100_are_split_by_class(
+  tmp_path, monkeypatch, name, folder, write
+):
+  one_each = dict.fromkeys(data.SPLITS, 1)
+  spec = dataclasses.replace(
+    data.SPECS[name], num_classes=one_each, images_per_class=3
+  )
+  monkeypatch.setitem(data.SPECS, name, spec)
+  images = noise(9, 32, 32, 3)
+  classes = CIFAR_CLASSES[name]
+  write(tmp_path / folder, images, [*classes.values()] * 3)
+  data.prepare(name, tmp_path, tmp_path / 'prepared')
+  for k, split in enumerate(data.SPLITS):
+    dataset = data.load_dataset(name, split, tmp_path / 'prepared')
+    np.testing.assert_array_equal(dataset.images, images[k::3])
+    found = data.class_names(name, split, tmp_path / 'prepared')
+    assert found == [classes[split]]
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {b'fine_labels': [0, 100]},
+    {b'fine_labels': [0]},
+    {b'fine_labels': ['a', 'b']},
+    {b'data': noise(2, 32, 32, 3)},
+    {b'data': noise(2, 3072).astype(np.float32)},
+  ],
+)
+def test_invalid_files_of_cifar_100_raise_error(tmp_path, change):
+  content = {b'fine_labels': [0, 1], b'data': noise(2, 3072)}
+  dump(tmp_path / 'test', content)
+  dump(tmp_path / 'train', content | change)
+  with pytest.raises(UserError, match=r"train: expected 'data', .*3072\], and"):
+    data.prepare('cifar_fs', tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize('name', PREPARED_FROM_FILES)
+def test_class_folders_by_split_are_prepared(tmp_path, monkeypatch, name):
+  spec = dataclasses.replace(
+    data.SPECS[name],
+    num_classes=TWO_EACH,
+    images_per_class=2,
+    invert=False,
+    rotations=1,
+  )
+  monkeypatch.setitem(data.SPECS, name, spec)
+  paths = [
+    f'top/{folder}/{label}/{i}.png'
+    for folder, labels in (
+      ('Validation', ('001.Auk', '002.Emu')),
+      ('test', ('003.Jay', '005.Kea')),
+      ('TRAIN', ('004.Owl', '006.Tit')),
+    )
+    for label in labels
+    for i in range(2)
+  ]
+  write_images(tmp_path / 'source', paths)
+  data.prepare(name, tmp_path / 'source', tmp_path)
+  check_classes(
+    name,
+    tmp_path,
+    {
+      'val': {'001.Auk': [0, 1], '002.Emu': [2, 3]},
+      'test': {'003.Jay': [4, 5], '005.Kea': [6, 7]},
+      'train': {'004.Owl': [8, 9], '006.Tit': [10, 11]},
+    },
+  )
+
+
+def test_omniglot_characters_by_split_are_prepared(tmp_path, monkeypatch):
+  spec = dataclasses.replace(
+    data.SPECS['omniglot'], images_per_class=1, invert=False, rotations=1
+  )
+  monkeypatch.setitem(data.SPECS, 'omniglot', spec)
+  characters = ['train/Greek/c1', 'train/Latin/c1', 'val/Futurama/c1']
+  characters.append('test/Tibetan/c2')
+  write_images(tmp_path / 'source', [f'{path}/1.png' for path in characters])
+  data.prepare('omniglot', tmp_path / 'source', tmp_path)
+  check_classes(
+    'omniglot',
+    tmp_path,
+    {
+      'train': {'Greek/c1': [0], 'Latin/c1': [1]},
+      'val': {'Futurama/c1': [2]},
+      'test': {'Tibetan/c2': [3]},
+    },
+  )
+
+
+def test_tiered_imagenet_pickles_with_bytes_keys_are_prepared(
+  tmp_path, expect_classes
+):
+  expect_classes('tiered_imagenet', **TWO_EACH)
+  npz_and_labels(tmp_path, tiered_images())
+  for split in data.SPLITS:
+    content = {b'labels': TIERED_LABELS, b'label_specific_str': [b'a', b'b']}
+    dump(tmp_path / f'{split}_labels.pkl', content)
+  data.prepare('tiered_imagenet', tmp_path, tmp_path)
+  names = data.class_names('tiered_imagenet', 'val', tmp_path)
+  assert names == ['a, val class 0', 'b, val class 1']
+
+
 def test_tfds_files_without_random_access_raise_error(tmp_path):
   folder = tmp_path / 'cifar100' / '3.0.2'
   build_tfds(
@@ -504,11 +644,26 @@ def test_folder_without_splits_is_split_by_class(tmp_path):
   np.testing.assert_array_equal(sizes, [2] * 16)
 
 
+def test_classes_named_like_splits_are_a_warning(tmp_path, capsys):
+  write_images(tmp_path / 'source', [f'{c}/1.png' for c in data.SPLITS])
+  data.prepare('folder', tmp_path / 'source', tmp_path)
+  assert capsys.readouterr().err == (
+    'warning: folder: the classes are named like splits: test, train, val\n'
+  )
+
+
 @pytest.mark.parametrize(
   ('paths', 'message'),
   [
     (['cat/1.png', 'cow/1.png'], 'at least 3 classes .* found 2: '),
-    (['train/a/1.png', 'valid/b/1.png'], 'other than train, val, test: valid'),
+    (
+      ['train/a/1.png', 'val/b/1.png', 'extra/c/1.png'],
+      'found image folders other than train, val: extra',
+    ),
+    (
+      ['train/a/1.png', 'val/b/1.png', 'valid/c/1.png'],
+      "several folders for split 'val': val, valid",
+    ),
     (['train/a/1.png', 'val/b/1.png'], "split 'test' has no images"),
     (['train/a/1.png', 'val/b/1.png', 'test/a/1.png'], 'in several splits'),
     (['1.png', '2.png'], 'no images of this data set'),
@@ -518,6 +673,86 @@ def test_folder_with_invalid_layout_raises_error(tmp_path, paths, message):
   write_images(tmp_path / 'source', paths)
   with pytest.raises(UserError, match=message):
     data.prepare('folder', tmp_path / 'source', tmp_path)
+
+
+SPLIT_CLASSES = ['train/a', 'train/b', 'val/c', 'test/d']
+JUNK = [
+  '__MACOSX/top/x/._1.jpg',
+  'top/__MACOSX/x/1.jpg',
+  'top/data/@eaDir/1.jpg',
+  'top/data/.trash/x/1.jpg',
+  'top/data/a/._1.jpg',
+  'top/data/a/Thumbs.db',
+  'top/.DS_Store',
+  'top/desktop.ini',
+]
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('classes', [SPLIT_CLASSES, list('abcd')])
+def test_wrapper_folders_and_junk_files_are_ignored(
+  tmp_path, capsys, zipped, classes
+):
+  source = tmp_path / 'source'
+  write_images(source, [f'top/data/{name}/1.jpg' for name in classes])
+  for name in JUNK:
+    (source / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).write_bytes(b'junk')
+  if zipped:
+    shutil.make_archive(tmp_path / 'zipped' / 'x', 'zip', source)
+    source = tmp_path / 'zipped'
+  data.prepare('folder', source, tmp_path)
+  names = [data.class_names('folder', s, tmp_path) for s in data.SPLITS]
+  assert sorted(sum(names, [])) == ['a', 'b', 'c', 'd']
+  if classes == SPLIT_CLASSES:
+    assert names == [['a', 'b'], ['c'], ['d']]
+  assert capsys.readouterr().err == ''
+
+
+def test_unreadable_images_of_folder_are_skipped_with_a_warning(
+  tmp_path, capsys
+):
+  source = tmp_path / 'source'
+  paths = [f'train/{c}/{i}.png' for c in 'ab' for i in range(3)]
+  write_images(source, [*paths, 'val/c/1.png', 'test/d/1.png'])
+  (source / 'train/a/0.png').write_bytes(b'')
+  (source / 'train/b/1.png').write_text('<html>Not found</html>')
+  content = (source / 'train/b/2.png').read_bytes()
+  (source / 'train/b/2.png').write_bytes(content[:60])
+  (source / 'train/b/3.png').symlink_to(source / 'nowhere')
+  data.prepare('folder', source, tmp_path)
+  lines = capsys.readouterr().err.splitlines()
+  start = 'warning: folder: skipped image '
+  assert lines[:3] == [
+    f"{start}'3.png' of class 'b': No such file or directory",
+    f"{start}'0.png' of class 'a': empty file",
+    f"{start}'1.png' of class 'b': HTML page instead of data; download the file"
+    ' again',
+  ]
+  assert lines[3].startswith(f"{start}'2.png' of class 'b': broken: ")
+  assert len(lines) == 4
+  expected = {'train': {'a': [1, 2], 'b': [3]}, 'val': {'c': [6]}}
+  check_classes('folder', tmp_path, expected | {'test': {'d': [7]}})
+
+
+@pytest.mark.parametrize('is_link', [True, False])
+def test_class_without_readable_images_raises_error(tmp_path, is_link):
+  source = tmp_path / 'source'
+  write_images(source, PATHS)
+  path = source / 'val/ant/1.png'
+  path.unlink()
+  if is_link:
+    path.symlink_to(source / 'nowhere')
+  else:
+    path.write_text('text')
+  reason = 'No such file or directory' if is_link else 'not an image'
+  with pytest.raises(UserError) as caught:
+    data.prepare('folder', source, tmp_path / 'prepared')
+  assert str(caught.value) == (
+    "folder: class 'ant' has no readable image; cannot read image '1.png' of"
+    f" class 'ant': {reason}"
+  )
+  assert not list((tmp_path / 'prepared').rglob('*.*'))
 
 
 PATHS = ['train/cat/1.png', 'val/ant/1.png', 'test/cow/1.png']

@@ -270,6 +270,95 @@ def test_adapt_warns_about_identical_classes(workspace, capsys):
     assert f'{one} and {other} are the same image in different classes' in err
 
 
+def touch_files(path, *files):
+  for file in files:
+    (path / file).parent.mkdir(parents=True, exist_ok=True)
+    (path / file).touch()
+  return path
+
+
+@pytest.mark.parametrize(
+  ('files', 'classes', 'lines'),
+  [
+    (['train/1.png', 'car/1.png', 'bus/1.png'], 'bus car train', []),
+    (['train/x/1.png', 'car/x/1.png', 'bus/1.png'], 'bus car train', []),
+    (['x/y/a/1.png', 'x/y/b/1.png', 'x/z.txt'], 'a b', []),
+    (
+      ['x/a/1.png', 'x/b/1.png', 'x/z.txt', '__MACOSX/x/._1', 'Thumbs.db'],
+      'a b',
+      ['skipped {}/x/z.txt: not in a class folder'],
+    ),
+    (
+      ['train/1.png', 'Test/1.png'],
+      'Test train',
+      ['--support={}: the classes are named like splits: Test, train'],
+    ),
+  ],
+)
+def test_class_folders_of_support_set_are_found(
+  tmp_path, capsys, files, classes, lines
+):
+  found = folders_lib.find_support(touch_files(tmp_path, *files))
+  assert list(found) == classes.split()
+  expected = [f'warning: {line.format(tmp_path)}' for line in lines]
+  assert capsys.readouterr().err.splitlines() == expected
+
+
+@pytest.mark.parametrize(
+  ('files', 'splits', 'example'),
+  [
+    (
+      ['train/a/1.png', 'test/a/1.png', 'test/b/1.png'],
+      'test, train',
+      '--support={0}/train --query={0}/test',
+    ),
+    (
+      ['x/Training/a/1.png', 'x/VALIDATION/a/1.png'],
+      'Training, VALIDATION',
+      '--support={0}/x/Training',
+    ),
+    (['testing/a/1.png', 'Dev/2.png'], 'Dev, testing', '--support={0}/Dev'),
+    (['train/a/1.png', 'train/b/1.png'], 'train', '--support={0}/train'),
+    (
+      ['train/a/1.png', 'valid/a/1.png', 'other/1.png'],
+      'train, valid',
+      '--support={0}/train',
+    ),
+  ],
+)
+def test_splits_are_not_classes_of_a_support_set(
+  tmp_path, files, splits, example
+):
+  with pytest.raises(UserError) as caught:
+    folders_lib.find_support(touch_files(tmp_path, *files))
+  assert str(caught.value) == (
+    f'--support={tmp_path}: contains the splits {splits} instead of classes;'
+    f' use, for example, {example.format(tmp_path)}'
+  )
+
+
+def test_folders_of_splits_are_not_true_classes_of_query_images(
+  tmp_path, capsys
+):
+  files = ['top/train/bar/1.png', 'top/test/train/1.png', 'top/test/2.png']
+  queries = folders_lib.find_queries([touch_files(tmp_path, *files)])
+  truths = {
+    str(query.path.relative_to(tmp_path)): query.truth(['bar', 'train'])
+    for query in queries
+  }
+  assert truths == dict(zip(files, ['bar', 'train', ''], strict=True))
+  assert capsys.readouterr().err == (
+    f'warning: {tmp_path} contains the splits test, train: the images of all'
+    ' are classified\n'
+  )
+  # Wrapper folders, and folders within class folders.
+  files = ['x/bar/1.png', 'x/bar/more/2.png', 'x/other/1.png', '3.png']
+  queries = folders_lib.find_queries([touch_files(tmp_path / 'x', *files)])
+  truths = [query.truth(['bar', 'disc']) for query in queries]
+  assert truths == ['', 'bar', 'bar', '']
+  assert capsys.readouterr().err == ''
+
+
 def test_support_images_are_limited(workspace, monkeypatch, capsys):
   monkeypatch.setattr(folders_lib, 'MAX_SUPPORT_IMAGES', 6)
   class_files = folders_lib.find_support(workspace.support)

@@ -47,6 +47,8 @@ def folder(tmp_path_factory):
   )
   image_folders.write_class_folders(path / 'support', 2)
   image_folders.write_class_folders(path / 'one', 2, classes=['bar'])
+  for split in ('train', 'test'):
+    image_folders.write_class_folders(path / 'splits' / split, 1)
   (path / 'nothing').mkdir()
   image_folders.write_class_folders(path / 'empty_class', 2)
   shutil.rmtree(path / 'empty_class' / 'disc')
@@ -110,6 +112,10 @@ USAGE_ERRORS = {
   'support_is_image': (ADAPT + '--support={s}/bar/0.png', 'not a folder'),
   'one_class': (ADAPT + '--support={d}/one', "two or more .* only 'bar'"),
   'no_class': (ADAPT + '--support={d}/nothing', 'two or more .* found none'),
+  'support_with_splits': (
+    ADAPT + '--support={d}/splits',
+    'contains the splits test, train instead of .*splits/train --query',
+  ),
   'support_without_class_folders': (
     ADAPT + '--support={s}/bar',
     'expected two or more class folders',

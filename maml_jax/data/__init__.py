@@ -265,7 +265,8 @@ def _rebuild_arrays(
   problem = f'is not prepared: {directory} does not exist'
   if directory.exists():
     try:
-      return store.write_arrays(directory, dataset_spec, split)
+      store.write_arrays(directory, dataset_spec, split)
+      return
     except Exception as error:  # damaged files can raise nearly anything
       problem = f'cannot be read from {directory}: {error}'
   help_text = _preparation_help(dataset_spec, data_dir)

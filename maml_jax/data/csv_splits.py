@@ -2,16 +2,18 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from maml_jax.data import records
+from maml_jax.data.file_kinds import require_data
 from maml_jax.utils.errors import UserError
 
 __all__ = ['Row', 'find_csv_splits', 'read_csv', 'records_from_rows']
 
 SPLITS_DIR = 'fs-splits'  # directory of the CSV files
+MAX_CANDIDATES = 5  # listed in messages
 
 
 class Row(NamedTuple):
@@ -65,38 +67,55 @@ def _file_names(splits: Iterable[str]) -> str:
 
 
 def read_csv(name: str, path: Path) -> list[Row]:
-  """Reads rows of a file name and a label; skips a header.
+  """Reads rows of a file name and a label.
+
+  Without a header that names the columns `filename` and `label`, they are the
+  first two.
 
   Args:
     name: the name of the data set, for messages.
     path: the CSV file.
 
   Raises:
-    UserError: a row is incomplete.
+    UserError: the file is not a table, or a row is incomplete.
   """
-  rows = []
+  try:
+    require_data(path)
+  except ValueError as error:
+    raise UserError(f'{name}: cannot read {path}: {error}') from error
+  rows, columns = [], [0, 1]
   with open(path, newline='', encoding='utf-8-sig') as file:
     for fields in csv.reader(file):
       fields = [field.strip() for field in fields]
-      is_header = [f.lower() for f in fields[:1]] == ['filename']
-      if is_header or not any(fields):
+      header = [field.lower() for field in fields]
+      if not rows and 'filename' in header:
+        first = header.index('filename')
+        has_label = 'label' in header
+        columns = [first, header.index('label') if has_label else first + 1]
         continue
-      if len(fields) < 2 or not all(fields[:2]):
+      if not any(fields):
+        continue
+      values = [fields[c] for c in columns if c < len(fields) and fields[c]]
+      if len(values) < 2:
         raise UserError(
           f'{name}: {path}: row without filename or label: {fields}'
         )
-      image = PurePosixPath(fields[0].replace('\\', '/'))
-      rows.append(Row(image, fields[1]))
+      rows.append(Row(PurePosixPath(values[0].replace('\\', '/')), values[1]))
   return rows
 
 
 def records_from_rows(
-  name: str, directory: Path, rows: Mapping[str, Iterable[Row]]
+  name: str,
+  directory: Path,
+  images: records.Images,
+  rows: Mapping[str, Iterable[Row]],
 ) -> records.Splits:
   """Returns the records of the images that CSV rows refer to.
 
-  A row refers to the only image under `directory` whose path ends in the path
-  of the row.
+  A row refers to the image whose path ends in the path of the row; the type of
+  the file, such as .jpg, matters only if there are several. Among several
+  images, the one in a folder named like the label is used. Leading folders that
+  the paths of all rows have, but not the images, are ignored.
 
   Classes are named by their labels, unless all labels of the split are numbers.
   Numbered classes are named by the folder of their images if each class has a
@@ -104,34 +123,34 @@ def records_from_rows(
 
   Args:
     name: the name of the data set, for messages.
-    directory: contains the images, at any depth.
+    directory: contains the images, for messages.
+    images: of the directory, from `records.scan_images`.
     rows: by split.
 
   Raises:
-    UserError: a row matches no image or several images.
+    UserError: a row matches no image or several images, or two rows of a split
+      match the same image.
   """
-  images = records.scan_images(directory)
-  images_by_name = defaultdict(list)
-  for path in images:
-    images_by_name[path.name].append(path)
-
-  def find_image(split: str, wanted: PurePosixPath) -> PurePosixPath:
-    parts = wanted.parts
-    paths = [
-      path
-      for path in images_by_name[wanted.name]
-      if path.parts[-len(parts) :] == parts
-    ]
-    if len(paths) != 1:
-      raise UserError(
-        f'{name}: {split}.csv lists {wanted}, which matches'
-        f' {len(paths) or "none"} of the {len(images)} images under {directory}'
-      )
-    return paths[0]
-
+  wanted = [row.path for split in rows.values() for row in split]
+  find_images = _make_finder(list(images), wanted)
   splits = {}
   for split in records.SPLITS:
-    paths = {row: find_image(split, row.path) for row in rows.get(split, ())}
+    paths, row_of = {}, {}
+    for row in rows.get(split, ()):
+      found = find_images(row)
+      if len(found) != 1:
+        raise UserError(
+          f'{name}: {split}.csv lists {row.path}, which matches'
+          f' {len(found) or "none"} of the {len(images)} images under'
+          f' {directory}{_candidates(found)}'
+        )
+      paths[row] = found[0]
+      if (other := row_of.setdefault(found[0], row)) != row:
+        raise UserError(
+          f'{name}: {split}.csv lists {other.path} with label {other.label!r}'
+          f' and {row.path} with label {row.label!r}, which both match'
+          f' {found[0]}'
+        )
     names = _class_names(split, paths)
     splits[split] = sorted(
       (
@@ -141,6 +160,63 @@ def records_from_rows(
       key=lambda record: record[:2],
     )
   return splits
+
+
+def _candidates(paths: Sequence[PurePosixPath]) -> str:
+  """Returns the end of a message that lists the images a row matches."""
+  if not paths:
+    return ''
+  more = len(paths) - MAX_CANDIDATES
+  listed = ', '.join(map(str, paths[:MAX_CANDIDATES]))
+  return f': {listed}' + (f' and {more} more' if more > 0 else '')
+
+
+def _make_finder(
+  images: Sequence[PurePosixPath], wanted: Collection[PurePosixPath]
+) -> Callable[[Row], list[PurePosixPath]]:
+  """Makes a function that returns the images that a row may refer to.
+
+  Args:
+    images: the paths of the images.
+    wanted: the paths of all rows. The smallest number of leading folders is
+      removed from each so that any path matches. It is the same for all rows:
+      otherwise the row of a missing image could match the image of the same
+      name of another class.
+  """
+  by_suffix = {}  # by number of components, then by the last components
+
+  def lookup(path: PurePosixPath, start: int) -> list[PurePosixPath]:
+    parts = _without_type(path)
+    parts = parts[min(start, len(parts) - 1) :]
+    if len(parts) not in by_suffix:
+      index = by_suffix[len(parts)] = defaultdict(list)
+      for image in images:
+        index[_without_type(image)[-len(parts) :]].append(image)
+    return by_suffix[len(parts)].get(parts, [])
+
+  depth = max((len(path.parts) for path in wanted), default=1)
+  start = next(
+    (k for k in range(depth) if any(lookup(path, k) for path in wanted)), 0
+  )
+
+  def find_images(row: Row) -> list[PurePosixPath]:
+    found = lookup(row.path, start)
+    for is_preferred in (
+      lambda image: image.name == row.path.name,
+      lambda image: row.label in image.parts[:-1],
+    ):
+      if len(found) > 1:
+        found = list(filter(is_preferred, found)) or found
+    return found
+
+  return find_images
+
+
+def _without_type(path: PurePosixPath) -> tuple[str, ...]:
+  """Returns the components of the path of an image, without .jpg or similar."""
+  if path.suffix.lower() in records.IMAGE_SUFFIXES:
+    path = path.with_suffix('')
+  return path.parts
 
 
 def _class_names(

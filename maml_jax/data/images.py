@@ -16,11 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax.data import records
+from maml_jax.data.file_kinds import describe_non_data
+from maml_jax.data.folder_layout import is_junk
 from maml_jax.utils.errors import UserError
 
 __all__ = [
   'Picture',
   'UnreadableImageError',
+  'describe_error',
   'from_array',
   'list_class_folders',
   'list_files',
@@ -60,19 +63,19 @@ class UnreadableImageError(ValueError):
 def list_files(folder: Path) -> list[Path]:
   """Lists the regular files under a folder, at any depth, sorted.
 
-  Omits hidden files, and everything that is neither a file nor a folder, such
-  as pipes. Follows symbolic links, except those that lead to a parent folder or
-  to a folder that was already visited.
+  Omits hidden files and those of the system, see `is_junk`, and everything that
+  is neither a file nor a folder, such as pipes. Follows symbolic links, except
+  those that lead to a parent folder or to a folder that was already visited.
   """
   found, seen = [], {*map(str, Path(os.path.realpath(folder)).parents)}
   for current, folders, files in os.walk(folder, followlinks=True):
     real = os.path.realpath(current)
-    folders[:] = [f for f in folders if not f.startswith('.')]
+    folders[:] = [f for f in folders if not is_junk(f)]
     if real in seen:
       folders.clear()
       continue
     seen.add(real)
-    paths = (Path(current, name) for name in files if not name.startswith('.'))
+    paths = (Path(current, name) for name in files if not is_junk(name))
     found += [path for path in paths if path.is_file()]
   return sorted(found)
 
@@ -88,7 +91,7 @@ def list_class_folders(
   """
   classes, other_files = {}, []
   for path in sorted(folder.iterdir()):
-    if path.name.startswith(('.', '__MACOSX')):
+    if is_junk(path.name):
       continue
     if path.is_dir():
       classes[path.name] = list_files(path)
@@ -115,12 +118,8 @@ def read_image(path: Path, spec: records.DatasetSpec) -> Picture:
       pixels = to_array(image, spec)
       image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
       thumbnail = np.asarray(_convert_mode(image, 'RGB'))
-  except UnreadableImageError:
-    raise
-  except MemoryError as error:
-    raise UnreadableImageError('not enough memory') from error
   except Exception as error:  # broken files can raise nearly anything
-    raise UnreadableImageError(_error_reason(error, path)) from error
+    raise UnreadableImageError(describe_error(error)) from error
   return Picture(path, pixels, thumbnail, hashlib.sha256(encoded).hexdigest())
 
 
@@ -129,13 +128,20 @@ def open_image(encoded: bytes) -> Iterator:
   """Opens an image with Pillow and applies its EXIF orientation, if valid.
 
   Raises:
-    UnreadableImageError: it has too many pixels.
+    UnreadableImageError: it is not an image or has too many pixels.
   """
-  from PIL import Image, ImageOps  # saves start-up time
+  from PIL import Image, ImageOps, UnidentifiedImageError  # saves start-up time
 
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # problems that matter raise errors
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+    try:
+      image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except UnidentifiedImageError as error:
+      reason = describe_non_data(encoded) or 'not an image'
+      raise UnreadableImageError(reason) from error
+    except Image.DecompressionBombError as error:
+      raise UnreadableImageError(f'too many pixels: {error}') from error
+    with image:
       if image.width * image.height > MAX_PIXELS:
         raise UnreadableImageError(
           f'too many pixels: {image.width} x {image.height}'
@@ -143,6 +149,17 @@ def open_image(encoded: bytes) -> Iterator:
       with contextlib.suppress(Exception):  # broken EXIF data
         image = ImageOps.exif_transpose(image)
       yield image
+
+
+def describe_error(error: Exception) -> str:
+  """Returns a short reason why an image cannot be read."""
+  if isinstance(error, UserError | UnreadableImageError):
+    return str(error)
+  if isinstance(error, MemoryError):
+    return 'not enough memory'
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return f'broken: {str(error).partition(chr(10))[0][:100]}'
 
 
 def from_array(image: np.ndarray, spec: records.DatasetSpec) -> np.ndarray:
@@ -220,19 +237,6 @@ def _convert_mode(image, mode: str):
     background = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(background, image)
   return image.convert(mode)
-
-
-def _error_reason(error: Exception, path: Path) -> str:
-  """Returns a short reason why Pillow or the system cannot read a file."""
-  from PIL import Image, UnidentifiedImageError  # saves start-up time
-
-  if isinstance(error, UnidentifiedImageError):
-    return 'empty file' if not path.stat().st_size else 'not an image'
-  if isinstance(error, Image.DecompressionBombError):
-    return 'too many pixels'
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  return f'broken: {str(error).partition(chr(10))[0][:100]}'
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maml_jax.data.file_kinds import require_data
 from maml_jax.utils.errors import UserError
 
 __all__ = ['RowReader']
@@ -38,6 +39,7 @@ class RowReader:
       raise UserError(f'cannot read {name!r} of {path}: {error}') from error
 
   def _open(self, path: Path, member: str) -> None:
+    require_data(path)
     archive = zipfile.ZipFile(path)
     stream = archive.open(member)
     version = np.lib.format.read_magic(stream)

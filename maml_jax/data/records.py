@@ -20,17 +20,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maml_jax.data.file_kinds import require_data
+from maml_jax.data.folder_layout import find_layout, is_junk
 from maml_jax.utils.errors import UserError, printable
 
 __all__ = [
+  'IMAGE_SUFFIXES',
   'IMAGENET_MEAN',
   'IMAGENET_STD',
   'SPLITS',
+  'SPLIT_FOLDERS',
   'DatasetSpec',
   'Images',
   'Record',
   'Splits',
   'encode_png',
+  'find_split_files',
+  'find_split_folders',
   'list_tfds_records',
   'load_tfds_builder',
   'scan_images',
@@ -39,6 +45,11 @@ __all__ = [
 
 SPLITS = ('train', 'val', 'test')
 IMAGE_SUFFIXES = frozenset('.bmp .gif .jpeg .jpg .png .tif .tiff .webp'.split())
+
+# The layout that `find_split_folders` reads.
+SPLIT_FOLDERS = """\
+class folders by split: train/CLASS/*.jpg, val/CLASS/*.jpg, test/CLASS/*.jpg, \
+or other formats; also in zip archives"""
 
 MAX_BYTES = 2**28  # per encoded image
 
@@ -134,7 +145,8 @@ def scan_images(path: Path) -> Images:
   return {
     name: readers[name]
     for name in sorted(readers)
-    if name.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
+    if name.suffix.lower() in IMAGE_SUFFIXES
+    and not any(map(is_junk, name.parts))
   }
 
 
@@ -170,6 +182,7 @@ def _list_zip_entries(
 ) -> Iterable[tuple[PurePosixPath, Callable[[], bytes]]]:
   """Yields the path and a read function of each file in a zip archive."""
   try:
+    require_data(archive)
     file = zipfile.ZipFile(archive)
   except Exception as error:  # broken files can raise nearly anything
     raise UserError(f'cannot read the archive {archive}: {error}') from error
@@ -185,8 +198,82 @@ def _list_zip_entries(
       yield path, functools.partial(_read_zip_entry, file, entry)
 
 
-def _is_hidden(path: PurePosixPath) -> bool:
-  return any(part.startswith(('.', '__MACOSX')) for part in path.parts)
+def find_split_files(
+  name: str, directory: Path, file_names: Mapping[str, str]
+) -> dict[str, Path]:
+  """Finds one file for each split.
+
+  Args:
+    name: the name of the data set, for messages.
+    directory: contains the files.
+    file_names: by split.
+
+  Returns:
+    The paths by split; empty if there is none of these files.
+
+  Raises:
+    UserError: only some of the files exist.
+  """
+  paths = {split: directory / file for split, file in file_names.items()}
+  missing = [path.name for path in paths.values() if not path.is_file()]
+  if len(missing) == len(paths):
+    return {}
+  if missing:
+    found = sorted({*file_names.values()}.difference(missing))
+    raise UserError(
+      f'{name}: {directory} contains {", ".join(found)} but not'
+      f' {", ".join(missing)}'
+    )
+  return paths
+
+
+def find_split_folders(
+  name: str, images: Images, *, nested_classes: bool = False
+) -> Splits:
+  """Lists the images of class folders in folders of splits.
+
+  Args:
+    name: the name of the data set, for messages.
+    images: from `scan_images`.
+    nested_classes: a class is any folder with images, such as
+      ALPHABET/CHARACTER, rather than a folder of a split with all its images.
+
+  Returns:
+    The records by split, sorted by class; empty if there are no folders of
+    splits.
+
+  Raises:
+    UserError: there are images in other folders, or several folders of the same
+      split.
+  """
+  root, split_of = find_layout(images)
+  if not split_of:
+    return {}
+  for split, count in Counter(split_of.values()).items():
+    if count > 1:
+      folders = [folder for folder in split_of if split_of[folder] == split]
+      raise UserError(
+        f'{name}: several folders for split {split!r}: {", ".join(folders)}'
+      )
+  splits = {split: [] for split in SPLITS}
+  others = set()
+  for path, read in images.items():
+    folder, *rest = path.parts[len(root.parts) :] or ['']
+    if folder in split_of and len(rest) > 1:
+      depth = len(rest) - 1 if nested_classes else 1
+      label, key = '/'.join(rest[:depth]), '/'.join(rest[depth:])
+      splits[split_of[folder]].append(Record(label, key, read))
+    elif folder not in split_of and rest:
+      others.add(folder)
+  if others:
+    raise UserError(
+      f'{name}: found image folders other than {", ".join(split_of)}:'
+      f' {", ".join(sorted(others))}'
+    )
+  return {
+    split: sorted(found, key=lambda record: record.label)
+    for split, found in splits.items()
+  }
 
 
 def list_tfds_records(

@@ -10,61 +10,138 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maml_jax.data.file_kinds import require_data
 from maml_jax.utils.errors import UserError, printable
 
-__all__ = ['ByteRange', 'find_byte_ranges', 'load', 'load_images']
+__all__ = [
+  'ByteRange',
+  'PickledImages',
+  'find_byte_ranges',
+  'load',
+  'load_images',
+  'to_text',
+]
 
 
 def load(path: Path) -> Any:
   """Loads a pickle of plain containers, numbers, strings and NumPy arrays.
 
   No other global is imported or called, and the memory of every array is backed
-  by bytes in the file. Pickles written by Python 2 are supported.
+  by bytes in the file. Pickles written by Python 2 are supported. If the object
+  is a dict, keys of type bytes are decoded.
 
   Raises:
     UserError: the file is not a valid pickle, or contains anything else.
   """
   try:
+    require_data(path)
     with open(path, 'rb') as file:
       _check_opcodes(file)
       file.seek(0)
-      return _Unpickler(file, encoding='latin1').load()
+      content = _Unpickler(file, encoding='latin1').load()
   except UserError as error:
     raise UserError(f'unsafe pickle {path}: {error}') from error
   except Exception as error:  # a broken pickle can raise nearly anything
     raise UserError(f'cannot read the pickle {path}: {error}') from error
+  if isinstance(content, dict):
+    return {
+      to_text(key) if isinstance(key, bytes) else key: value
+      for key, value in content.items()
+    }
+  return content
+
+
+def to_text(value: Any) -> str:
+  """Returns a string, which a pickle may contain as bytes."""
+  if isinstance(value, bytes):
+    return value.decode('utf-8', 'replace')
+  return str(value)
+
+
+class PickledImages(NamedTuple):
+  """Images with labels.
+
+  Attributes:
+    images: uint8 [N, H, W, C].
+    labels: [N] integers or strings.
+    class_names: of the labels that have a name.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  class_names: dict[Any, str]
 
 
 def load_images(
   name: str, path: Path, image_shape: tuple[int, int, int]
-) -> tuple[np.ndarray, list, dict]:
+) -> PickledImages:
   """Loads a pickled dict with images and labels.
+
+  The dict contains 'data', uint8 [N, H, W, C], and 'labels' of length N, with
+  class names in 'catname2label' if there are any; or 'image_data', uint8
+  [N, H, W, C], and 'class_dict', the image numbers of each class.
 
   Args:
     name: the name of the data set, for messages.
-    path: the pickle, a dict with 'data', uint8 [N, H, W, C], and 'labels', a
-      list of length N.
+    path: the pickle.
     image_shape: (H, W, C).
-
-  Returns:
-    The images, their labels, and the whole dict.
 
   Raises:
     UserError: the content is not as described.
   """
   content = load(path)
-  if not isinstance(content, dict) or not {'data', 'labels'} <= content.keys():
-    raise UserError(
-      f"{name}: {path}: expected a dict with the keys 'data' and 'labels'"
-    )
-  data, labels = np.asarray(content['data']), list(content['labels'])
-  if data.dtype != np.uint8 or data.shape != (len(labels), *image_shape):
-    expected = ', '.join(map(str, image_shape))
-    raise UserError(
-      f'{name}: {path}: expected data uint8[N, {expected}] and N labels, got'
-      f' {data.dtype}{list(data.shape)} and {len(labels)} labels'
-    )
-  return data, labels, content
+  keys = content.keys() if isinstance(content, dict) else set()
+  try:
+    if {'image_data', 'class_dict'} <= keys:
+      images = np.asarray(content['image_data'])
+      labels = _labels_of_classes(content['class_dict'], len(images))
+      class_names = {label: label for label in labels.tolist()}
+    elif {'data', 'labels'} <= keys:
+      images = np.asarray(content['data'])
+      labels = np.array([_to_label(label) for label in content['labels']])
+      class_names = {
+        _to_label(label): to_text(class_name)
+        for class_name, label in content.get('catname2label', {}).items()
+      }
+    else:
+      raise ValueError(
+        "expected a dict with the keys 'data' and 'labels', or 'image_data' and"
+        " 'class_dict'"
+      )
+    if images.dtype != np.uint8 or images.shape != (len(labels), *image_shape):
+      expected = ', '.join(map(str, image_shape))
+      raise ValueError(
+        f'expected images uint8[N, {expected}] and N labels, got'
+        f' {images.dtype}{list(images.shape)} and {len(labels)} labels'
+      )
+  except Exception as error:  # other content can raise nearly anything
+    raise UserError(f'{name}: {path}: {error}') from error
+  return PickledImages(images, labels, class_names)
+
+
+def _to_label(label: Any) -> int | str:
+  """Returns a label as an integer or a string."""
+  if isinstance(label, bytes | str):
+    return to_text(label)
+  if int(label) != label:
+    raise ValueError(f'expected integers or strings as labels, got {label}')
+  return int(label)
+
+
+def _labels_of_classes(class_dict: Any, num_images: int) -> np.ndarray:
+  """Returns the class name of each image, given the images of each class."""
+  labels = np.full(num_images, None, object)
+  for label, rows in class_dict.items():
+    for row in rows:
+      if not 0 <= int(row) < num_images or labels[int(row)] is not None:
+        raise ValueError(
+          f'image {row} of class {printable(to_text(label))} in class_dict is'
+          f' listed twice or not one of the {num_images} images'
+        )
+      labels[int(row)] = to_text(label)
+  if None in labels:
+    raise ValueError('images without a class in class_dict')
+  return labels.astype(str)
 
 
 class ByteRange(NamedTuple):
@@ -103,6 +180,7 @@ def find_byte_ranges(path: Path, prefix: bytes) -> list[ByteRange]:
   """
   ranges = []
   try:
+    require_data(path)
     with open(path, 'rb') as file:
       for opcode, content, _ in pickletools.genops(file):
         is_text = 'BINUNICODE' in opcode.name

@@ -15,19 +15,24 @@ changed since the last verification, for example after a copy.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from maml_jax.data import images, records
+from maml_jax.data.duplicates import check_shared_images, image_digest
 from maml_jax.types import Dataset
+from maml_jax.utils.console import print_warning
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import fsync, preallocate
 from maml_jax.utils.progress import track
@@ -47,6 +52,8 @@ IMAGES_PER_FILE = 10_000  # per array_record file
 ARRAY_FILES = ('image.npy', 'classes.json')
 DIGESTS_FILE = 'digests.json'
 
+T = TypeVar('T')
+
 
 def write_dataset(
   root: Path, spec: records.DatasetSpec, splits: records.Splits
@@ -54,13 +61,16 @@ def write_dataset(
   """Writes the TFDS files and the arrays to `root`, replacing existing ones.
 
   Raises:
-    UserError: an image cannot be read.
+    UserError: an image cannot be read (or all images of a class, if the number
+      of images per class is not fixed), or classes share most of their images.
     OSError: the directory cannot be written.
   """
+  digests = {}
   with atomic_directory(root) as temporary:
     _write_tfds_files(temporary, spec, splits)
     for split in records.SPLITS:
-      write_arrays(temporary, spec, split)
+      digests |= write_arrays(temporary, spec, split)
+    check_shared_images(spec.name, digests)
 
 
 def read_arrays(
@@ -91,11 +101,17 @@ def read_classes(root: Path, split: str) -> dict[str, int]:
   )
 
 
-def write_arrays(root: Path, spec: records.DatasetSpec, split: str) -> None:
+def write_arrays(
+  root: Path, spec: records.DatasetSpec, split: str
+) -> dict[str, array]:
   """Decodes one split of the TFDS files in `root` and writes its arrays.
 
+  Returns:
+    The digests of the decoded images by class, without rotations.
+
   Raises:
-    UserError: an image cannot be decoded.
+    UserError: an image cannot be decoded; or all images of a class, if the
+      number of images per class is not fixed.
     OSError: the directory cannot be written.
   """
   import tensorflow_datasets as tfds  # saves start-up time
@@ -106,32 +122,42 @@ def write_arrays(root: Path, spec: records.DatasetSpec, split: str) -> None:
   )
   class_name = builder.info.features['label'].int2str
   rotations = range(spec.rotations)  # in units of 90 degrees
-  sizes = Counter()
+  digests = {}
+  reader = _ImageReader(spec)
   with atomic_directory(arrays_dir(root, split)) as temporary:
     path = temporary / 'image.npy'
     shape = (len(rotations) * len(examples), *spec.image_shape)
-    images = np.lib.format.open_memmap(path, 'w+', np.uint8, shape)
+    stack = np.lib.format.open_memmap(path, 'w+', np.uint8, shape)
     with open(path, 'rb+') as file:
       preallocate(file.fileno(), os.fstat(file.fileno()).st_size)
-    bar = track(examples, 'images', f'{spec.name}: decode {split}')
-    for i, record in enumerate(bar):
-      label = class_name(record['label'])
-      sizes[label] += 1
-      with _image_named_in_errors(spec, label, record['key'].decode()):
-        pixels = decode_image(record['image'], spec)
-      for k in rotations:
-        images[k * len(examples) + i] = np.rot90(pixels, k)
-    images.flush()
+    rotated = stack.reshape(len(rotations), len(examples), *spec.image_shape)
+    num_read = 0
+    for record in track(examples, 'images', f'{spec.name}: decode {split}'):
+      label, key = class_name(record['label']), record['key'].decode()
+      decode = functools.partial(decode_image, record['image'], spec)
+      pixels = reader.read(label, key, decode)
+      if pixels is not None:
+        digests.setdefault(label, array('Q')).append(image_digest(pixels))
+        for k in rotations:
+          rotated[k, num_read] = np.rot90(pixels, k)
+        num_read += 1
+    reader.check_classes()
+    stack.flush()
+    if num_read < len(examples):
+      kept = rotated[:, :num_read].reshape(-1, *spec.image_shape)
+      np.save(temporary / 'kept.npy', kept)
+      os.replace(temporary / 'kept.npy', path)
     classes = {
-      f'{label}, {90 * k} degrees' if k else label: size
+      f'{label}, {90 * k} degrees' if k else label: len(found)
       for k in rotations
-      for label, size in sizes.items()
+      for label, found in digests.items()
     }
     text = json.dumps(classes, indent=0, ensure_ascii=False)
     (temporary / 'classes.json').write_text(text, 'utf-8')
     _write_digests(
       temporary, {name: _file_digest(temporary / name) for name in ARRAY_FILES}
     )
+  return digests
 
 
 def decode_image(encoded: bytes, spec: records.DatasetSpec) -> np.ndarray:
@@ -178,11 +204,13 @@ def _write_tfds_files(
   )
 
   def examples(split):
+    reader = _ImageReader(spec)
     bar = track(splits[split], 'images', f'{spec.name}: read {split}')
     for label, key, read in bar:
-      with _image_named_in_errors(spec, label, key):
-        encoded = read()
-      yield {'image': encoded, 'label': label, 'key': key}
+      encoded = reader.read(label, key, read)
+      if encoded is not None:
+        yield {'image': encoded, 'label': label, 'key': key}
+    reader.check_classes()
 
   # A TFDS builder would keep all images of a split in memory to sort them, and
   # requires TensorFlow for more than 1 GB.
@@ -195,17 +223,44 @@ def _write_tfds_files(
   writer.close_all()
 
 
-@contextlib.contextmanager
-def _image_named_in_errors(
-  spec: records.DatasetSpec, label: str, key: str
-) -> Iterator[None]:
-  """Converts any exception into a UserError that names the image."""
-  try:
-    yield
-  except Exception as error:  # broken files can raise nearly anything
-    raise UserError(
-      f'{spec.name}: cannot read image {key!r} of class {label!r}: {error}'
-    ) from error
+class _ImageReader:
+  """Reads images and skips unreadable ones with a warning.
+
+  If the number of images per class is fixed, an unreadable image is an error.
+  """
+
+  def __init__(self, spec: records.DatasetSpec):
+    self._spec = spec
+    self._num_read = Counter()  # by class
+    self._skipped: dict[str, str] = {}  # the last skipped image of a class
+
+  def read(self, label: str, key: str, read: Callable[[], T]) -> T | None:
+    """Returns `read()`, or None if the image is skipped.
+
+    Raises:
+      UserError: an image is unreadable that must not be skipped.
+    """
+    try:
+      result = read()
+    except Exception as error:  # broken files can raise nearly anything
+      reason = images.describe_error(error)
+      problem = f'image {key!r} of class {label!r}: {reason}'
+      if self._spec.images_per_class:
+        raise UserError(f'{self._spec.name}: cannot read {problem}') from error
+      print_warning(f'{self._spec.name}: skipped {problem}')
+      self._skipped[label] = problem
+      return None
+    self._num_read[label] += 1
+    return result
+
+  def check_classes(self) -> None:
+    """Raises UserError if all images of a class were skipped."""
+    for label, problem in self._skipped.items():
+      if not self._num_read[label]:
+        raise UserError(
+          f'{self._spec.name}: class {label!r} has no readable image; cannot'
+          f' read {problem}'
+        )
 
 
 def arrays_dir(root: Path, split: str) -> Path:

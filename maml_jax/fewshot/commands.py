@@ -260,7 +260,7 @@ def _predict_queries(
   predictions = []
   for start in range(0, len(queries), READ_BATCH_SIZE):
     batch = queries[start : start + READ_BATCH_SIZE]
-    truths = {q.path: q.truth if q.truth in names else '' for q in batch}
+    truths = {query.path: query.truth(names) for query in batch}
     pictures = list(reader.read(truths))
     if not pictures:
       continue

@@ -5,12 +5,13 @@ Unreadable files are skipped with a warning.
 
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from maml_jax.data import images
+from maml_jax.data.folder_layout import find_layout, split_of_folder
 from maml_jax.data.images import Picture, UnreadableImageError
 from maml_jax.utils.console import print_warning
 from maml_jax.utils.errors import UserError
@@ -34,12 +35,16 @@ class Query(NamedTuple):
 
   Attributes:
     path: the file.
-    truth: the name of its folder within the given folder; '' if the file was
-      given itself or is directly in the given folder.
+    folders: its folders within the given folder, without the folder of a split;
+      empty if the file was given itself.
   """
 
   path: pathlib.Path
-  truth: str
+  folders: tuple[str, ...]
+
+  def truth(self, class_names: Collection[str]) -> str:
+    """Returns the first of the folders named like a class; '' if none is."""
+    return next((name for name in self.folders if name in class_names), '')
 
 
 class SupportSet(NamedTuple):
@@ -93,8 +98,11 @@ class ImageReader:
 def find_support(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   """Lists the files of each class; `folder` has one folder per class.
 
+  The class folders may be in a wrapper folder.
+
   Raises:
-    UserError: the folder does not exist or has fewer than two classes.
+    UserError: the folder does not exist, has fewer than two classes, or has
+      folders of splits such as `train` and `test` instead of classes.
   """
   if not folder.exists():
     raise UserError(f'--support={folder}: no such folder')
@@ -103,20 +111,48 @@ def find_support(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
       f'--support={folder}: not a folder; expected a folder with one folder of '
       'images per class'
     )
+  root = _find_class_folders(folder)
   try:
-    class_files, other_files = images.list_class_folders(folder)
+    class_files, other_files = images.list_class_folders(root)
   except OSError as error:
     raise UserError(
       f'cannot read {folder}: {oserror_message(error)}'
     ) from error
   for path in other_files:
     print_warning(f'skipped {path}: not in a class folder')
+  if len(class_files) > 1 and all(map(split_of_folder, class_files)):
+    print_warning(
+      f'--support={folder}: the classes are named like splits:'
+      f' {", ".join(class_files)}'
+    )
   if len(class_files) < 2:
     found = f'only {list(class_files)[0]!r}' if class_files else 'none'
     raise UserError(
       f'--support={folder}: expected two or more class folders, found {found}'
     )
   return class_files
+
+
+def _find_class_folders(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the folder that contains the class folders.
+
+  Raises:
+    UserError: it contains folders of splits.
+  """
+  layout = find_layout(
+    path.relative_to(folder) for path in images.list_files(folder)
+  )
+  root = folder / layout.root
+  if layout.splits:
+    folders = {split: root / name for name, split in layout.splits.items()}
+    example = f'--support={folders.get("train", root / min(layout.splits))}'
+    if {'train', 'test'} <= folders.keys():
+      example += f' --query={folders["test"]}'
+    raise UserError(
+      f'--support={folder}: contains the splits {", ".join(layout.splits)}'
+      f' instead of classes; use, for example, {example}'
+    )
+  return root
 
 
 def read_support(
@@ -171,13 +207,23 @@ def _list_queries(path: pathlib.Path) -> list[Query]:
   if not path.exists():
     raise UserError(f'no such file or folder: {path}')
   if not path.is_dir():
-    return [Query(path, '')]
-  queries = []
-  for file in images.list_files(path):
-    *folders, _ = file.relative_to(path).parts
-    queries.append(Query(file, folders[0] if folders else ''))
-  if not queries:
+    return [Query(path, ())]
+  files = images.list_files(path)
+  if not files:
     raise UserError(f'no files in folder {path}')
+  layout = find_layout(file.relative_to(path) for file in files)
+  depth = len(layout.root.parts)
+  if layout.splits:
+    print_warning(
+      f'{path} contains the splits {", ".join(layout.splits)}: the images of'
+      ' all are classified'
+    )
+  queries = []
+  for file in files:
+    folders = list(file.relative_to(path).parts[:-1])
+    if folders[depth:] and folders[depth] in layout.splits:
+      del folders[depth]
+    queries.append(Query(file, tuple(folders)))
   return queries
 
 

@@ -15,6 +15,7 @@ __all__ = [
   'MEAN',
   'STD',
   'SUPERCLASSES',
+  'layout',
   'make_record_finder',
   'split_classes',
 ]
@@ -45,6 +46,7 @@ SUPERCLASSES = {
   'vehicles 1': 'bicycle bus motorcycle pickup_truck train',
   'vehicles 2': 'lawn_mower rocket streetcar tank tractor',
 }
+# In the order of the labels.
 CLASSES = sorted(' '.join(SUPERCLASSES.values()).split())
 
 
@@ -57,26 +59,35 @@ def split_classes(val: Iterable[str], test: Iterable[str]) -> Mapping[str, str]:
 def make_record_finder(
   name: str, prefix: str, split_of: Mapping[str, str]
 ) -> Callable[[Path], records.Splits]:
-  """Makes a `find_records` for pickles of splits or TFDS files of CIFAR-100.
+  """Makes a `find_records` for the layouts described by `layout`.
 
   Args:
     name: the name of the data set, for messages.
     prefix: the prefix of the pickle file names; files without it are found too.
-    split_of: the split of each class, for TFDS files.
+    split_of: the split of each class, for files that do not define splits.
   """
 
   def find_records(directory: Path) -> records.Splits:
     for start in (prefix, ''):
-      paths = {
-        split: directory / f'{start}{split}.pickle' for split in records.SPLITS
-      }
-      if all(path.exists() for path in paths.values()):
+      file_names = {split: f'{start}{split}.pickle' for split in records.SPLITS}
+      paths = records.find_split_files(name, directory, file_names)
+      if paths:
         return {
-          split: _records_from_pickle(name, split, paths[split])
-          for split in records.SPLITS
+          split: _records_from_pickle(name, split, path)
+          for split, path in paths.items()
         }
+    found = _records_from_python_version(name, directory)
+    found = found or records.list_tfds_records(name, directory, 'cifar100')
+    images = {} if found else records.scan_images(directory)
+    found = found or [
+      records.Record(path.parent.name, str(path), read)
+      for path, read in images.items()
+      if path.parent.name in split_of
+    ]
+    if not found:
+      return records.find_split_folders(name, images)
     splits = {split: [] for split in records.SPLITS}
-    for record in records.list_tfds_records(name, directory, 'cifar100'):
+    for record in sorted(found, key=lambda record: record.label):
       if record.label not in split_of:
         raise UserError(f'{name}: unknown CIFAR-100 class {record.label!r}')
       splits[split_of[record.label]].append(record)
@@ -85,15 +96,70 @@ def make_record_finder(
   return find_records
 
 
+def layout(prefix: str) -> str:
+  """Returns the accepted contents of the source directory, one per line."""
+  return f"""\
+{prefix}{{train,val,test}}.pickle, or {{train,val,test}}.pickle
+cifar-100-python/ of CIFAR-100, extracted, or the files train and test in it
+cifar100/3.0.2/ from: tfds build cifar100 --file_format=array_record
+class folders apple/, ..., named like the classes of CIFAR-100
+{records.SPLIT_FOLDERS}"""
+
+
 def _records_from_pickle(
   name: str, split: str, path: Path
 ) -> list[records.Record]:
-  data, labels, _ = safe_pickle.load_images(name, path, IMAGE_SHAPE)
+  images, labels, _ = safe_pickle.load_images(name, path, IMAGE_SHAPE)
   return [
     records.Record(
       f'{split} class {labels[i]}',
       f'{i:05d}',
-      functools.partial(records.encode_png, data[i]),
+      functools.partial(records.encode_png, images[i]),
     )
     for i in np.argsort(labels, kind='stable')
   ]
+
+
+def _records_from_python_version(
+  name: str, directory: Path
+) -> list[records.Record]:
+  """Lists the images of the "Python version" of CIFAR-100, if it is there."""
+  file_names = {part: part for part in ('train', 'test')}
+  for folder in (directory / 'cifar-100-python', directory):
+    paths = records.find_split_files(name, folder, file_names)
+    if paths:
+      return [
+        records.Record(
+          label,
+          f'{part} {i:05d}',
+          functools.partial(records.encode_png, image),
+        )
+        for part, path in paths.items()
+        for i, (image, label) in enumerate(_load_python_version(name, path))
+      ]
+  return []
+
+
+def _load_python_version(
+  name: str, path: Path
+) -> Iterable[tuple[np.ndarray, str]]:
+  """Yields the images and class names of one file of CIFAR-100."""
+  content = safe_pickle.load(path)
+  try:
+    images = np.asarray(content['data'])
+    labels = np.asarray(content['fine_labels'])
+    is_valid = (
+      images.dtype == np.uint8
+      and images.shape == (len(labels), np.prod(IMAGE_SHAPE))
+      and labels.dtype.kind in 'iu'
+      and np.isin(labels, np.arange(len(CLASSES))).all()
+    )
+  except Exception:  # other content can raise nearly anything
+    is_valid = False
+  if not is_valid:
+    raise UserError(
+      f"{name}: {path}: expected 'data', uint8[N, {np.prod(IMAGE_SHAPE)}], and"
+      f" 'fine_labels', N integers in 0..{len(CLASSES) - 1}"
+    )
+  images = images.reshape(-1, *np.roll(IMAGE_SHAPE, 1)).transpose(0, 2, 3, 1)
+  return zip(images, map(CLASSES.__getitem__, labels), strict=True)

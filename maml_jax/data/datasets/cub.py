@@ -16,18 +16,20 @@ from maml_jax.data import csv_splits, records
 
 __all__ = ['LAYOUT', 'SPEC']
 
-LAYOUT = """\
-images/ and fs-splits/{train,val,test}.csv (filename,label)
+LAYOUT = f"""\
+images/ and fs-splits/{{train,val,test}}.csv (filename,label)
 CUB_200_2011/images/001.Black_footed_Albatross/, ..., without CSV files
 caltech_birds2011/0.2.0/ from: tfds build caltech_birds2011 \
---file_format=array_record"""
+--file_format=array_record
+{records.SPLIT_FOLDERS}"""
 
 CLASS_FOLDER = re.compile(r'(\d{3})\.')  # the numbers begin at 001
 
 
 def _find_records(directory: Path) -> records.Splits:
+  images = records.scan_images(directory)
   if rows := csv_splits.find_csv_splits(SPEC.name, directory):
-    return csv_splits.records_from_rows(SPEC.name, directory, rows)
+    return csv_splits.records_from_rows(SPEC.name, directory, images, rows)
   splits = {split: [] for split in records.SPLITS}
   for record in records.list_tfds_records(
     SPEC.name, directory, 'caltech_birds2011'
@@ -37,7 +39,9 @@ def _find_records(directory: Path) -> records.Splits:
     splits[_split_of(number)].append(record._replace(label=label))
   if any(splits.values()):
     return splits
-  for path, read in records.scan_images(directory).items():
+  if found := records.find_split_folders(SPEC.name, images):
+    return found
+  for path, read in images.items():
     match = CLASS_FOLDER.match(path.parent.name)
     if match and 'segmentations' not in path.parts:
       record = records.Record(path.parent.name, path.stem, read)

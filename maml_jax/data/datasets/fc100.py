@@ -9,9 +9,7 @@ from maml_jax.data.datasets import cifar
 
 __all__ = ['LAYOUT', 'SPEC', 'SPLIT_OF', 'TEST', 'VAL']
 
-LAYOUT = """\
-FC100_{train,val,test}.pickle, or {train,val,test}.pickle
-cifar100/3.0.2/ from: tfds build cifar100 --file_format=array_record"""
+LAYOUT = cifar.layout('FC100_')
 
 VAL = (
   'large carnivores',

@@ -3,7 +3,8 @@
 The directory either has a folder for each of the splits train, val and test,
 or it has class folders only. In the latter case, classes are assigned to splits
 by a hash of their names: about 64 % train, 16 % val, 20 % test, always the
-same.
+same. Either may be in a wrapper folder. Unreadable images are skipped with a
+warning.
 
     python main.py --config=configs/folder.py --config.data.root=DIR
 
@@ -15,17 +16,18 @@ on the path of DIR. The normalization statistics are those of ImageNet.
 """
 
 import hashlib
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from maml_jax.data import records
+from maml_jax.data.folder_layout import find_layout, split_of_folder
+from maml_jax.utils.console import print_warning
 from maml_jax.utils.errors import UserError
 
 __all__ = ['LAYOUT', 'SPEC']
 
-LAYOUT = """\
-train/CLASS/*.jpg, val/CLASS/*.jpg, test/CLASS/*.jpg, or other formats
-CLASS/*.jpg with three classes or more, split by a hash of their names
+LAYOUT = f"""\
+{records.SPLIT_FOLDERS}
+class folders only, three or more, split by a hash of their names
 zip archives of either, not extracted"""
 
 VAL, TEST = 0.16, 0.20  # fractions of the classes
@@ -33,40 +35,26 @@ VAL, TEST = 0.16, 0.20  # fractions of the classes
 
 def _find_records(directory: Path) -> records.Splits:
   images = records.scan_images(directory)
-  splits = {split: [] for split in records.SPLITS}
-  in_splits = any(
-    path.parts[0] in splits and len(path.parts) > 2 for path in images
-  )
-  if in_splits:
-    _require_splits_only(directory, images)
-    depth = 1  # of the class folders
-  else:
-    depth = 0
-    labels = {path.parts[0] for path in images if len(path.parts) > 1}
-    split_of = _assign_splits(labels)
-  for path, read in images.items():
-    if len(path.parts) > depth + 1:  # the image is in a class folder
-      label = path.parts[depth]
-      split = path.parts[0] if in_splits else split_of[label]
-      key = '/'.join(path.parts[depth + 1 :])
-      splits[split].append(records.Record(label, key, read))
-  return {
-    split: sorted(found, key=lambda record: record.label)
-    for split, found in splits.items()
-  }
-
-
-def _require_splits_only(
-  directory: Path, images: Iterable[PurePosixPath]
-) -> None:
-  """Raises UserError if there are images in folders besides the splits."""
-  folders = {path.parts[0] for path in images if len(path.parts) > 1}
-  others = sorted(folders.difference(records.SPLITS))
-  if others:
-    raise UserError(
-      f'folder: {directory} contains image folders other than train, val, test:'
-      f' {", ".join(others)}'
+  if splits := records.find_split_folders(SPEC.name, images):
+    return splits
+  start = len(find_layout(images).root.parts)  # wrapper folders
+  found = [
+    records.Record(
+      path.parts[start], '/'.join(path.parts[start + 1 :]), images[path]
     )
+    for path in images
+    if len(path.parts) > start + 1  # the image is in a class folder
+  ]
+  labels = {record.label for record in found}
+  split_of = _assign_splits(labels)
+  if labels and all(map(split_of_folder, labels)):
+    print_warning(
+      f'folder: the classes are named like splits: {", ".join(sorted(labels))}'
+    )
+  splits = {split: [] for split in records.SPLITS}
+  for record in sorted(found, key=lambda record: record.label):
+    splits[split_of[record.label]].append(record)
+  return splits
 
 
 def _assign_splits(labels: set[str]) -> dict[str, str]:
@@ -94,5 +82,5 @@ SPEC = records.DatasetSpec(
   mean=records.IMAGENET_MEAN,
   std=records.IMAGENET_STD,
   user_provided=True,
-  version='1.2.0',  # white for transparency; 16-bit images are scaled
+  version='1.3.0',  # folders such as 'Train' and 'valid' are splits
 )

@@ -15,20 +15,22 @@ from maml_jax.data import csv_splits, records
 
 __all__ = ['LAYOUT', 'SPEC']
 
-LAYOUT = """\
-images/ and fs-splits/{train,val,test}.csv (filename,label)
-train_val_images/ and {train,val,test}.csv in the same directory
-either without val.csv: a fifth of the training classes is used instead"""
+LAYOUT = f"""\
+images/ and fs-splits/{{train,val,test}}.csv (filename,label)
+train_val_images/ and {{train,val,test}}.csv in the same directory
+either without val.csv: a fifth of the training classes is used instead
+{records.SPLIT_FOLDERS}"""
 
 VAL = 0.2  # fraction of the training classes to hold out without val.csv
 
 
 def _find_records(directory: Path) -> records.Splits:
+  images = records.scan_images(directory)
   rows = csv_splits.find_csv_splits(SPEC.name, directory, 'val')
-  splits = (
-    csv_splits.records_from_rows(SPEC.name, directory, rows) if rows else {}
-  )
-  if rows and 'val' not in rows:
+  if not rows:
+    return records.find_split_folders(SPEC.name, images)
+  splits = csv_splits.records_from_rows(SPEC.name, directory, images, rows)
+  if 'val' not in rows:
     labels = sorted(
       {record.label for record in splits['train']},
       key=lambda label: hashlib.sha256(label.encode()).digest(),

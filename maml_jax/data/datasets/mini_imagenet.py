@@ -4,79 +4,65 @@ Vinyals et al., "Matching networks for one shot learning", 2016, in the split
 of Ravi & Larochelle, "Optimization as a model for few-shot learning", 2017.
 """
 
-import csv
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maml_jax.data import records, safe_pickle
+from maml_jax.data import csv_splits, records, safe_pickle
 from maml_jax.data.datasets.mini_imagenet_classes import CLASSES
-from maml_jax.utils.errors import UserError
 
 __all__ = ['LAYOUT', 'PICKLE_FILES', 'SPEC']
 
-LAYOUT = """\
+LAYOUT = f"""\
 train.csv, val.csv, test.csv (filename,label) and a folder images/
 class folders n01532829/, ..., with or without these CSV files
 zip archives of either, not extracted
-miniImageNet_category_split_{train_phase_train,val,test}.pickle"""
+miniImageNet_category_split_{{train_phase_train,val,test}}.pickle
+mini-imagenet-cache-{{train,val,test}}.pkl
+{records.SPLIT_FOLDERS}"""
 
 PICKLE_FILES = {
   'train': 'miniImageNet_category_split_train_phase_train.pickle',
   'val': 'miniImageNet_category_split_val.pickle',
   'test': 'miniImageNet_category_split_test.pickle',
 }
+CACHE_FILES = {
+  split: f'mini-imagenet-cache-{split}.pkl' for split in records.SPLITS
+}
 
 ReadImage = Callable[[], bytes]
 
 
 def _find_records(directory: Path) -> records.Splits:
-  paths = {split: directory / name for split, name in PICKLE_FILES.items()}
-  if all(path.exists() for path in paths.values()):
-    return {
-      split: _records_from_pickle(split, path) for split, path in paths.items()
-    }
+  for file_names in (PICKLE_FILES, CACHE_FILES):
+    paths = records.find_split_files(SPEC.name, directory, file_names)
+    if paths:
+      return {
+        split: _records_from_pickle(split, path)
+        for split, path in paths.items()
+      }
   images = records.scan_images(directory)
-  splits = {}
-  for split in records.SPLITS:
-    csv_path = directory / f'{split}.csv'
-    if images and csv_path.exists():
-      readers = _readers_from_csv(csv_path, images)
-    else:
-      readers = _readers_from_folders(split, images)
+  rows = csv_splits.find_csv_splits(SPEC.name, directory, *records.SPLITS)
+  if not images:
+    return {}
+  splits = dict(
+    csv_splits.records_from_rows(SPEC.name, directory, images, rows)
+  )
+  for split in set(records.SPLITS).difference(rows):
     splits[split] = [
-      records.Record(_class_name(split, wnid), stem, read)
-      for (wnid, stem), read in sorted(readers.items())
+      records.Record(wnid, stem, read)
+      for (wnid, stem), read in sorted(
+        _readers_from_folders(split, images).items()
+      )
     ]
-  return splits
-
-
-def _readers_from_csv(
-  csv_path: Path, images: Mapping[PurePosixPath, ReadImage]
-) -> dict[tuple[str, str], ReadImage]:
-  """Returns read functions by class and file stem.
-
-  The suffix is ignored: the CSV files list .jpg regardless of the format.
-  """
-  by_stem = {path.stem: read for path, read in images.items()}
-  with open(csv_path, newline='', encoding='utf-8-sig') as file:
-    rows = list(csv.DictReader(file))
-  readers = {}
-  for row in rows:
-    if not row.get('filename') or not row.get('label'):
-      raise UserError(
-        f'mini_imagenet: {csv_path}: row without filename or label: {row}'
-      )
-    stem = PurePosixPath(row['filename']).stem
-    if stem not in by_stem:
-      raise UserError(
-        f'mini_imagenet: {csv_path} lists {row["filename"]}, which is not among'
-        f' the {len(images)} images under {csv_path.parent}'
-      )
-    readers[row['label'], stem] = by_stem[stem]
-  return readers
+  if not any(splits.values()):
+    splits = records.find_split_folders(SPEC.name, images)
+  return {
+    split: [r._replace(label=_class_name(split, r.label)) for r in found]
+    for split, found in splits.items()
+  }
 
 
 def _readers_from_folders(
@@ -91,16 +77,14 @@ def _readers_from_folders(
 
 
 def _records_from_pickle(split: str, path: Path) -> list[records.Record]:
-  data, labels, content = safe_pickle.load_images(
+  images, labels, wnids = safe_pickle.load_images(
     SPEC.name, path, SPEC.image_shape
   )
-  wnids = {i: wnid for wnid, i in content.get('catname2label', {}).items()}
-  names = {i: wnids.get(i, f'{split} class {i}') for i in set(labels)}
   return [
     records.Record(
-      _class_name(split, names[labels[i]]),
+      _class_name(split, wnids.get(labels[i], f'{split} class {labels[i]}')),
       f'{i:05d}',
-      functools.partial(records.encode_png, data[i]),
+      functools.partial(records.encode_png, images[i]),
     )
     for i in np.argsort(labels, kind='stable')
   ]

@@ -20,10 +20,11 @@ from maml_jax.utils.errors import UserError
 
 __all__ = ['LAYOUT', 'NUM_CHARACTERS', 'SPEC', 'assign_splits']
 
-LAYOUT = """\
+LAYOUT = f"""\
 images_background.zip and images_evaluation.zip
 images_background_small1.zip, images_background_small2.zip
-any of them extracted: .../Alphabet/character01/0001_01.png"""
+any of them extracted: .../Alphabet/character01/0001_01.png
+{records.SPLIT_FOLDERS}"""
 
 NUM_CHARACTERS = 1623
 NUM_TRAIN, NUM_VAL = 1100, 100
@@ -32,8 +33,12 @@ ALPHABET_SPLITS = 'train test val train train train test train'.split()
 
 
 def _find_records(directory: Path) -> records.Splits:
+  images = records.scan_images(directory)
+  splits = records.find_split_folders(SPEC.name, images, nested_classes=True)
+  if splits:
+    return splits
   drawings: dict[str, dict] = {}  # by character, then by file name
-  for path, read in records.scan_images(directory).items():
+  for path, read in images.items():
     if len(path.parts) >= 3:
       character = '/'.join(path.parts[-3:-1])
       drawings.setdefault(character, {}).setdefault(path.stem, read)

@@ -18,15 +18,20 @@ from maml_jax.utils.errors import UserError
 
 __all__ = ['LAYOUT', 'SPEC']
 
-LAYOUT = """\
-{train,val,test}_images.npz and {train,val,test}_labels.pkl
-{train,val,test}_images_png.pkl and {train,val,test}_labels.pkl"""
+LAYOUT = f"""\
+{{train,val,test}}_images.npz and {{train,val,test}}_labels.pkl
+{{train,val,test}}_images_png.pkl and {{train,val,test}}_labels.pkl
+{records.SPLIT_FOLDERS}"""
 
 
 def _find_records(directory: Path) -> records.Splits:
-  return {
+  splits = {
     split: _find_split_records(directory, split) for split in records.SPLITS
   }
+  if any(splits.values()):
+    return splits
+  images = records.scan_images(directory)
+  return records.find_split_folders(SPEC.name, images)
 
 
 def _find_split_records(directory: Path, split: str) -> list[records.Record]:
@@ -80,7 +85,8 @@ def _load_labels(path: Path) -> tuple[np.ndarray, list[str]]:
     if isinstance(content, dict) and key in content:
       labels = np.asarray(content[key])
       if labels.ndim == 1 and labels.dtype.kind in 'iu':
-        return labels, list(content.get('label_specific_str', ()))
+        names = content.get('label_specific_str', ())
+        return labels, list(map(safe_pickle.to_text, names))
   raise UserError(
     f"tiered_imagenet: {path}: expected a dict with integers under 'labels' or"
     " 'label_specific'"
