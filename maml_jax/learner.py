@@ -10,7 +10,7 @@ over a meta-batch. Inputs may be any pytree. Statistics under `types.EPISODE`
 and `types.SUPPORT` belong to a single task.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -207,7 +207,7 @@ def make_learner(
 
   def refresh_support_stats(params, stats, support):
     """Recomputes the support moments under the adapted parameters."""
-    if SUPPORT not in stats:
+    if not isinstance(stats, Mapping) or SUPPORT not in stats:
       return stats
     _, last = model.apply(params, stats, support.inputs, train=True)
     return {**stats, SUPPORT: last[SUPPORT]}
@@ -280,8 +280,10 @@ def make_learner(
       metrics |= {'cg_residual': residual}
     if inner.num_steps:
       metrics |= {'support_loss': losses[0]}
-    kept = {k: stats[k] for k in (EPISODE, SUPPORT) if k in stats}
-    return value, ({**task_stats, **kept}, metrics)
+    if isinstance(stats, Mapping):  # each task starts from the same ones
+      kept = {k: stats[k] for k in (EPISODE, SUPPORT) if k in stats}
+      task_stats = {**task_stats, **kept}
+    return value, (task_stats, metrics)
 
   return Learner(
     init,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maml_jax.data.episodes import (
+  check_dataset,
   draw_distinct_tasks,
   draw_positions,
   make_transform,
@@ -165,3 +166,30 @@ def test_every_ordered_pair_of_classes_is_drawn():
   classes = np.searchsorted(starts, np.asarray(drawn[:, :, 0]), 'right') - 1
   pairs = set(map(tuple, classes.tolist()))
   assert pairs == set(itertools.permutations(range(4), 2))
+
+
+def test_too_few_images_are_an_error_where_sizes_are_known():
+  data = dataset()
+  with pytest.raises(UserError) as error:
+    sample_episode(
+      jax.random.key(0),
+      data,
+      ways=2,
+      shots=2,
+      queries=4,
+      transform=make_transform(),
+    )
+  assert str(error.value) == (
+    '2 shots and 4 queries are 6 images per class, but class 0 has 4, class 2 '
+    'has 5'
+  )
+  for kwargs, message in (
+    ({'ways': 5, 'shots': 1, 'queries': 1}, '5 ways, but the data set has 4'),
+    ({'ways': 2, 'shots': 5, 'queries': 5}, 'classes have at most 9'),
+  ):
+    draw = jax.jit(lambda *args, k=kwargs: draw_positions(*args, **k))
+    with pytest.raises(UserError, match=message):
+      draw(jax.random.key(0), data.index, data.size)
+  with pytest.raises(UserError, match='class 0 has 4'):
+    check_dataset(data, ways=2, shots=1, queries=4)
+  check_dataset(data, ways=4, shots=1, queries=3)

@@ -4,11 +4,14 @@ The loss of a task with center c is (w - c)' A (w - c) / 2. Each step is an
 affine map of (w, momentum buffer), so K steps are a matrix power.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maml_jax.experiment.optimizers import make_optimizer
 from maml_jax.inner_loop import (
   adapt,
   param_labels,
@@ -307,3 +310,83 @@ def test_pattern_without_match_is_an_error():
     param_labels(InnerConfig(frozen=('bn', 'conv9')), encoder_and_head())
   assert 'encoder/conv1/bn/bias' in str(error.value)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'path',
+  [('classifier',), ('params', 'classifier'), ('net/classifier',)],
+  ids='/'.join,
+)
+def test_head_may_be_anywhere_in_the_parameters(path):
+  """As in the params of Linen and Haiku."""
+  head = {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}
+  params = {'encoder': {'w': jnp.ones(2)}}
+  node = params
+  for key in path[:-1]:
+    node = node.setdefault(key, {})
+  node[path[-1]] = head
+  config = InnerConfig(num_steps=1, encoder_lr=0.1, classifier_lr=0.5)
+  adapted, *_ = adapt(sum_of_squares, config, params, {}, None)
+  np.testing.assert_allclose(adapted['encoder']['w'], 0.9)
+  for key in path:
+    adapted = adapted[key]
+  np.testing.assert_allclose(adapted['kernel'], 0.5)
+  zero = reset_params(InnerConfig(head='zero'), params)
+  for key in path:
+    zero = zero[key]
+  np.testing.assert_array_equal(zero['bias'], 0)
+  np.testing.assert_array_equal(
+    reset_params(InnerConfig(head='zero'), params)['encoder']['w'], 1
+  )
+
+
+@pytest.mark.parametrize(
+  'params, rates, name',
+  [
+    ({'body': 0, 'head': 0}, {'classifier_lr': 0.5}, 'classifier_lr=0.5'),
+    ({'classifier': 0}, {'encoder_lr': 0.0}, 'encoder_lr=0.0'),
+    ({'head': 0}, {'classifier_lr': 0.5, 'encoder_lr': 0.5}, None),
+    ({'head': 0}, {'encoder_lr': 0.5}, None),
+  ],
+)
+def test_rate_that_applies_to_no_parameter_is_an_error(params, rates, name):
+  if name is None:
+    assert param_labels(InnerConfig(**rates), params) == {'head': 'encoder'}
+    return
+  with pytest.raises(UserError, match=f'inner.{name} applies to no') as error:
+    param_labels(InnerConfig(**rates), params)
+  assert all(key in str(error.value) for key in params)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class CallableParams:
+  """A pytree that can be called, such as an Equinox module."""
+
+  weight: jax.Array
+
+  def __call__(self, x):
+    return self.weight * x
+
+
+@pytest.mark.parametrize('stats', [None, {}])
+def test_params_may_be_callable_and_stats_none(stats):
+  model = Model(None, lambda params, stats, x, *, train: (params(x), stats))
+  learner = make_learner(
+    model,
+    InnerConfig(num_steps=2, encoder_lr=0.25),
+    loss_fn=lambda outputs, targets: jnp.square(outputs - targets).mean() / 2,
+    metric_fns={},
+  )
+  params = CallableParams(jnp.array(3.0))
+  batch = Batch(jnp.ones(2), jnp.zeros(2))
+  adapted, new_stats, _ = learner.adapt(params, stats, batch)
+  np.testing.assert_allclose(adapted.weight, 3 * 0.75**2)
+  assert new_stats == stats
+  episodes = jax.tree.map(lambda x: x[None], Episode(batch, batch))
+  grads, new_stats, _ = meta_gradient(learner, params, stats, episodes)
+  np.testing.assert_allclose(grads.weight, 3 * 0.75**4)
+  assert new_stats == stats
+  tx = make_optimizer('adam', 0.1, weight_decay=0.1, lr_scale=(('weight', 2),))
+  updates, _ = tx.update(grads, tx.init(params), params)
+  np.testing.assert_allclose(updates.weight, -0.2, rtol=1e-5)

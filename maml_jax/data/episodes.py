@@ -14,6 +14,7 @@ from maml_jax.utils.errors import UserError
 
 __all__ = [
   'build_episode',
+  'check_dataset',
   'draw_distinct_tasks',
   'draw_positions',
   'draw_task_positions',
@@ -37,7 +38,13 @@ def draw_positions(key, index, size, *, ways, shots, queries):
 
   Returns:
     [W, S + Q] int32 positions; the first S of each row form the support set.
+
+  Raises:
+    UserError: there are too few classes or images, as far as this is known: if
+      `size` is an argument of a jitted function, only its shape is. Call
+      `check_dataset` before.
   """
+  _check_sizes(index, size, ways=ways, shots=shots, queries=queries)
   class_key, image_key = jax.random.split(key)
   num_classes, max_images = index.shape
   classes = jax.random.permutation(class_key, num_classes)[:ways]
@@ -46,6 +53,47 @@ def draw_positions(key, index, size, *, ways, shots, queries):
   padding = jnp.arange(max_images)[None] >= size[classes][:, None]
   _, columns = jax.lax.top_k(-jnp.where(padding, 2.0, draws), shots + queries)
   return jnp.take_along_axis(index[classes], columns, axis=1)
+
+
+def check_dataset(dataset, *, ways, shots, queries):
+  """Checks that tasks can be drawn from a data set without repeating images.
+
+  `sample_episode` does so itself, unless the data set is an argument of a
+  jitted function: then classes with too few images would have support images
+  among their query images.
+
+  Args:
+    dataset: a `Dataset`.
+    ways: W.
+    shots: S.
+    queries: Q.
+
+  Raises:
+    UserError: there are fewer than W classes, or a class has fewer than S + Q
+      images; the message lists these classes by number.
+  """
+  _check_sizes(
+    dataset.index, dataset.size, ways=ways, shots=shots, queries=queries
+  )
+
+
+def _check_sizes(index, size, *, ways, shots, queries):
+  num_classes, max_images = index.shape
+  if ways > num_classes:
+    raise UserError(f'{ways} ways, but the data set has {num_classes} classes')
+  is_known = not isinstance(size, jax.core.Tracer)
+  sizes = np.asarray(size) if is_known else np.full(num_classes, max_images)
+  short = np.flatnonzero(sizes < shots + queries)
+  if not len(short):
+    return
+  reason = f'classes have at most {max_images}'
+  if is_known:
+    reason = ', '.join(f'class {c} has {sizes[c]}' for c in short[:5])
+    reason += f', and {len(short) - 5} more' if len(short) > 5 else ''
+  raise UserError(
+    f'{shots} shots and {queries} queries are {shots + queries} images per '
+    f'class, but {reason}'
+  )
 
 
 def split_episode(images, *, shots):
@@ -118,6 +166,9 @@ def sample_episode(key, dataset, *, ways, shots, queries, transform):
 
   Returns:
     An `Episode` with W*S support images and W*Q query images, all distinct.
+
+  Raises:
+    UserError: there are too few classes or images, see `check_dataset`.
   """
   positions = draw_task_positions(
     key, dataset, ways=ways, shots=shots, queries=queries

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 from jax import lax
 
+from maml_jax.learner_config import InnerConfig
 from maml_jax.types import Array, PyTree
 from maml_jax.utils.errors import UserError
 
@@ -88,12 +89,15 @@ def param_labels(config, params: PyTree) -> dict[str, str]:
     params: the parameters that the model takes, any pytree.
 
   Raises:
-    UserError: a pattern of `config.frozen` matches no parameter.
+    UserError: a pattern of `config.frozen`, or a rate that differs from the
+      other, matches no parameter.
   """
   paths = flatten(params)[0].keys()
   inverted = [p[1:] for p in config.frozen if p.startswith('!')]
   plain = [p for p in config.frozen if not p.startswith('!')]
   require_matches('inner.frozen', (*plain, *inverted), paths)
+
+  _check_rates(config, paths)
 
   def label(path):
     if _any_matches((*plain, *OUTER_ONLY), path):
@@ -103,6 +107,23 @@ def param_labels(config, params: PyTree) -> dict[str, str]:
     return 'classifier' if path_matches(CLASSIFIER, path) else 'encoder'
 
   return {path: label(path) for path in paths}
+
+
+def _check_rates(config, paths: Iterable[str]) -> None:
+  """Raises UserError for a rate that was set but applies to no parameter."""
+  default = InnerConfig()
+  is_head = [path_matches(CLASSIFIER, path) for path in paths]
+  for name, is_unused in (
+    ('classifier_lr', not any(is_head)),
+    ('encoder_lr', all(is_head)),
+  ):
+    rate = getattr(config, name)
+    is_set = rate != getattr(default, name)
+    if is_unused and is_set and config.encoder_lr != config.classifier_lr:
+      raise UserError(
+        f'inner.{name}={rate} applies to no parameter; available: '
+        + ', '.join(sorted(paths))
+      )
 
 
 def split_adapted(config, params: PyTree) -> tuple[Callable, dict, dict]:
