@@ -1,6 +1,8 @@
 """Adaptation to a few images, compared with plain loops and closed forms."""
 
+import functools
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -9,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_run
 
 import maml_jax
+from maml_jax import config as config_lib
 from maml_jax import data
 from maml_jax.data import images as image_lib
 from maml_jax.experiment import checkpoint, setup
@@ -20,6 +24,7 @@ from maml_jax.learner import cross_entropy
 from maml_jax.types import Batch
 from maml_jax.utils.errors import NonFiniteError, UserError
 
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 LABELS = ['bar', 'bar', 'disc', 'frame', 'frame', 'frame']
 SUPPORT = [
   np.asarray(image_folders.draw_picture(name, i))
@@ -150,26 +155,106 @@ def test_load_is_inductive_by_default(few_shot, tmp_path):
   assert maml_jax.load(path).phase.norm == inductive
 
 
-@pytest.mark.parametrize(
-  'reset, ways, head',
-  [
-    (False, 2, 'checkpoint'),
-    (False, 3, 'checkpoint'),
-    (False, 4, 'prototype'),
-    (True, 2, 'zero'),
-    (True, 4, 'zero'),
-  ],
-)
-def test_default_head_depends_on_checkpoint_and_ways(
-  few_shot, reset, ways, head
-):
-  config = few_shot.config.copy_and_resolve_references()
-  config.inner.head = 'zero' if reset else 'learned'
-  program = adaptation.make_adaptation_program(
-    few_shot._replace(config=config), ways
+@functools.cache
+def few_shot_of(*overrides):
+  """Returns a checkpoint of 3 ways with random values of all quantities."""
+  config = config_lib.override(small_run.config(), overrides)
+  phase = setup.eval_phase(config)._replace(norm='support')
+  learner = setup.phase_learner(config, phase)
+  params, stats = learner.init(jax.random.key(0))
+  r = np.random.RandomState(0)
+  params = jax.tree.map(
+    lambda x: x + 0.05 * jnp.float32(r.randn(*x.shape)), params
   )
-  assert program.head == head and program.phase.ways == ways
-  assert program.phase.num_steps == adaptation.DEFAULT_NUM_STEPS
+  return adaptation.FewShotLearner(
+    learner, params, stats, config, phase, None, None
+  )
+
+
+@pytest.mark.parametrize(
+  'overrides, num_steps, head, steps',
+  [
+    ([], None, 'zero', adaptation.DEFAULT_NUM_STEPS),
+    ([], 0, 'prototype', 0),
+    (['--inner.head=zero'], None, 'zero', adaptation.DEFAULT_NUM_STEPS),
+    (['--eval.num_steps=20'], None, 'zero', 20),
+    (['--inner.classifier_lr=0'], 2, 'prototype', 2),
+    (['--inner.frozen=classifier'], 2, 'prototype', 2),
+    (['--inner.head=prototype', '--eval.num_steps=0'], None, 'prototype', 0),
+    (['--inner.head=prototype'], 3, 'prototype', 3),
+    (['--inner.learn_lr=tensor', '--eval.num_steps=2'], None, 'zero', 2),
+    (['--inner.rule=alfa', '--inner.classifier_lr=0'], None, 'zero', 1),
+  ],
+  ids=str,
+)
+def test_default_head_and_steps_follow_from_the_method(
+  overrides, num_steps, head, steps
+):
+  overrides = ('--eval.num_steps=1', *overrides)
+  program = adaptation.make_adaptation_program(
+    few_shot_of(*overrides), 2, num_steps
+  )
+  assert (program.head, program.phase.num_steps) == (head, steps)
+
+
+FAMILY = {
+  'maml': (),
+  'meta_sgd': ('--inner.learn_lr=parameter', '--inner.per_step=lr'),
+  'mamlpp': ('--inner.learn_lr=tensor', '--inner.per_step=lr,bn'),
+  'meta_curvature': ('--inner.precondition=kronecker',),
+  'alfa': ('--inner.rule=alfa', '--inner.weight_decay=0.1'),
+  'proto_net': ('--inner.head=prototype', '--eval.num_steps=0'),
+  'proto_maml': ('--inner.head=prototype', '--inner.optimizer=adam'),
+  'boil': ('--inner.classifier_lr=0',),
+  'cavia': (
+    '--model.context_size=4',
+    '--inner.frozen=!context',
+    '--inner.zero=context',
+  ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ways', [2, 5])
+@pytest.mark.parametrize('method', FAMILY)
+def test_renamed_classes_get_the_same_answers_with_every_method(method, ways):
+  overrides = ('--inner.frozen=bn', '--eval.num_steps=2', *FAMILY[method])
+  few_shot = few_shot_of(*overrides)
+  pictures = [SUPPORT[i % 6] for i in range(2 * ways)]
+  pictures += [np.flip(SUPPORT[i % 6], 0) for i in range(ways)]
+  labels = [i % ways for i in range(3 * ways)]
+  renaming = np.random.RandomState(1).permutation(ways)
+  plain = few_shot.fit(pictures, labels)
+  renamed = few_shot.fit(pictures, [renaming[i] for i in labels])
+  a, b = plain.predict_proba(QUERIES), renamed.predict_proba(QUERIES)
+  assert_close(b[:, renaming], a)
+  assert np.ptp(a) > 0.01
+
+
+SHIPPED = [
+  folder
+  for folder in sorted((REPOSITORY / 'checkpoints').iterdir())
+  if not folder.name.endswith('_run')
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('folder', SHIPPED, ids=lambda folder: folder.name)
+def test_renamed_classes_get_the_same_answers_of_shipped_checkpoints(folder):
+  few_shot = maml_jax.load(folder)
+  for ways in (2, 5, 7):
+    r = np.random.RandomState(ways)
+    pictures = [
+      np.asarray(image_folders.draw_picture(name, 7 * i))
+      for i, name in enumerate(list(image_folders.CLASSES) * 5)
+    ][: 2 * ways]
+    labels = [i % ways for i in range(2 * ways)]
+    plain = few_shot.fit(pictures, labels, num_steps=3)
+    renaming = r.permutation(ways)
+    names = [f'class {renaming[i]}' for i in labels]
+    renamed = few_shot.fit(pictures, names, num_steps=3)
+    a, b = (x.predict_proba(QUERIES) for x in (plain, renamed))
+    assert_close(b[:, renaming], a)
 
 
 @pytest.mark.parametrize('ways', [2, 4])
@@ -177,12 +262,12 @@ def test_prototype_head_is_nearest_centroid_classifier(few_shot, ways):
   """Compares with the softmax of negative scaled squared distances."""
   names = [f'{i % ways}' for i in range(6)]
   adapted = few_shot.fit(SUPPORT, names, head='prototype', num_steps=0)
-  encoder = setup.phase_model(few_shot.config, few_shot.phase, head=False)
-  params = {'encoder': few_shot.params['encoder']}
-  support, stats = encoder.apply(
+  model = setup.phase_model(few_shot.config, few_shot.phase)
+  params = few_shot.params
+  support, stats = model.features(
     params, few_shot.stats, as_inputs(SUPPORT), train=True
   )
-  query, _ = encoder.apply(params, stats, as_inputs(QUERIES), train=False)
+  query, _ = model.features(params, stats, as_inputs(QUERIES), train=False)
   support, query = np.float64(support), np.float64(query)
   means = [support[[n == f'{c}' for n in names]].mean(0) for c in range(ways)]
   pairs = [np.sum((a - b) ** 2) for a in means for b in means if a is not b]
@@ -195,7 +280,9 @@ def test_prototype_head_is_nearest_centroid_classifier(few_shot, ways):
 def test_zero_head_is_uniform_and_checkpoint_head_takes_first_outputs(few_shot):
   zero = few_shot.fit(SUPPORT, LABELS, head='zero', num_steps=0)
   assert_close(zero.predict_proba(QUERIES), np.full((len(QUERIES), 3), 1 / 3))
-  two = few_shot.fit(SUPPORT[:4], LABELS[:3] + ['bar'], num_steps=0)
+  two = few_shot.fit(
+    SUPPORT[:4], LABELS[:3] + ['bar'], head='checkpoint', num_steps=0
+  )
   kernel = few_shot.params['classifier']['kernel']
   np.testing.assert_array_equal(
     two.params['classifier']['kernel'], kernel[:, :2]

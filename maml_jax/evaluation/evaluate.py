@@ -321,13 +321,12 @@ def _measure_baselines(
   """Measures the baselines of `baselines` on the same tasks."""
   # Its inner loop only collects the statistics that the norm mode needs.
   not_adapted = setup.phase_learner(e.config, e.phase, frozen=('*',))
-  apply_encoder = setup.phase_model(e.config, e.phase, head=False).apply
+  model = setup.phase_model(e.config, e.phase)
 
   def measure(params, stats, episode):
     params, stats, _ = not_adapted.adapt(params, stats, episode.support)
-    encoder = {'encoder': params['encoder']}
     support, query = (
-      apply_encoder(encoder, stats, batch.inputs, train=False)[0]
+      model.features(params, stats, batch.inputs, train=False)[0]
       for batch in episode
     )
     logits = not_adapted.predict(params, stats, episode.query.inputs)

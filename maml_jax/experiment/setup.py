@@ -167,8 +167,8 @@ def load_split(config, phase: Phase) -> Dataset:
   return dataset
 
 
-def phase_model(config, phase: Phase, *, head: bool = True) -> Model:
-  """Returns the model of a phase; without head, its outputs are features."""
+def phase_model(config, phase: Phase) -> Model:
+  """Returns the model of a phase."""
   args = dict(config.model)
   args['norm'] = phase.norm
   if not args['width']:
@@ -177,7 +177,7 @@ def phase_model(config, phase: Phase, *, head: bool = True) -> Model:
   shape = (1,) if is_regression else data.spec(config.data.name).image_shape
   return make_model(
     args.pop('encoder'),
-    phase.ways if head else None,
+    phase.ways,
     shape,
     meta_test=phase.meta_test,
     dtype=PRECISIONS[config.precision][0],

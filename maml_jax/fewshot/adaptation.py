@@ -95,12 +95,16 @@ class FewShotLearner(NamedTuple):
         classes. All classes have the same weight in the loss, whatever their
         number of images.
       num_steps: inner steps; default 10, or those of the checkpoint's
-        evaluation if they are more.
-      head: the initial last layer: 'checkpoint', the first W outputs of the
-        checkpoint's head; 'zero'; or 'prototype', the nearest-centroid
-        classifier as a linear layer (Proto-MAML, Triantafillou et al. 2020,
-        arXiv 1903.03096). Default: 'zero' if the checkpoint was trained with
-        it, otherwise 'checkpoint', or 'prototype' if W exceeds its outputs.
+        evaluation if they are more. A checkpoint with learned rates or another
+        learned inner loop, or without inner steps (ProtoNet), uses those of its
+        evaluation.
+      head: the initial last layer: 'zero'; 'prototype', the nearest-centroid
+        classifier as a linear layer (ProtoMAML, Triantafillou et al. 2020,
+        arXiv 1903.03096), rescaled unless the checkpoint was trained with it;
+        or 'checkpoint', the first W outputs of the checkpoint's head, with
+        which the answers depend on the alphabetical order of the classes.
+        Default: 'zero', or 'prototype' if the checkpoint was trained with it or
+        does not adapt its head.
 
     Returns:
       A `Classifier`.
@@ -191,15 +195,19 @@ def make_adaptation_program(
     UserError: `head` is unknown or has too few outputs.
   """
   config, phase = few_shot_learner.config, few_shot_learner.phase
-  head = default_head(config, ways) if head is None else head
+  learner = few_shot_learner.learner
+  if num_steps is None:
+    num_steps = phase.num_steps
+    if num_steps and not learner.inner.has_learned:
+      num_steps = max(num_steps, DEFAULT_NUM_STEPS)
+  if head is None:
+    head = default_head(learner, few_shot_learner.params, num_steps)
   check_choice('head', head, HEADS)
   if head == 'checkpoint' and ways > phase.ways:
     raise UserError(
       f'head=checkpoint: {phase.ways} outputs are too few for {ways} '
       'classes; use prototype or zero'
     )
-  if num_steps is None:
-    num_steps = max(phase.num_steps, DEFAULT_NUM_STEPS)
   phase = phase._replace(ways=ways, num_steps=num_steps)
   return _cached_program(config_lib.to_json(config), phase, head)
 
@@ -292,19 +300,25 @@ def _cached_program(
   config_json: str, phase: Phase, head: str
 ) -> AdaptationProgram:
   config = config_lib.from_json(config_json)
+  # The head of `make_initial_head`, unless the inner loop computes it.
+  uses_own = head == config.inner.head == 'prototype'
   learner = setup.phase_learner(
-    config, phase, head='learned', class_weights='balanced'
+    config,
+    phase,
+    head='prototype' if uses_own else 'learned',
+    class_weights='balanced',
   )
-  encoder = setup.phase_model(config, phase, head=False)
+  model = setup.phase_model(config, phase)
 
   @jax.jit
   def adapt(params, stats, images, labels):
     support = Batch(scale_images(config, images), labels)
-    classifier = make_initial_head(
-      head, encoder, params, stats, support, phase.ways
-    )
-    params = {**params, 'classifier': classifier}
-    return learner.adapt(params, stats, support)
+    adapted, _ = transfer_params(learner, params, stats)
+    if not uses_own:
+      adapted['classifier'] = make_initial_head(
+        head, model, params, stats, support, phase.ways
+      )
+    return learner.adapt(adapted, stats, support)
 
   return AdaptationProgram(adapt, learner, phase, head)
 

@@ -3,10 +3,10 @@
 Legend: N images, W classes, D features.
 """
 
-import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from maml_jax import inner_loop
+from maml_jax.learner import Learner
 from maml_jax.types import Batch, Model, PyTree
 
 __all__ = [
@@ -22,21 +22,31 @@ HEADS = ('checkpoint', 'zero', 'prototype')
 PROTOTYPE_SCALE = 4.0
 
 
-def default_head(config: ConfigDict, ways: int) -> str:
-  """Returns the head of a checkpoint for `ways` classes, one of `HEADS`.
+def default_head(learner: Learner, params: PyTree, num_steps: int) -> str:
+  """Returns the head that `fit` uses by default, 'zero' or 'prototype'.
+
+  With both, the names and the order of the classes do not change the answers,
+  unlike with the outputs of a checkpoint. It is 'prototype' if the checkpoint
+  was trained with it, or if the head is not adapted.
 
   Args:
-    config: the config of the checkpoint.
-    ways: W.
+    learner: of the checkpoint.
+    params: its meta-parameters.
+    num_steps: inner steps.
   """
-  if config.inner.head == 'zero':
-    return 'zero'
-  return 'checkpoint' if ways <= config.task.ways else 'prototype'
+  inner = learner.inner
+  labels = inner_loop.param_labels(inner, inner_loop.model_params(params))
+  is_frozen = 'classifier' not in labels.values()
+  has_fixed_rate = inner.learn_lr == 'none' and inner.rule == 'none'
+  is_still = not num_steps or (has_fixed_rate and not inner.classifier_lr)
+  if inner.head == 'prototype' or is_frozen or is_still:
+    return 'prototype'
+  return 'zero'
 
 
 def make_initial_head(
   head: str,
-  encoder: Model,
+  model: Model,
   params: PyTree,
   stats: PyTree,
   support: Batch,
@@ -46,8 +56,8 @@ def make_initial_head(
 
   Args:
     head: one of `HEADS`; 'checkpoint' takes the first W outputs.
-    encoder: the model without its head.
-    params: the parameters of a checkpoint.
+    model: with `features`, for the prototypes.
+    params: the meta-parameters of a checkpoint.
     stats: its statistics.
     support: the support set, for the prototypes.
     ways: W.
@@ -65,22 +75,21 @@ def make_initial_head(
     features = classifier['kernel'].shape[0]
     outputs = {'kernel': jnp.zeros((features, ways)), 'bias': jnp.zeros(ways)}
   else:
-    outputs = _prototype_head(encoder, params, stats, support, ways)
+    outputs = _prototype_head(model, params, stats, support, ways)
   return {**classifier, **outputs}
 
 
 def _prototype_head(
-  encoder: Model, params: PyTree, stats: PyTree, support: Batch, ways: int
+  model: Model, params: PyTree, stats: PyTree, support: Batch, ways: int
 ) -> PyTree:
   """Returns the nearest-centroid classifier as a linear layer.
 
   |x - m|^2 = |x|^2 - 2 m.x + |m|^2, where |x|^2 is the same for all classes.
   Proto-MAML, Triantafillou et al. 2020, arXiv 1903.03096.
   """
-  params = {'encoder': params['encoder']}
-  features, _ = encoder.apply(params, stats, support.inputs, train=True)
-  one_hot = jax.nn.one_hot(support.targets, ways)
-  means = one_hot.T @ features / one_hot.sum(0)[:, None]
+  params = inner_loop.model_params(params)
+  features, _ = model.features(params, stats, support.inputs, train=True)
+  means = inner_loop.class_means(features, support.targets, ways)
   center = means.mean(0)  # subtracted to reduce rounding errors
   means = means - center[None]
   squares = jnp.square(means).sum(-1)

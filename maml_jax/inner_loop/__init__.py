@@ -28,13 +28,18 @@ from maml_jax.inner_loop.parameters import (
   reset_params,
   split_adapted,
 )
-from maml_jax.inner_loop.support import balanced_loss, with_prototypes
+from maml_jax.inner_loop.support import (
+  balanced_loss,
+  class_means,
+  with_prototypes,
+)
 
 __all__ = [
   'OUTER_ONLY',
   'adapt',
   'adapt_and_observe',
   'balanced_loss',
+  'class_means',
   'clip_learned_rates',
   'flatten',
   'has_rows',

@@ -39,23 +39,21 @@ Norm = str | tuple[tuple[str, str], ...]
 
 
 class Network(nn.Module):
-  """An encoder with an optional linear head.
+  """An encoder with a linear head.
 
   Attributes:
     encoder: a module from images to features [N, D].
-    classifier: a module from features to logits [N, W]; None returns the
-      features.
+    classifier: a module from features to logits [N, W].
     context_size: C, numbers of the parameter `context`, which starts at 0 and
       conditions the encoder; 0 for none.
   """
 
   encoder: nn.Module
-  classifier: nn.Module | None
+  classifier: nn.Module
   context_size: int = 0
 
   def __call__(self, inputs, *, train):
-    features = self.features(inputs, train=train)
-    return features if self.classifier is None else self.classifier(features)
+    return self.classifier(self.features(inputs, train=train))
 
   @nn.compact
   def features(self, inputs, *, train):
@@ -68,7 +66,7 @@ class Network(nn.Module):
 
 def make_model(
   encoder: str,
-  num_ways: int | None,
+  num_ways: int,
   image_shape: tuple[int, ...],
   *,
   norm: Norm = 'batch',
@@ -87,8 +85,7 @@ def make_model(
 
   Args:
     encoder: a key of `ENCODERS`.
-    num_ways: W, the number of classes; None builds a network without a head
-      that returns features [N, D] and has no params under 'classifier'.
+    num_ways: W, the number of classes.
     image_shape: (H, W, C) of one image; for 'mlp', the shape of one input.
     norm: a batch norm mode for all layers (see `models.norm`), or (pattern,
       mode) pairs: a layer such as 'conv1' or 'layer2' has the mode of the first
@@ -135,8 +132,7 @@ def make_model(
   )
   network = Network(
     encoder=ENCODERS[encoder](norm=norm_for_layer, init=init, **encoder_args),
-    classifier=num_ways
-    and Head(num_ways, init, temperature, learn_temperature),
+    classifier=Head(num_ways, init, temperature, learn_temperature),
     context_size=context_size,
   )
 
