@@ -16,7 +16,7 @@ from maml_jax.experiment.checkpoint import Checkpoint, CheckpointWriter
 from maml_jax.pytorch_maml import configs, weights
 from maml_jax.types import MetaState
 from maml_jax.utils.errors import NonFiniteError, UserError
-from maml_jax.utils.files import oserror_as_user_error, write_text
+from maml_jax.utils.files import write_text
 
 __all__ = [
   'MAML_JAX_KEY',
@@ -189,13 +189,11 @@ def write_run(
     raise UserError(
       f'{workdir} already contains checkpoints: choose another --output'
     )
-  with oserror_as_user_error(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-  write_text(workdir / 'config.json', config_lib.to_json(run.config))
-  if preset:
-    write_text(workdir / 'config.py', preset)
   try:
     with CheckpointWriter(workdir, run.config, None) as writer:
+      write_text(workdir / 'config.json', config_lib.to_json(run.config))
+      if preset:
+        write_text(workdir / 'config.py', preset)
       writer.save(run.state)
       writer.save_if_best(run.state, {'accuracy': run.accuracy})
   except NonFiniteError as error:
