@@ -418,7 +418,8 @@ def _default_workdir(flags) -> str:
   """Returns the default workdir: of the config, or of the checkpoint.
 
   Results of a workdir given as --checkpoint are saved there; a training that
-  starts from it uses another workdir.
+  starts from it uses another workdir. Results of a stand-alone checkpoint are
+  not saved in a run of the same name.
   """
   name = pathlib.Path(flags.config or DEFAULT_PRESET).stem
   if flags.checkpoint:
@@ -429,5 +430,8 @@ def _default_workdir(flags) -> str:
       return str(owner)
     prefix = f'{name}-from-' if flags.config else 'from-'
     name = (prefix if flags.mode == 'train' else '') + owner.name
-  name = '-'.join(filter(None, (name, flags.tag)))
-  return str(pathlib.Path('runs', name))
+  workdir = pathlib.Path('runs', '-'.join(filter(None, (name, flags.tag))))
+  is_run = (workdir / 'config.json').exists()
+  if flags.checkpoint and flags.mode != 'train' and is_run:
+    workdir = workdir.with_name(f'eval-{workdir.name}')
+  return str(workdir)

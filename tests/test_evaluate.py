@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 from functools import partial
 
 import jax
@@ -10,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from PIL import Image
 
+from maml_jax import config as config_lib
 from maml_jax import data
+from maml_jax.data import images as image_lib
 from maml_jax.data.episodes import draw_positions, task_keys
 from maml_jax.evaluation import evaluate, runner
 from maml_jax.evaluation.statistics import expected_at_chance, mean_interval
@@ -253,6 +257,117 @@ def test_default_number_of_tasks_depends_on_the_backend(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert setup.num_eval_tasks(config) == 10_000
   assert setup.num_eval_tasks(small_run.config(eval__num_tasks=7)) == 7
+
+
+@pytest.fixture
+def birds(monkeypatch, run):
+  """Color images of 84 x 84, the data set 'cub' and the folder 'birds'."""
+  rng = np.random.default_rng(0)
+  shape = len(small_run.dataset('test').images), 84, 84, 3
+  dataset = small_run.dataset('test')._replace(
+    images=rng.integers(0, 256, shape, np.uint8)
+  )
+
+  def load_dataset(name, split, root):
+    is_birds = (name, root) in (('cub', None), ('folder', 'birds'))
+    return dataset if is_birds else small_run.dataset(split)
+
+  monkeypatch.setattr(data, 'load_dataset', load_dataset)
+  return dataset
+
+
+def test_other_data_set_is_evaluated_with_images_of_the_model(
+  run, birds, monkeypatch, capsys
+):
+  fields = {'eval__curve_tasks': 0}
+  own = evaluate.evaluate(small_run.config(**fields), run)
+  capsys.readouterr()
+  config = small_run.config(eval__data='cub', **fields)
+  result = evaluate.evaluate(config, run)
+  line = capsys.readouterr().out.splitlines()[0]
+  assert 'cub test (trained on glyphs), 3-way 1-shot' in line
+  assert (own['data'], result['data']) == ('glyphs', 'cub')
+  names = {path.stem for path in (run / 'eval').glob('*.json')}
+  assert names == {own['name'], f'cub_{own["name"]}'}
+  spec = data.spec('glyphs')  # gray, 28 x 28, light on dark
+  images = [Image.fromarray(image) for image in birds.images]
+  images = np.stack([image_lib.to_array(image, spec) for image in images])
+  monkeypatch.setattr(
+    data, 'load_dataset', lambda *_: birds._replace(images=images)
+  )
+  expected = evaluate.evaluate(small_run.config(**fields), run)
+  assert expected['accuracy'] == result['accuracy'] != own['accuracy']
+  assert expected['loss'] == result['loss']
+
+
+def test_folders_of_images_have_results_of_their_own(run, birds, capsys):
+  names = []
+  for root in ('birds', 'fish'):
+    fields = {'eval__data_root': root, 'eval__curve_tasks': 0}
+    config = small_run.config(eval__data='folder', **fields)
+    result = evaluate.evaluate(config, run)
+    assert f'folder {root} test (trained on gl' in capsys.readouterr().out
+    names.append(result['name'])
+  first, second = (re.fullmatch(r'folder-\w{8}_(test_.*)', n) for n in names)
+  assert first[0] != second[0] and first[1] == second[1]
+
+
+@pytest.mark.parametrize(
+  'fields, name, root',
+  [
+    ({'data.root': 'd'}, 'mini_imagenet', None),
+    ({'eval.data': 'mini_imagenet'}, 'mini_imagenet', None),
+    ({'eval.data': 'cub'}, 'cub', ''),
+    ({'eval.data': 'cub', 'data.root': 'd'}, 'cub', 'd'),
+    ({'eval.data': 'cub', 'eval.data_root': 'e'}, 'cub', 'e'),
+    ({'eval.data_root': 'e', 'data.root': 'd'}, 'mini_imagenet', 'e'),
+    ({'data.name': 'folder', 'data.root': 'd'}, 'folder', None),
+    ({'data.name': 'folder', 'data.root': 'd', 'eval.data': 'cub'}, 'cub', ''),
+    (
+      {'data.name': 'folder', 'data.root': 'd', 'eval.data_root': 'e'},
+      'folder',
+      'e',
+    ),
+  ],
+)
+def test_data_set_and_root_of_an_evaluation(fields, name, root):
+  flags = [f'--{field}={value}' for field, value in fields.items()]
+  config = config_lib.load('mini_5w1s', flags)
+  phase = setup.eval_phase(config)
+  assert (phase.data, phase.data_root) == (name, root)
+  phase = setup.val_phase(config)
+  assert (phase.data, phase.data_root) == (config.data.name, None)
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (['--eval.data=cubs'], 'config.eval.data=cubs: unknown; did you mean cub?'),
+    (
+      ['--eval.data=sinusoid'],
+      'eval.data=sinusoid: must be classification, be',
+    ),
+    (['--eval.data=folder'], 'eval.data=folder: set config.eval.data_root to'),
+  ],
+)
+def test_impossible_data_set_of_an_evaluation_is_rejected(flags, message):
+  with pytest.raises(UserError, match=message):
+    config_lib.load('mini_5w1s', flags)
+
+
+def test_result_of_another_checkpoint_is_not_overwritten(run):
+  config = small_run.config(eval__num_tasks=2, eval__curve_tasks=0)
+  first = evaluate.evaluate(config, run)
+  evaluate.evaluate(config, run)  # the same checkpoint
+  path = run / 'eval' / f'{first["name"]}.json'
+  saved = checkpoint.load(run)
+  changed = jax.tree.map(lambda x: x + 1, saved.params)
+  checkpoint.export(saved._replace(params=changed), run / 'changed')
+  with pytest.raises(
+    UserError, match=f'{path} is the result of another checkpoint, '
+  ):
+    evaluate.evaluate(config, run / 'changed', run)
+  assert json.loads(path.read_text()) == first
 
 
 def test_validation_equals_evaluation_of_the_val_split(run):

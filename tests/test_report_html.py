@@ -636,6 +636,14 @@ def test_best_and_worst_tasks_are_shown_with_their_predictions(
     )
 
 
+def test_report_of_a_single_task(tmp_path, config):
+  dataset = small_run.dataset('test')
+  fake_results.write_run(tmp_path / 'run', config, dataset, num_tasks=1)
+  page = write_page(tmp_path, [tmp_path / 'run'])
+  assert 'best 1 of 1: ' in page.text and 'worst 1' not in page.text
+  assert not re.search(r'\b(inf|nan)\b', page.text)
+
+
 def test_tiles_refer_to_their_place_in_the_sprite():
   tiles = np.zeros((3, 5, 2, 2, 1), np.uint8)
   assert '--size:500% 300%' in episodes.sprite_style(tiles)

@@ -201,6 +201,10 @@ USAGE_ERRORS = {
   'no_model': (PREDICT + '{s}', 'needs --model=FILE'),
   'nothing_to_predict': (PREDICT + '--model={m}', 'needs image files'),
   'missing_model': (PREDICT + '--model={d}/nope {s}', 'no such model: .*nope'),
+  'missing_model_and_image': (
+    PREDICT + '--model={d}/nope no.jpg',
+    'no such model: .*nope',
+  ),
   'model_is_text': (PREDICT + '--model={d}/text.npz {s}', 'is not a model'),
   'model_is_image': (PREDICT + '--model={s}/bar/0.png {s}', 'is not a model'),
   'truncated_model': (

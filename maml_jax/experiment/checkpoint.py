@@ -360,12 +360,13 @@ def find_on_all_processes(
 
 
 def _require_supported(path: pathlib.Path) -> None:
-  """Raises UserError for a path that TensorStore would split in two."""
-  if '\\' in str(path.absolute()):
-    raise UserError(
-      f'{path.absolute()}: the path of a checkpoint must not contain a '
-      'backslash; rename the directory or use another one'
-    )
+  """Raises UserError for a path that TensorStore or Orbax would change."""
+  for text, name in (('\\', 'a backslash'), ('gs:/', 'gs:')):
+    if text in f'{path.absolute()}/':
+      raise UserError(
+        f'{path.absolute()}: the path of a checkpoint must not contain {name}; '
+        'rename the directory or use another one'
+      )
 
 
 def _try_to_write(folder: pathlib.Path, config: str) -> None:

@@ -73,7 +73,10 @@ def load_split(evaluation: Evaluation) -> tuple[Dataset, list[str]]:
     UserError: the data are not prepared on this machine.
   """
   result = evaluation.result
-  root = result.get('config', {}).get('data', {}).get('root') or None
+  root = result.get('data_root')
+  if root is None:  # the data set of the training
+    root = result.get('config', {}).get('data', {}).get('root')
+  root = root or None
   name, split = result['data'], result['split']
   names = data.class_names(name, split, root)
   return data.load_dataset(name, split, root), [
@@ -122,10 +125,11 @@ def rebuild_tasks(
     UserError: the data set differs from the one that was evaluated.
   """
   result = evaluation.result
-  missing = [field for field in Phase._fields if field not in result]
+  known = {f: result[f] for f in Phase._fields if f in result}
+  missing = set(Phase._fields) - known.keys() - Phase._field_defaults.keys()
   if missing:
-    raise UserError(f'the result lacks the fields {", ".join(missing)}')
-  phase = Phase(**{field: result[field] for field in Phase._fields})
+    raise UserError(f'the result lacks the fields {", ".join(sorted(missing))}')
+  phase = Phase(**known)
   positions, _ = eval_task_indices(dataset, phase, max(indices) + 1)
   # Images are sorted by class.
   classes = np.searchsorted(
