@@ -321,7 +321,7 @@ def _check_network(fields: dict[str, Any]) -> None:
     if ways != trained and fields['inner.head'] == 'learned':
       raise UserError(
         f'config.{field}={ways}: a learned head has '
-        f'config.task.ways={trained} outputs; other numbers of ways need '
+        f'config.task.ways={trained} outputs; use {trained}, or train with '
         'config.inner.head=zero or prototype'
       )
 

@@ -42,6 +42,7 @@ from maml_jax import config as config_lib
 from maml_jax.experiment.metrics import is_better
 from maml_jax.types import MetaState, PyTree
 from maml_jax.utils import distributed
+from maml_jax.utils.devices import require_devices
 from maml_jax.utils.errors import NonFiniteError, UserError, printable
 from maml_jax.utils.files import (
   expand_path,
@@ -253,14 +254,18 @@ def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
   path = expand_path(path)
   if not path.is_dir():
     raise UserError(f'no such directory: {path}')
+  require_devices()  # Orbax needs one, and would report a damaged checkpoint
   _require_supported(path)
   if (path / 'meta').is_dir():
     return _read(path)
   saved = find(path, which)
   if saved is None:
     has_latest = which == 'best' and _steps(path / 'checkpoints' / 'latest')
-    hint = ', but a latest one: use --eval.checkpoint=latest'
-    hint = hint if has_latest else ''
+    hint = ''
+    if has_latest:
+      hint = (
+        f', but a latest one: use --eval.checkpoint=latest, or {has_latest[0]}'
+      )
     raise UserError(f'no {which} checkpoint in {path}{hint}')
   return saved
 

@@ -37,6 +37,7 @@ from maml_jax.sharding import (
 from maml_jax.types import Dataset, Model
 from maml_jax.utils import distributed
 from maml_jax.utils.compilation_cache import enable_compilation_cache
+from maml_jax.utils.devices import require_devices
 from maml_jax.utils.progress import track
 
 __all__ = [
@@ -351,10 +352,11 @@ def configure_jax(config) -> None:
   processes only the main one prints.
 
   Raises:
-    UserError: the processes are not connected.
+    UserError: there is no device, or the processes are not connected.
   """
   one_device_per_core(
     config.train.meta_batch_size, config.train.tasks_per_chunk or 1
   )
   enable_compilation_cache()
+  require_devices()
   distributed.require_initialized()

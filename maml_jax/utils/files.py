@@ -21,13 +21,11 @@ __all__ = [
 
 
 def expand_path(path: str | os.PathLike) -> pathlib.Path:
-  """Returns a path, with the home directory for a leading ~ or ~user.
+  """Returns a path with the home directory for a leading ~ or ~user.
 
-  Path objects are returned as they are, and so is ~user without such a user.
+  Without such a user, the path stays as it is.
   """
-  return pathlib.Path(
-    os.path.expanduser(path) if isinstance(path, str) else path
-  )
+  return pathlib.Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager
