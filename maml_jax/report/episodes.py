@@ -124,12 +124,12 @@ def rebuild_tasks(
   Raises:
     UserError: the data set differs from the one that was evaluated.
   """
-  result = evaluation.result
-  known = {f: result[f] for f in Phase._fields if f in result}
-  missing = set(Phase._fields) - known.keys() - Phase._field_defaults.keys()
+  # Results of earlier versions are on the data set of the training.
+  result = {'data_root': None, **evaluation.result}
+  missing = [field for field in Phase._fields if field not in result]
   if missing:
-    raise UserError(f'the result lacks the fields {", ".join(sorted(missing))}')
-  phase = Phase(**known)
+    raise UserError(f'the result lacks the fields {", ".join(missing)}')
+  phase = Phase(**{field: result[field] for field in Phase._fields})
   positions, _ = eval_task_indices(dataset, phase, max(indices) + 1)
   # Images are sorted by class.
   classes = np.searchsorted(
