@@ -6,6 +6,7 @@ import pathlib
 import re
 from functools import partial
 
+import image_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from maml_jax.data.episodes import draw_positions, task_keys
 from maml_jax.evaluation import evaluate, runner
 from maml_jax.evaluation.statistics import expected_at_chance, mean_interval
 from maml_jax.experiment import checkpoint, setup, task_source, transfer
+from maml_jax.experiment.formatting import describe_data
 from maml_jax.experiment.metrics import is_transductive
 from maml_jax.sharding import TaskSharding, make_mesh
 from maml_jax.train import train
@@ -260,13 +262,18 @@ def test_default_number_of_tasks_depends_on_the_backend(monkeypatch):
 
 
 @pytest.fixture
-def birds(monkeypatch, run):
+def untrained(small, tmp_path):
+  """A checkpoint of initial parameters for glyphs."""
+  return image_folders.make_checkpoint(tmp_path / 'untrained')
+
+
+@pytest.fixture
+def birds(monkeypatch, small):
   """Color images of 84 x 84, the data set 'cub' and the folder 'birds'."""
-  rng = np.random.default_rng(0)
-  shape = len(small_run.dataset('test').images), 84, 84, 3
-  dataset = small_run.dataset('test')._replace(
-    images=rng.integers(0, 256, shape, np.uint8)
-  )
+  dataset = small_run.dataset('test')
+  shape = len(dataset.images), 84, 84, 3
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  dataset = dataset._replace(images=images)
 
   def load_dataset(name, split, root):
     is_birds = (name, root) in (('cub', None), ('folder', 'birds'))
@@ -276,40 +283,47 @@ def birds(monkeypatch, run):
   return dataset
 
 
-def test_other_data_set_is_evaluated_with_images_of_the_model(
-  run, birds, monkeypatch, capsys
+def test_other_data_set_is_evaluated_under_a_name_of_its_own(
+  untrained, birds, tmp_path, capsys
 ):
-  fields = {'eval__curve_tasks': 0}
-  own = evaluate.evaluate(small_run.config(**fields), run)
-  capsys.readouterr()
-  config = small_run.config(eval__data='cub', **fields)
-  result = evaluate.evaluate(config, run)
+  config = small_run.config(eval__data='cub', eval__curve_tasks=0)
+  result = evaluate.evaluate(config, untrained, tmp_path)
   line = capsys.readouterr().out.splitlines()[0]
   assert 'cub test (trained on glyphs), 3-way 1-shot' in line
-  assert (own['data'], result['data']) == ('glyphs', 'cub')
-  names = {path.stem for path in (run / 'eval').glob('*.json')}
-  assert names == {own['name'], f'cub_{own["name"]}'}
+  assert (result['data'], result['data_root']) == ('cub', '')
+  assert result['name'] == 'cub_test_3w1s_q2_k1_batch_10_step0'
+  assert result['config']['data']['name'] == 'glyphs'
+  assert (
+    evaluate.evaluate(config, untrained, tmp_path, overwrite=False) == result
+  )
+
+
+def test_images_of_another_data_set_are_converted_for_the_model(birds):
+  config = small_run.config(eval__data='cub')
+  tasks = task_source.eval_tasks(
+    config, setup.eval_phase(config), 2, ONE_DEVICE
+  )
   spec = data.spec('glyphs')  # gray, 28 x 28, light on dark
   images = [Image.fromarray(image) for image in birds.images]
-  images = np.stack([image_lib.to_array(image, spec) for image in images])
-  monkeypatch.setattr(
-    data, 'load_dataset', lambda *_: birds._replace(images=images)
-  )
-  expected = evaluate.evaluate(small_run.config(**fields), run)
-  assert expected['accuracy'] == result['accuracy'] != own['accuracy']
-  assert expected['loss'] == result['loss']
+  expected = np.stack([image_lib.to_array(image, spec) for image in images])
+  np.testing.assert_array_equal(tasks.shared, expected)
 
 
-def test_folders_of_images_have_results_of_their_own(run, birds, capsys):
+def test_folders_of_images_have_results_of_their_own(
+  untrained, birds, tmp_path
+):
   names = []
-  for root in ('birds', 'fish'):
-    fields = {'eval__data_root': root, 'eval__curve_tasks': 0}
-    config = small_run.config(eval__data='folder', **fields)
-    result = evaluate.evaluate(config, run)
-    assert f'folder {root} test (trained on gl' in capsys.readouterr().out
-    names.append(result['name'])
-  first, second = (re.fullmatch(r'folder-\w{8}_(test_.*)', n) for n in names)
-  assert first[0] != second[0] and first[1] == second[1]
+  for root in ('birds', 'fish', 'birds/'):
+    config = small_run.config(eval__data='folder', eval__data_root=root)
+    phase = setup.eval_phase(config)
+    e = evaluate.Evaluation(config, untrained, tmp_path, phase, 'x')
+    names.append(e.name)
+    assert describe_data(e.metadata()) == (
+      f'folder {root} test (trained on glyphs)'
+    )
+  first, second, third = names
+  assert re.fullmatch(r'folder-[0-9a-f]{8}_test_3w1s_x_10_step0', first)
+  assert first == third != second
 
 
 @pytest.mark.parametrize(
@@ -355,18 +369,19 @@ def test_impossible_data_set_of_an_evaluation_is_rejected(flags, message):
     config_lib.load('mini_5w1s', flags)
 
 
-def test_result_of_another_checkpoint_is_not_overwritten(run):
+def test_result_of_another_checkpoint_is_not_overwritten(untrained, tmp_path):
   config = small_run.config(eval__num_tasks=2, eval__curve_tasks=0)
-  first = evaluate.evaluate(config, run)
-  evaluate.evaluate(config, run)  # the same checkpoint
-  path = run / 'eval' / f'{first["name"]}.json'
-  saved = checkpoint.load(run)
+  first = evaluate.evaluate(config, untrained, tmp_path)
+  path = tmp_path / 'eval' / f'{first["name"]}.json'
+  moved = untrained.rename(tmp_path / 'moved')  # the same parameters
+  first = evaluate.evaluate(config, moved, tmp_path)
+  saved = checkpoint.load(moved)
   changed = jax.tree.map(lambda x: x + 1, saved.params)
-  checkpoint.export(saved._replace(params=changed), run / 'changed')
+  other = checkpoint.export(saved._replace(params=changed), tmp_path / 'other')
   with pytest.raises(
-    UserError, match=f'{path} is the result of another checkpoint, '
+    UserError, match=f'{path} is the result of another checkpoint, {moved}: '
   ):
-    evaluate.evaluate(config, run / 'changed', run)
+    evaluate.evaluate(config, other, tmp_path)
   assert json.loads(path.read_text()) == first
 
 

@@ -304,6 +304,24 @@ def test_main_evaluation_is_the_one_with_the_most_seeds(
   assert run_groups.main_evaluations([group]) == [shared]
 
 
+def test_evaluation_on_another_data_set_is_named_and_not_the_main_one(
+  seeds, tmp_path, config
+):
+  workdir, dataset = copy_run(seeds, tmp_path), small_run.dataset('test')
+  fields = {'data': 'cub', 'data_root': ''}
+  fake_results.write_tasks(workdir, config, dataset, name='newer', **fields)
+  groups = run_groups.group_runs([runs.read_run(workdir)])
+  results = [e.result for e in groups[0].evaluation_groups]
+  assert [
+    formatting.describe_conditions(r).split(', ')[0] for r in results
+  ] == [
+    '30 tasks of the glyphs test split',
+    '40 tasks of the cub test split (trained on glyphs)',
+  ]
+  (main,) = run_groups.main_evaluations(groups)
+  assert main.result == results[0]
+
+
 def test_result_without_optional_fields_shows_commands_for_missing_parts(
   seeds, tmp_path
 ):
