@@ -321,8 +321,9 @@ def _check_network(fields: dict[str, Any]) -> None:
     if ways != trained and fields['inner.head'] == 'learned':
       raise UserError(
         f'config.{field}={ways}: a learned head has '
-        f'config.task.ways={trained} outputs; use {trained}, or train with '
-        'config.inner.head=zero or prototype'
+        f'config.task.ways={trained} outputs, so use {trained}; other numbers '
+        'of ways need config.inner.head=zero or prototype from the start of '
+        'the training'
       )
 
 
