@@ -201,7 +201,7 @@ def _make_loop_context(
     train=config.train,
     shared=steps.shared,
     prefetcher=Prefetcher(None, None, config.train.steps_per_epoch),
-    run=steps.step,
+    run_at=lambda epoch: steps.step,
     validate=None,
     call_length=train.CallLengthController(),
     writer=SimpleNamespace(is_due=lambda: False),

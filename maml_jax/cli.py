@@ -5,6 +5,7 @@ errors in flags are reported before JAX is imported, which takes seconds.
 """
 
 import argparse
+import difflib
 import errno
 import importlib
 import os
@@ -17,16 +18,20 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
+from maml_jax import default_config
 from maml_jax.utils import console
-from maml_jax.utils.errors import (
-  NonFiniteError,
-  UserError,
-  check_choice,
-  suggest,
-)
+from maml_jax.utils.errors import NonFiniteError, UserError, check_choice
 from maml_jax.utils.files import oserror_message
 
-__all__ = ['MODES', 'Mode', 'main', 'make_parser', 'mode_function', 'run']
+__all__ = [
+  'MODES',
+  'Mode',
+  'main',
+  'make_parser',
+  'mode_function',
+  'parse',
+  'run',
+]
 
 DEFAULT_PRESET = 'glyphs_5w1s'
 
@@ -165,31 +170,41 @@ def make_parser() -> Parser:
     'paths',
     nargs='*',
     metavar='PATH',
+    type=os.path.expanduser,
     help='workdirs (report) or images (adapt, predict)',
   )
   add('--mode', default='train', metavar='MODE', help='default: train')
   add(
     '--config',
     metavar='FILE',
+    type=os.path.expanduser,
     help='a file or the name of a preset; default: glyphs_5w1s, or the '
     'config of the given checkpoint or workdir',
   )
   add(
     '--workdir',
     metavar='DIR',
+    type=os.path.expanduser,
     help='directory of the run; default: runs/CONFIG[-TAG]',
   )
   add('--tag', help='distinguishes runs of the same config')
-  add('--checkpoint', metavar='DIR', help='a workdir or one checkpoint')
+  add(
+    '--checkpoint',
+    metavar='DIR',
+    type=os.path.expanduser,
+    help='a workdir or one checkpoint',
+  )
   add(
     '--support',
     metavar='DIR',
+    type=os.path.expanduser,
     help='labeled images: DIR/CLASS/*.jpg or other formats, two or more '
     'classes',
   )
   add(
     '--query',
     metavar='PATH',
+    type=os.path.expanduser,
     nargs='+',
     action='extend',
     help='images to classify: files or folders; in DIR/CLASS/ the folder '
@@ -198,6 +213,7 @@ def make_parser() -> Parser:
   add(
     '--output',
     metavar='PATH',
+    type=os.path.expanduser,
     help='report: a file, default report.html, in the workdir if there is '
     'only one; adapt: a folder, default adapted/SUPPORT; predict: a folder, '
     'default none',
@@ -214,7 +230,12 @@ def make_parser() -> Parser:
     help='inner steps of adapt; default: 10, or more if the config '
     'evaluates with more',
   )
-  add('--model', metavar='FILE', help='written by adapt: OUTPUT/model.npz')
+  add(
+    '--model',
+    metavar='FILE',
+    type=os.path.expanduser,
+    help='written by adapt: OUTPUT/model.npz',
+  )
   add('--quiet', action='store_true', help='print results and errors only')
   add(
     '--no_color',
@@ -248,20 +269,60 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   flags.paths = [path for path in flags.paths if not path.startswith('--')]
   check_choice('--mode', flags.mode, MODES)
   accepted = {*COMMON_FLAGS, *MODES[flags.mode].flags}
+  fields = _fields_by_name(flags.mode)
+  for argument in overrides:
+    name = argument.partition('=')[0]
+    is_field = '.' in name or name in SHORT_FIELDS
+    if not is_field or 'config' not in accepted:
+      hint = _flag_hint(name.lstrip('-'), flags.mode)
+      raise UserError(f'unknown argument {argument}{hint}')
   for name, value in vars(flags).items():
     is_given = value not in (None, False, [], parser.get_default(name))
     if name not in accepted and is_given:
       modes = [mode for mode in MODES if name in MODES[mode].flags]
       given = f'--{name}' if name != 'paths' else f'argument {value[0]!r}'
       hint = f'; it belongs to --mode={" or ".join(modes)}' if modes else ''
+      if name in ('head', 'num_steps'):  # fields have these names, too
+        hint += ''.join(f', or use --{f}' for f in fields.get(name, ()))
+      if name == 'paths' and overrides and '=' not in overrides[-1]:
+        hint = f'; values follow an equals sign: {overrides[-1]}=VALUE'
       raise UserError(f'--mode={flags.mode} does not accept {given}{hint}')
-  for argument in overrides:
-    name = argument.partition('=')[0]
-    is_field = '.' in name or name in SHORT_FIELDS
-    if not is_field or 'config' not in accepted:
-      hint = suggest(name, [f'--{flag}' for flag in vars(flags)])
-      raise UserError(f'unknown argument {argument}{hint}')
   return flags, overrides
+
+
+def _flag_hint(word: str, mode: str) -> str:
+  """Returns the end of a message about an unknown flag.
+
+  Args:
+    word: the flag, without dashes: misspelled, or a field without its section.
+    mode: suggests only what this mode accepts.
+  """
+  words = {name: [name] for name in (*COMMON_FLAGS, *MODES[mode].flags)}
+  del words['mode']
+  words.pop('paths', None)
+  for name, fields in _fields_by_name(mode).items():
+    words.setdefault(name, fields)
+    words |= {field: [field] for field in fields}
+  found = (
+    [word] if word in words else difflib.get_close_matches(word, words, 1, 0.7)
+  )
+  if not found:
+    return '; see --help'
+  return f'; did you mean {" or ".join(f"--{x}" for x in words[found[0]])}?'
+
+
+def _fields_by_name(mode: str) -> dict[str, list[str]]:
+  """Returns fields that configure a mode: {'lr': ['outer.lr'], ...}."""
+  if 'config' not in MODES[mode].flags:
+    return {}
+  trains = mode in ('train', 'demo')
+  found: dict[str, list[str]] = {}
+  for field in config_lib.flatten(default_config.get_config()):
+    section, _, name = field.rpartition('.')
+    used = section != 'eval' if trains else section in ('eval', '')
+    if used and not (section == 'val' and name in found):
+      found.setdefault(name, []).append(field)
+  return found
 
 
 def run(argv: Sequence[str]) -> int:
@@ -374,8 +435,10 @@ def evaluate(flags, config) -> None:
 def report(flags, config) -> None:
   """--mode=report."""
   from maml_jax.report import write_report  # imports JAX and matplotlib
+  from maml_jax.utils.devices import require_devices
 
   del config
+  require_devices()
   console.print_result(write_report(flags.output, flags.paths))
 
 
@@ -418,7 +481,8 @@ def _default_workdir(flags) -> str:
   """Returns the default workdir: of the config, or of the checkpoint.
 
   Results of a workdir given as --checkpoint are saved there; a training that
-  starts from it uses another workdir.
+  starts from it uses another workdir. Results of a stand-alone checkpoint are
+  not saved in a run of the same name.
   """
   name = pathlib.Path(flags.config or DEFAULT_PRESET).stem
   if flags.checkpoint:
@@ -429,5 +493,8 @@ def _default_workdir(flags) -> str:
       return str(owner)
     prefix = f'{name}-from-' if flags.config else 'from-'
     name = (prefix if flags.mode == 'train' else '') + owner.name
-  name = '-'.join(filter(None, (name, flags.tag)))
-  return str(pathlib.Path('runs', name))
+  workdir = pathlib.Path('runs', '-'.join(filter(None, (name, flags.tag))))
+  is_run = (workdir / 'config.json').exists()
+  if flags.checkpoint and flags.mode != 'train' and is_run:
+    workdir = workdir.with_name(f'eval-{workdir.name}')
+  return str(workdir)

@@ -102,6 +102,8 @@ ADDED_FIELDS = (
     )
   ),
   'train.init_from',
+  'eval.data',
+  'eval.data_root',
   'eval.baselines',
   'eval.grid',
   'eval.grid_norms',

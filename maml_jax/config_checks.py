@@ -59,20 +59,22 @@ RENAMED_AUGMENTATIONS = {
   'enlarge': 'resize_center_crop',
 }
 
+DATA_SETS = (
+  'glyphs',
+  'omniglot',
+  'mini_imagenet',
+  'tiered_imagenet',
+  'cifar_fs',
+  'fc100',
+  'folder',
+  'cub',
+  'inat2017',
+  'sinusoid',
+)
+
 CHOICES = {
   'precision': ('float32', 'tf32', 'bfloat16'),
-  'data.name': (
-    'glyphs',
-    'omniglot',
-    'mini_imagenet',
-    'tiered_imagenet',
-    'cifar_fs',
-    'fc100',
-    'folder',
-    'cub',
-    'inat2017',
-    'sinusoid',
-  ),
+  'data.name': DATA_SETS,
   'data.placement': ('auto', 'device', 'host'),
   'data.augment_support': AUGMENTATIONS,
   'data.augment_query': AUGMENTATIONS,
@@ -93,6 +95,7 @@ CHOICES = {
   'outer.optimizer': ('sgd', 'rmsprop', 'adam', 'adamw'),
   'outer.schedule': ('constant', 'step', 'cosine'),
   'val.augment_support': AUGMENTATIONS,
+  'eval.data': ('', *DATA_SETS),
   'eval.split': ('train', 'val', 'test'),
   'eval.checkpoint': ('best', 'latest'),
   'eval.augment_support': AUGMENTATIONS,
@@ -326,8 +329,9 @@ def _check_network(fields: dict[str, Any]) -> None:
     if ways != trained and fields['inner.head'] == 'learned':
       raise UserError(
         f'config.{field}={ways}: a learned head has '
-        f'config.task.ways={trained} outputs; other numbers of ways need '
-        'config.inner.head=zero or prototype'
+        f'config.task.ways={trained} outputs, so use {trained}; other numbers '
+        'of ways need config.inner.head=zero or prototype from the start of '
+        'the training'
       )
 
 
@@ -341,12 +345,22 @@ def _check_task_kind(fields: dict[str, Any]) -> None:
       f'config.model.encoder={fields["model.encoder"]}: must be mlp, because '
       f'{reason}'
     )
+  other = fields['eval.data'] or fields['data.name']
+  if (other == 'sinusoid') != is_regression:
+    raise UserError(
+      f'config.eval.data={other}: must be {kind}, because {reason}'
+    )
   for field in ('task.ways', 'val.ways', 'eval.ways'):
     if (fields[field] == 1) != is_regression:
       valid = '1' if is_regression else 'at least 2'
       raise UserError(
         f'config.{field}={fields[field]}: must be {valid}, because {reason}'
       )
+  if other == 'folder' != fields['data.name'] and not fields['eval.data_root']:
+    raise UserError(
+      'config.eval.data=folder: set config.eval.data_root to the directory of '
+      'the images'
+    )
   for field, value in fields.items():
     augments = '.augment' in field and value != 'none'
     if is_regression and (augments or field == 'data.normalize' and value):

@@ -162,6 +162,12 @@ def get_config() -> ConfigDict:
 
   # Evaluation, --mode=eval.
   config.eval = evaluation = ConfigDict()
+  # Another data set to evaluate on, as data.name; '' = that of the training.
+  # Its images are converted to the size and channels of the model.
+  evaluation.data = ''
+  # As data.root, for eval.data; '' = as data.root, unless that is a directory
+  # of images. Required for `folder` if the training is on another data set.
+  evaluation.data_root = ''
   evaluation.split = 'test'  # train, val, test
   evaluation.checkpoint = 'best'  # best (on validation), latest
   # Distinct tasks, the same every time; 0 = 10,000, or 600 on CPUs.

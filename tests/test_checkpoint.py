@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import path_names
 import pytest
 import small_run
 import tensorstore
+from hypothesis import example, given, settings
 
 from maml_jax.experiment import checkpoint
 from maml_jax.train import resume_state
@@ -124,6 +128,56 @@ def test_missing_checkpoint_raises(tmp_path):
     UserError, match='but a latest one: use --eval.checkpoint=latest'
   ):
     checkpoint.load(tmp_path)
+
+
+@settings(path_names.SETTINGS, max_examples=2)
+@given(path_names.NAMES)
+@example('my project [2026]')
+@example('run*')
+@example('a\\b')
+def test_workdir_and_export_may_have_any_name_without_backslash(
+  tmp_path_factory, name
+):
+  folder = tmp_path_factory.mktemp('names')
+  workdir, exported = folder / name / 'run', folder / 'exports' / name
+  if '\\' in name:
+    with pytest.raises(UserError, match='must not contain a backslash; rename'):
+      make_writer(workdir)
+    save(folder, 1)
+    saved = checkpoint.load(folder, 'latest')
+    with pytest.raises(UserError, match='must not contain a backslash; rename'):
+      checkpoint.export(saved, exported)
+    assert not (folder / name).exists() and not exported.parent.exists()
+    return
+  if name == 'run*':
+    save(folder / 'runs' / 'run', 7)  # matches it
+  save(workdir, 1)
+  saved = checkpoint.load(workdir, 'latest')
+  assert_equal(saved.params, make_state(1).params)
+  assert checkpoint.export(saved, exported) == exported
+  assert_equal(checkpoint.load(exported).params, make_state(1).params)
+  assert os.listdir(exported.parent) == [name]
+
+
+def test_unreadable_checkpoint_is_reported_before_training(
+  tmp_path, monkeypatch
+):
+  """As with a file system that loses what is written."""
+
+  def finalize(self, directory):
+    pass
+
+  monkeypatch.setattr(
+    checkpoint.ocp.PyTreeCheckpointHandler, 'finalize', finalize
+  )
+  workdir = tmp_path / 'runs' / 'a'
+  saved = checkpoint.Checkpoint(
+    tmp_path, small_run.config(), 1, {'x': np.ones(2)}, {}, [], {}
+  )
+  for write in (make_writer, partial(checkpoint.export, saved)):
+    with pytest.raises(UserError, match=r'in /.* cannot be read \(.*\): use'):
+      write(workdir)
+  assert not workdir.parent.exists()
 
 
 def truncate(path: pathlib.Path):

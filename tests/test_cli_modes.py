@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -131,6 +132,47 @@ def test_config_of_checkpoint_or_workdir_is_the_default(
   assert call.source == call.workdir == str(workdir)
 
 
+def test_results_of_a_checkpoint_are_not_saved_in_a_run_of_the_same_name(
+  run_cli, exported, tmp_path
+):
+  argv = '--mode=eval', f'--checkpoint={exported}'
+  (tmp_path / 'runs' / 'four').mkdir(parents=True)  # of an evaluation
+  assert run_cli(*argv).workdir == 'runs/four'
+  (tmp_path / 'runs' / 'four' / 'config.json').touch()
+  assert run_cli(*argv).workdir == 'runs/eval-four'
+  assert run_cli(*argv, '--workdir=runs/four').workdir == 'runs/four'
+
+
+def test_home_directory_is_expanded_in_every_path(
+  run_cli, exported, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  call = run_cli('--mode=eval', '--checkpoint=~/c/four', '--workdir=~/out')
+  assert (call.source, call.workdir) == (str(exported), f'{tmp_path}/out')
+  assert call.config.task.ways == 4
+  shutil.copy(PRESET, tmp_path / 'mine.py')
+  assert run_cli('--config=~/mine.py').workdir == 'runs/mine'
+  assert run_cli('--workdir=~nobody7/x').workdir == '~nobody7/x'
+  assert run_cli('--workdir=./~').workdir == './~'
+  argv = [
+    'a',
+    '--query',
+    '~/q',
+    'b~',
+    '--support=~/s',
+    '--output=~',
+    '--model=~/m',
+  ]
+  flags, _ = cli.parse(['--mode=adapt', *argv[:-1], '--checkpoint=~'])
+  assert flags.query == [f'{tmp_path}/q', 'b~']
+  paths = flags.support, flags.output, flags.checkpoint
+  assert paths == (f'{tmp_path}/s', f'{tmp_path}', f'{tmp_path}')
+  flags, _ = cli.parse(['--mode=predict', '~/p', '--model=~/m'])
+  assert (flags.paths, flags.model) == ([f'{tmp_path}/p'], f'{tmp_path}/m')
+  assert checkpoint.load('~/c/four').path == exported  # train.init_from
+  assert data.prepared_dir('cub', '~/d').is_relative_to(tmp_path / 'd')
+
+
 def test_results_of_a_checkpoint_in_a_workdir_are_saved_there(run_cli, workdir):
   for path in (workdir, workdir / 'checkpoints' / 'best' / '3'):
     call = run_cli('--mode=eval', f'--checkpoint={path}')
@@ -176,6 +218,15 @@ def test_eval_grid_flag_evaluates_a_grid(run_cli, exported):
       'or eval or adapt',
     ),
     (['x'], "--mode=train does not accept argument 'x'"),
+    (['--lr=0.1'], 'unknown argument --lr=0.1; did you mean --outer.lr?'),
+    (['--ways', '3'], 'unknown argument --ways; did you mean --task.ways?'),
+    (['--mode=eval', '--ways=3'], 'did you mean --eval.ways?'),
+    (
+      ['--mode=report', '--wrkdir=x'],
+      'unknown argument --wrkdir=x; see --help',
+    ),
+    (['--task.ways', '3'], 'values follow an equals sign: --task.ways=VALUE'),
+    (['--num_steps=3'], 'belongs to --mode=adapt, or use --inner.num_steps'),
     (['--evil.queries=3'], 'unknown argument --evil.queries=3'),
     (['--eval.querys=3'], 'did you mean eval.queries?'),
     (

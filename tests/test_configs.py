@@ -198,7 +198,8 @@ def test_override_sets_value_and_type(override, value):
     ('model.norm=3', 'neither a mode such as support nor pairs such as'),
     ('outer.optimizer=adm', 'did you mean adam?'),
     ('eval.split=tset', 'did you mean test?'),
-    ('eval.ways=7', 'need config.inner.head=zero'),
+    ('eval.ways=7', 'so use 5; other numbers of ways need config.inner.head='),
+    ('eval.ways=7', 'need config.inner.head=zero or prototype from the start'),
     ('val.ways=7', 'need config.inner.head=zero'),
     ('task.ways=0', 'at least 1'),
     (

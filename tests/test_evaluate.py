@@ -3,19 +3,25 @@
 import functools
 import json
 import pathlib
+import re
 from functools import partial
 
+import image_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from PIL import Image
 
+from maml_jax import config as config_lib
 from maml_jax import data
+from maml_jax.data import images as image_lib
 from maml_jax.data.episodes import draw_positions, task_keys
 from maml_jax.evaluation import evaluate, runner
 from maml_jax.evaluation.statistics import expected_at_chance, mean_interval
 from maml_jax.experiment import checkpoint, setup, task_source, transfer
+from maml_jax.experiment.formatting import describe_data
 from maml_jax.experiment.metrics import is_transductive
 from maml_jax.sharding import TaskSharding, make_mesh
 from maml_jax.train import train
@@ -253,6 +259,130 @@ def test_default_number_of_tasks_depends_on_the_backend(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert setup.num_eval_tasks(config) == 10_000
   assert setup.num_eval_tasks(small_run.config(eval__num_tasks=7)) == 7
+
+
+@pytest.fixture
+def untrained(small, tmp_path):
+  """A checkpoint of initial parameters for glyphs."""
+  return image_folders.make_checkpoint(tmp_path / 'untrained')
+
+
+@pytest.fixture
+def birds(monkeypatch, small):
+  """Color images of 84 x 84, the data set 'cub' and the folder 'birds'."""
+  dataset = small_run.dataset('test')
+  shape = len(dataset.images), 84, 84, 3
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  dataset = dataset._replace(images=images)
+
+  def load_dataset(name, split, root):
+    is_birds = (name, root) in (('cub', None), ('folder', 'birds'))
+    return dataset if is_birds else small_run.dataset(split)
+
+  monkeypatch.setattr(data, 'load_dataset', load_dataset)
+  return dataset
+
+
+def test_other_data_set_is_evaluated_under_a_name_of_its_own(
+  untrained, birds, tmp_path, capsys
+):
+  config = small_run.config(eval__data='cub', eval__curve_tasks=0)
+  result = evaluate.evaluate(config, untrained, tmp_path)
+  line = capsys.readouterr().out.splitlines()[0]
+  assert 'cub test (trained on glyphs), 3-way 1-shot' in line
+  assert (result['data'], result['data_root']) == ('cub', '')
+  assert result['name'] == 'cub_test_3w1s_q2_k1_batch_10_step0'
+  assert result['config']['data']['name'] == 'glyphs'
+  assert (
+    evaluate.evaluate(config, untrained, tmp_path, overwrite=False) == result
+  )
+
+
+def test_images_of_another_data_set_are_converted_for_the_model(birds):
+  config = small_run.config(eval__data='cub')
+  tasks = task_source.eval_tasks(
+    config, setup.eval_phase(config), 2, ONE_DEVICE
+  )
+  spec = data.spec('glyphs')  # gray, 28 x 28, light on dark
+  images = [Image.fromarray(image) for image in birds.images]
+  expected = np.stack([image_lib.to_array(image, spec) for image in images])
+  np.testing.assert_array_equal(tasks.shared, expected)
+
+
+def test_folders_of_images_have_results_of_their_own(
+  untrained, birds, tmp_path
+):
+  names = []
+  for root in ('birds', 'fish', 'birds/'):
+    config = small_run.config(eval__data='folder', eval__data_root=root)
+    phase = setup.eval_phase(config)
+    e = evaluate.Evaluation(config, untrained, tmp_path, phase, 'x')
+    names.append(e.name)
+    assert describe_data(e.metadata()) == (
+      f'folder {root} test (trained on glyphs)'
+    )
+  first, second, third = names
+  assert re.fullmatch(r'folder-[0-9a-f]{8}_test_3w1s_x_10_step0', first)
+  assert first == third != second
+
+
+@pytest.mark.parametrize(
+  'fields, name, root',
+  [
+    ({'data.root': 'd'}, 'mini_imagenet', None),
+    ({'eval.data': 'mini_imagenet'}, 'mini_imagenet', None),
+    ({'eval.data': 'cub'}, 'cub', ''),
+    ({'eval.data': 'cub', 'data.root': 'd'}, 'cub', 'd'),
+    ({'eval.data': 'cub', 'eval.data_root': 'e'}, 'cub', 'e'),
+    ({'eval.data_root': 'e', 'data.root': 'd'}, 'mini_imagenet', 'e'),
+    ({'data.name': 'folder', 'data.root': 'd'}, 'folder', None),
+    ({'data.name': 'folder', 'data.root': 'd', 'eval.data': 'cub'}, 'cub', ''),
+    (
+      {'data.name': 'folder', 'data.root': 'd', 'eval.data_root': 'e'},
+      'folder',
+      'e',
+    ),
+  ],
+)
+def test_data_set_and_root_of_an_evaluation(fields, name, root):
+  flags = [f'--{field}={value}' for field, value in fields.items()]
+  config = config_lib.load('mini_5w1s', flags)
+  phase = setup.eval_phase(config)
+  assert (phase.data, phase.data_root) == (name, root)
+  phase = setup.val_phase(config)
+  assert (phase.data, phase.data_root) == (config.data.name, None)
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (['--eval.data=cubs'], 'config.eval.data=cubs: unknown; did you mean cub?'),
+    (
+      ['--eval.data=sinusoid'],
+      'eval.data=sinusoid: must be classification, be',
+    ),
+    (['--eval.data=folder'], 'eval.data=folder: set config.eval.data_root to'),
+  ],
+)
+def test_impossible_data_set_of_an_evaluation_is_rejected(flags, message):
+  with pytest.raises(UserError, match=message):
+    config_lib.load('mini_5w1s', flags)
+
+
+def test_result_of_another_checkpoint_is_not_overwritten(untrained, tmp_path):
+  config = small_run.config(eval__num_tasks=2, eval__curve_tasks=0)
+  first = evaluate.evaluate(config, untrained, tmp_path)
+  path = tmp_path / 'eval' / f'{first["name"]}.json'
+  moved = untrained.rename(tmp_path / 'moved')  # the same parameters
+  first = evaluate.evaluate(config, moved, tmp_path)
+  saved = checkpoint.load(moved)
+  changed = jax.tree.map(lambda x: x + 1, saved.params)
+  other = checkpoint.export(saved._replace(params=changed), tmp_path / 'other')
+  with pytest.raises(
+    UserError, match=f'{path} is the result of another checkpoint, {moved}: '
+  ):
+    evaluate.evaluate(config, other, tmp_path)
+  assert json.loads(path.read_text()) == first
 
 
 def test_validation_equals_evaluation_of_the_val_split(run):

@@ -12,7 +12,9 @@ import warnings
 import image_folders
 import jax_settings
 import numpy as np
+import path_names
 import pytest
+from hypothesis import given, settings
 from PIL import Image
 
 import maml_jax
@@ -357,6 +359,37 @@ def test_folders_of_splits_are_not_true_classes_of_query_images(
   truths = [query.truth(['bar', 'disc']) for query in queries]
   assert truths == ['', 'bar', 'bar', '']
   assert capsys.readouterr().err == ''
+
+
+@settings(path_names.SETTINGS, max_examples=15)
+@given(path_names.NAMES)
+def test_folders_of_images_may_have_any_name(
+  workspace, adapted, tmp_path_factory, name
+):
+  """The support set, the query images, the model and the output."""
+  folder = tmp_path_factory.mktemp('names')
+  image_folders.write_class_folders(folder / name / 'query', 1)
+  shutil.copy(workspace.output / 'model.npz', folder / name)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(folder)
+    given = path_names.as_argument(name)
+    files = sorted(map(str, pathlib.Path(name).glob('query/*/*')))
+    status = cli.main(
+      [
+        '--mode=predict',
+        f'--model={given}/model.npz',
+        f'--output={given}/output',
+        '--',
+        f'{given}/query',
+      ]
+    )
+    support = folders_lib.find_support(pathlib.Path(name, 'query'))
+    reader = folders_lib.ImageReader(data.spec('glyphs'))
+    support = folders_lib.read_support(support, reader)
+  assert status == 0
+  saved = json.loads((folder / name / 'output/predictions.json').read_text())
+  assert [row['file'] for row in saved['predictions']] == files
+  assert [str(picture.path) for picture in support.pictures] == files
 
 
 def test_support_images_are_limited(workspace, monkeypatch, capsys):

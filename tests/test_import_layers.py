@@ -31,6 +31,7 @@ RANK = {name: -i for i, layer in enumerate(LAYERS) for name in layer}
 OWNERS = {
   'PIL': ('data', 'fewshot', 'report'),
   'array_record': ('data',),
+  'etils': ('experiment.checkpoint',),
   'flax': ('models',),
   'matplotlib': ('report',),
   'orbax': ('experiment.checkpoint',),

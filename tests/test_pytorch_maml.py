@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import types
@@ -824,6 +825,37 @@ def test_config_flag_replaces_the_config_of_the_file(
   assert (
     'x.pth: PyTorch-MAML does not support omniglot' in capsys.readouterr().err
   )
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_state_dict_of_a_model_is_converted_with_a_config(
+  tmp_path, monkeypatch, capsys, prefix
+):
+  content = pth_content(GOLDEN['convnet4_transductive_frozen_bn']['case'])
+  bare = {
+    f'{prefix}{part}.{name}': x
+    for part in ('encoder', 'classifier')
+    for name, x in content[f'{part}_state_dict'].items()
+  }
+  patch_load(monkeypatch, bare)
+  workdir = tmp_path / 'my run'
+  command = ['checkpoint', 'x.pth', f'--output={workdir}']
+  assert main(command) == 2
+  assert re.fullmatch(
+    'error: x.pth is a state_dict without .*: add --config=NAME, .*\n',
+    capsys.readouterr().err,
+  )
+  fields = ['--config=mini_5w1s', '--inner.num_steps=7']
+  assert main([*command, *fields]) == 0
+  assert f"'--workdir={workdir}'" in capsys.readouterr().out
+  saved = checkpoint.load(workdir)
+  config = config_lib.load('mini_5w1s', fields[1:])
+  assert config_lib.config_differences(saved.config, config) == []
+  assert config_lib.load(str(workdir / 'config.py')) == config
+  expected = checkpoints.convert_checkpoint(content, config)
+  assert_equal(saved.params, expected.state.params)
+  with pytest.raises(SystemExit):  # fields without a config
+    main([*command, fields[1]])
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,24 @@ def test_main_evaluation_is_the_one_with_the_most_seeds(
   assert run_groups.main_evaluations([group]) == [shared]
 
 
+def test_evaluation_on_another_data_set_is_named_and_not_the_main_one(
+  seeds, tmp_path, config
+):
+  workdir, dataset = copy_run(seeds, tmp_path), small_run.dataset('test')
+  fields = {'data': 'cub', 'data_root': ''}
+  fake_results.write_tasks(workdir, config, dataset, name='newer', **fields)
+  groups = run_groups.group_runs([runs.read_run(workdir)])
+  results = [e.result for e in groups[0].evaluation_groups]
+  assert [
+    formatting.describe_conditions(r).split(', ')[0] for r in results
+  ] == [
+    '30 tasks of the glyphs test split',
+    '40 tasks of the cub test split (trained on glyphs)',
+  ]
+  (main,) = run_groups.main_evaluations(groups)
+  assert main.result == results[0]
+
+
 def test_result_without_optional_fields_shows_commands_for_missing_parts(
   seeds, tmp_path
 ):
@@ -634,6 +652,14 @@ def test_best_and_worst_tasks_are_shown_with_their_predictions(
     np.testing.assert_array_equal(
       tiles, dataset.images[positions[task]][..., 0]
     )
+
+
+def test_report_of_a_single_task(tmp_path, config):
+  dataset = small_run.dataset('test')
+  fake_results.write_run(tmp_path / 'run', config, dataset, num_tasks=1)
+  page = write_page(tmp_path, [tmp_path / 'run'])
+  assert 'best 1 of 1: ' in page.text and 'worst 1' not in page.text
+  assert not re.search(r'\b(inf|nan)\b', page.text)
 
 
 def test_tiles_refer_to_their_place_in_the_sprite():

@@ -36,6 +36,29 @@ def test_run_without_a_checkpoint_accepts_a_different_config(tmp_path):
     pass
 
 
+@pytest.mark.parametrize('existing', [None, 'runs', 'runs/new', 'runs/new/x'])
+def test_failed_start_leaves_no_files(tmp_path, existing):
+  if existing:
+    (tmp_path / existing).mkdir(parents=True)
+  before = sorted(tmp_path.rglob('*'))
+  with pytest.raises(UserError, match='not prepared'):
+    with lock_run_dir(tmp_path / 'runs' / 'new', make_config()):
+      raise UserError('not prepared')
+  kept = set(tmp_path.rglob('*')) - set(before)
+  names = {'config.json', 'lock'} if existing == 'runs/new/x' else set()
+  assert {path.name for path in kept} == names
+
+
+def test_failed_run_keeps_its_files(tmp_path):
+  workdir = tmp_path / 'run'
+  with pytest.raises(UserError):
+    with lock_run_dir(workdir, make_config()):
+      (workdir / 'metrics.jsonl').touch()
+      raise UserError('disk full')
+  names = ['config.json', 'lock', 'metrics.jsonl']
+  assert sorted(path.name for path in workdir.iterdir()) == names
+
+
 def test_second_run_in_a_workdir_is_rejected(tmp_path):
   with lock_run_dir(tmp_path, make_config()):
     with pytest.raises(UserError, match='another process is training'):

@@ -361,6 +361,17 @@ def test_run_stops_before_saving_a_nonfinite_state(small, tmp_path, capsys):
   assert max(r['step'] for r in metrics_log.read_records(tmp_path)) <= bad
 
 
+@pytest.mark.slow
+def test_run_that_diverges_at_once_has_no_checkpoint(small, tmp_path, capsys):
+  """The learning rate overflows in the first epoch."""
+  assert train(small_run.config(outer__lr=3e36), tmp_path) == 1
+  assert re.fullmatch(
+    r'stopped: loss or gradient is not finite between steps \d and \d; no '
+    'checkpoint was saved yet\n',
+    capsys.readouterr().err,
+  )
+
+
 def test_long_epochs_are_saved_before_they_end(small, tmp_path, monkeypatch):
   steps, save = [], checkpoint.CheckpointWriter.save
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 import image_folders
+import jax
 import jax_settings
 import pytest
 
@@ -207,6 +208,10 @@ USAGE_ERRORS = {
   'no_model': (PREDICT + '{s}', 'needs --model=FILE'),
   'nothing_to_predict': (PREDICT + '--model={m}', 'needs image files'),
   'missing_model': (PREDICT + '--model={d}/nope {s}', 'no such model: .*nope'),
+  'missing_model_and_image': (
+    PREDICT + '--model={d}/nope no.jpg',
+    'no such model: .*nope',
+  ),
   'model_is_text': (PREDICT + '--model={d}/text.npz {s}', 'is not a model'),
   'model_is_image': (PREDICT + '--model={s}/bar/0.png {s}', 'is not a model'),
   'truncated_model': (
@@ -293,6 +298,50 @@ def test_main_py_exits_with_one_line(text, folder):
   assert re.fullmatch('error: .+\n', process.stderr)
   assert process.returncode == 2
   assert process.stdout == ''
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '--workdir={d}/out/new',
+    '--mode=demo --workdir={d}/out/new',
+    '--mode=eval --checkpoint={c} --workdir={d}/out/new',
+    '--mode=report {d}',
+    ADAPT + '--support={s}',
+    PREDICT + '--model={m} {s}',
+  ],
+  ids=lambda text: text.split()[0].removeprefix('--'),
+)
+@pytest.mark.parametrize(
+  'error, reason',
+  [
+    (AssertionError(), ''),  # cuda
+    (
+      RuntimeError("Unknown 'x'. (set JAX_PLATFORMS='' to choose)\nmore"),
+      " (Unknown 'x'.)",
+    ),
+  ],
+  ids=['assertion', 'runtime'],
+)
+def test_missing_device_is_one_line(
+  text, error, reason, folder, capsys, monkeypatch
+):
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(jax, 'devices', fail)
+  before = jax.config.jax_platforms
+  jax.config.update('jax_platforms', 'x')
+  try:
+    status = cli.main(arguments(folder, text))
+  finally:
+    jax.config.update('jax_platforms', before)
+  assert status == 2
+  assert capsys.readouterr().err == (
+    f'error: JAX_PLATFORMS=x: JAX finds no such device{reason}; unset the '
+    'variable to use any device, or install JAX for this platform\n'
+  )
+  assert not (folder / 'out' / 'new').exists()
 
 
 def test_failed_write_keeps_existing_model(folder, tmp_path, capsys):

@@ -27,7 +27,7 @@ from maml_jax.data.datasets import (
 from maml_jax.data.records import SPLITS, DatasetSpec, Splits, verify_counts
 from maml_jax.types import Dataset
 from maml_jax.utils.errors import UserError, check_choice, printable
-from maml_jax.utils.files import oserror_message
+from maml_jax.utils.files import expand_path, oserror_message
 
 __all__ = [
   'REGRESSIONS',
@@ -196,12 +196,12 @@ def prepare(
 
 def _data_root(data_dir: PathLike | None) -> Path:
   root = data_dir or os.environ.get('MAML_JAX_DATA') or '~/.cache/maml_jax'
-  return Path(root).expanduser()
+  return expand_path(root)
 
 
 def _user_data_dir(name: str, source: PathLike) -> Path:
   """Returns the `data_dir` for one image directory: ROOT/NAME/SOURCE-HASH."""
-  path = Path(source).expanduser().resolve()
+  path = expand_path(source).resolve()
   digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
   return _data_root(None) / name / f'{path.name}-{digest}'
 
@@ -221,7 +221,7 @@ def _resolve_data_dir(
     or prepared_dir(name, data_dir).exists()
   ):
     return data_dir
-  images = Path(data_dir).expanduser()
+  images = expand_path(data_dir)
   if not images.is_dir():
     raise UserError(f'{name}: no such directory: {images}')
   user_dir = _user_data_dir(name, images)
@@ -241,7 +241,7 @@ def _find_splits(
     return dataset_spec.find_records(None)
   if source is None:
     problem = 'no source directory given'
-  elif not (path := Path(source).expanduser()).exists():
+  elif not (path := expand_path(source)).exists():
     problem = f'no such directory: {path}'
   else:
     splits = dataset_spec.find_records(path)

@@ -1,5 +1,7 @@
 """Evaluates a checkpoint on many independent tasks."""
 
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -8,6 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
+from maml_jax import data
 from maml_jax.evaluation import baselines, results
 from maml_jax.evaluation.runner import learner_metrics, make_task_runner
 from maml_jax.evaluation.statistics import (
@@ -19,6 +22,7 @@ from maml_jax.evaluation.statistics import (
 )
 from maml_jax.experiment import checkpoint, setup
 from maml_jax.experiment.formatting import (
+  describe_data,
   describe_protocol,
   format_metric,
   format_percent,
@@ -30,10 +34,16 @@ from maml_jax.experiment.run_dir import (
   require_same_config,
 )
 from maml_jax.experiment.setup import Phase
-from maml_jax.experiment.task_source import eval_task_indices, eval_tasks
+from maml_jax.experiment.task_source import (
+  EvalTasks,
+  eval_task_indices,
+  eval_tasks,
+)
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.learner import Learner, accuracy
 from maml_jax.utils import console, distributed
+from maml_jax.utils.errors import UserError
+from maml_jax.utils.files import expand_path
 from maml_jax.utils.progress import progress_bar
 
 __all__ = [
@@ -78,19 +88,27 @@ class Evaluation:
     name: of the result files.
 
   Raises:
-    UserError: the checkpoint is missing, damaged, or has another config.
+    UserError: the checkpoint is missing, damaged, or has another config, or the
+      workdir contains the same result of another checkpoint.
   """
 
   def __init__(self, config, source, workdir, phase: Phase, name: str):
     self.config, self.phase = config, phase
     self.saved = checkpoint.load(source, config.eval.checkpoint)
+    advice = 'use the config of the checkpoint'
+    if config.data.name != self.saved.config.data.name:
+      advice += f'; --eval.data={config.data.name} evaluates on that data set'
     require_same_config(
-      self.saved.config, config, self.saved.path, EVAL_IGNORED_FIELDS
+      self.saved.config, config, self.saved.path, EVAL_IGNORED_FIELDS, advice
     )
     self.num_tasks = setup.num_eval_tasks(config)
     self.workdir = pathlib.Path(workdir)
     shape = '{split}_{ways}w{shots}s'.format(**phase._asdict())
-    self.name = f'{shape}_{name}_{self.num_tasks}_step{self.saved.step}'
+    self.name = (
+      f'{_data_prefix(phase)}{shape}_{name}_{self.num_tasks}_step'
+      f'{self.saved.step}'
+    )
+    distributed.on_main_process(self._require_own_result)
     self._sharding = setup.eval_sharding(config)
 
   def measure(
@@ -112,7 +130,7 @@ class Evaluation:
       The measurements, [num_tasks, ...] each.
     """
     num_tasks = min(num_tasks or self.num_tasks, self.num_tasks)
-    tasks = eval_tasks(self.config, self.phase, num_tasks, self._sharding)
+    tasks = self._tasks._replace(keys=self._tasks.keys[:num_tasks])
     run = make_task_runner(measure, tasks, self._sharding)
     params, stats = self._sharding.replicate(
       transfer_params(learner, self.saved.params, self.saved.stats)
@@ -136,11 +154,14 @@ class Evaluation:
         bar.update,
       )
 
+  @functools.cached_property
+  def _tasks(self) -> EvalTasks:
+    return eval_tasks(self.config, self.phase, self.num_tasks, self._sharding)
+
   def metadata(self) -> dict:
     """Returns what every result states about its origin."""
     return {
       'name': self.name,
-      'data': self.config.data.name,
       **self.phase._asdict(),
       'num_tasks': self.num_tasks,
       'checkpoint': str(self.saved.path),
@@ -164,6 +185,19 @@ class Evaluation:
     results.write_result(self.workdir, self.name, result, arrays)
     print(self.path)
     return result
+
+  def _require_own_result(self) -> None:
+    """Raises UserError if another checkpoint has a result of the same name."""
+    saved, own = results.read_result(self.path), self.metadata()
+    if all(
+      saved.get(key, own[key]) != own[key]
+      for key in ('checkpoint', 'fingerprint')
+    ):
+      raise UserError(
+        f'{self.path} is the result of another checkpoint, '
+        f'{saved["checkpoint"]}: move it away, or evaluate with '
+        f'--checkpoint={self.saved.path} and another --workdir'
+      )
 
   def find_saved(self) -> dict | None:
     """Returns the saved result of the same measurement and version, if any."""
@@ -231,7 +265,7 @@ def describe_result(result: dict) -> list[str]:
     more += f', loss {result["loss"]:.3f}'
   mean = format_metric(name, result[name], result['interval'])
   lines = [
-    f'{result["data"]} {result["split"]}, {task}, {result["num_steps"]} '
+    f'{describe_data(result)}, {task}, {result["num_steps"]} '
     f'inner steps: {name} {mean} (95 % confidence interval over '
     f'{result["num_tasks"]} tasks){more}; checkpoint of step {result["step"]}'
   ]
@@ -266,6 +300,16 @@ def task_classes(
   # Images are sorted by class.
   ends = dataset.size.cumsum()
   return np.searchsorted(ends, positions[..., 0], 'right').astype(np.int32)
+
+
+def _data_prefix(phase: Phase) -> str:
+  """Returns the first part of the names of results on another data set."""
+  if phase.data_root is None:
+    return ''
+  if not data.spec(phase.data).user_provided:
+    return f'{phase.data}_'
+  path = os.fsencode(expand_path(phase.data_root).resolve())
+  return f'{phase.data}-{hashlib.sha256(path).hexdigest()[:8]}_'
 
 
 def _summarize(phase: Phase, metrics: Mapping[str, np.ndarray]) -> dict:

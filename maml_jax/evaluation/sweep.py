@@ -21,6 +21,7 @@ from maml_jax.evaluation.statistics import (
 )
 from maml_jax.experiment import setup
 from maml_jax.experiment.formatting import (
+  describe_data,
   describe_protocol,
   format_metric,
   norm_label,
@@ -133,7 +134,7 @@ def describe_grid(result: dict) -> Iterator[str]:
   if name == 'loss':
     task, norm = f'{result["shots"]} points', ''
   yield (
-    f'{result["data"]} {result["split"]}, {task}, the same '
+    f'{describe_data(result)}, {task}, the same '
     f'{result["num_tasks"]} tasks in every cell; checkpoint of step '
     f'{result["step"]}. {name.capitalize()} with its 95 % confidence '
     f'interval, and its difference from {norm}{base["queries"]} queries, '

@@ -24,15 +24,17 @@ import math
 import os
 import pathlib
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import LatestN
 
@@ -40,9 +42,12 @@ from maml_jax import config as config_lib
 from maml_jax.experiment.metrics import is_better
 from maml_jax.types import MetaState, PyTree
 from maml_jax.utils import distributed
+from maml_jax.utils.devices import require_devices
 from maml_jax.utils.errors import NonFiniteError, UserError, printable
 from maml_jax.utils.files import (
+  expand_path,
   fsync,
+  new_directory,
   oserror_as_user_error,
   oserror_message,
   require_free_space,
@@ -104,6 +109,10 @@ class CheckpointWriter:
 
   Attributes:
     last_step: the step of the last checkpoint written or resumed from.
+
+  Raises:
+    UserError: checkpoints cannot be written to the workdir, or what is written
+      cannot be read. A new run tries it with a small one.
   """
 
   def __init__(
@@ -111,6 +120,8 @@ class CheckpointWriter:
   ):
     self._folder = workdir.absolute() / 'checkpoints'
     self._config = config_lib.to_json(config)
+    if step is None:  # otherwise a checkpoint was read from there
+      _try_to_write(self._folder, self._config)
     with oserror_as_user_error(self._folder):
       self._latest = _make_manager(self._folder / 'latest')
       self._best = _make_manager(self._folder / 'best')
@@ -126,7 +137,7 @@ class CheckpointWriter:
     self._saved_at = time.monotonic()
     self._seconds_since_save = distributed.LaggedMax(0.0)
     self._failed = False
-    self._log_filter = lambda record: 'orbax' not in record.pathname
+    self._log = contextlib.ExitStack()
     self.last_step = step
 
   def is_due(self) -> bool:
@@ -215,12 +226,12 @@ class CheckpointWriter:
       manager.reload()
 
   def __enter__(self):
-    logging.getLogger('absl').addFilter(self._log_filter)
+    self._log.enter_context(_silenced_orbax())
     return self
 
   def __exit__(self, kind, error, trace):
     with contextlib.ExitStack() as stack:
-      stack.callback(logging.getLogger('absl').removeFilter, self._log_filter)
+      stack.enter_context(self._log)
       if self._failed:  # already reported
         stack.enter_context(contextlib.suppress(UserError))
       if error is not None and distributed.is_peer_failure(error):
@@ -240,16 +251,21 @@ def load(path: str | os.PathLike, which: str = 'best') -> Checkpoint:
   Raises:
     UserError: there is no valid checkpoint.
   """
-  path = pathlib.Path(path)
+  path = expand_path(path)
   if not path.is_dir():
     raise UserError(f'no such directory: {path}')
+  require_devices()  # Orbax needs one, and would report a damaged checkpoint
+  _require_supported(path)
   if (path / 'meta').is_dir():
     return _read(path)
   saved = find(path, which)
   if saved is None:
     has_latest = which == 'best' and _steps(path / 'checkpoints' / 'latest')
-    hint = ', but a latest one: use --eval.checkpoint=latest'
-    hint = hint if has_latest else ''
+    hint = ''
+    if has_latest:
+      hint = (
+        f', but a latest one: use --eval.checkpoint=latest, or {has_latest[0]}'
+      )
     raise UserError(f'no {which} checkpoint in {path}{hint}')
   return saved
 
@@ -265,25 +281,22 @@ def export(saved: Checkpoint, path: str | os.PathLike) -> pathlib.Path:
     The path.
 
   Raises:
-    UserError: `path` exists or cannot be written.
+    UserError: `path` exists or cannot be written, or what is written cannot be
+      read.
   """
-  path = pathlib.Path(path)
+  path = expand_path(path)
   if path.exists():
     raise UserError(f'{path} already exists; choose a new directory')
+  _require_supported(path)
   arrays = {'step': np.int32(saved.step), 'params': saved.params}
   arrays |= {'stats': saved.stats, 'opt_state': {}}
-  config = config_lib.to_json(saved.config)
-  handlers = {'state': _DigestHandler(), 'meta': ocp.JsonCheckpointHandler()}
-  try:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
-      args = _save_args(arrays, config, saved.metrics)
-      writer.save(path.absolute(), args)
+  args = _save_args(arrays, config_lib.to_json(saved.config), saved.metrics)
+  with _written_checkpoint(path.absolute().parent, args) as written:
     # These contain paths and times of this machine; `load` ignores them.
     for name in ('commit_success.txt', '_CHECKPOINT_METADATA'):
-      for file in path.rglob(name):
+      for file in written.rglob(name):
         file.unlink()
-  except OSError as error:
-    raise UserError(f'cannot write {path}: {oserror_message(error)}') from error
+    written.rename(path)
   return path
 
 
@@ -305,8 +318,10 @@ def find(workdir: pathlib.Path, which: str) -> Checkpoint | None:
     which: 'best' or 'latest'.
 
   Raises:
-    UserError: all checkpoints are damaged.
+    UserError: all checkpoints are damaged, or the path of the workdir contains
+      a backslash.
   """
+  _require_supported(workdir)
   folder = workdir / 'checkpoints' / which
   steps = _steps(folder)
   for path in steps:
@@ -347,6 +362,99 @@ def find_on_all_processes(
       f'{path} does not exist on this host; all hosts must share the workdir'
     )
   return _read(path)
+
+
+def _require_supported(path: pathlib.Path) -> None:
+  """Raises UserError for a path that TensorStore or Orbax would change."""
+  for text, name in (('\\', 'a backslash'), ('gs:/', 'gs:')):
+    if text in f'{path.absolute()}/':
+      raise UserError(
+        f'{path.absolute()}: the path of a checkpoint must not contain {name}; '
+        'rename the directory or use another one'
+      )
+
+
+def _try_to_write(folder: pathlib.Path, config: str) -> None:
+  """Writes a small checkpoint to a folder, reads it and removes it.
+
+  Raises:
+    UserError: it cannot be written or read.
+  """
+  arrays = {'step': np.int32(0), 'params': {'x': np.arange(3)}}
+  args = _save_args(arrays | {'stats': {}, 'opt_state': {}}, config, {})
+  with _written_checkpoint(folder, args):
+    pass
+
+
+@contextlib.contextmanager
+def _written_checkpoint(
+  folder: pathlib.Path, args: ocp.args.Composite
+) -> Iterator[pathlib.Path]:
+  """Yields a checkpoint in a temporary directory; all processes call it.
+
+  Args:
+    folder: of the temporary directory; created if missing.
+    args: from `_save_args`, with NumPy arrays.
+
+  Raises:
+    UserError: the checkpoint cannot be written or read, or the block raises
+      OSError.
+  """
+  _require_supported(folder)
+  handlers = {'state': _DigestHandler(), 'meta': ocp.JsonCheckpointHandler()}
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(oserror_as_user_error(folder))
+
+    def make_directory() -> str:
+      stack.enter_context(new_directory(folder))
+      temporary = tempfile.TemporaryDirectory(prefix='.write-', dir=folder)
+      return stack.enter_context(temporary)
+
+    path = pathlib.Path(distributed.on_main_process(make_directory), 'new')
+    try:
+      with (
+        _silenced_orbax(),
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer,
+      ):
+        writer.save(_LiteralPath(path), args)
+      distributed.on_main_process(lambda: _read(path).step)
+    except OSError:
+      raise
+    except Exception as error:  # TensorStore and Orbax may raise anything
+      if distributed.is_peer_failure(error):
+        raise
+      reason = _reason(error.__cause__ or error)
+      raise UserError(
+        f'checkpoints in {folder} cannot be read ({reason}): use another '
+        'directory'
+      ) from error
+    yield path
+
+
+class _LiteralPath(type(epath.Path())):
+  """A path that `glob` takes literally, whatever characters it contains.
+
+  Orbax lists the files of each process with `glob`, and etils would interpret
+  the brackets in '/my project [2026]/run'. Paths below it have this type, too.
+  """
+
+  def glob(self, pattern: str) -> Iterator['_LiteralPath']:
+    return map(type(self), pathlib.Path(self).glob(pattern))
+
+
+@contextlib.contextmanager
+def _silenced_orbax() -> Iterator[None]:
+  """Discards the log of Orbax in the block; errors are raised."""
+
+  def is_shown(record):
+    return 'orbax' not in record.pathname
+
+  logger = logging.getLogger('absl')
+  logger.addFilter(is_shown)
+  try:
+    yield
+  finally:
+    logger.removeFilter(is_shown)
 
 
 def _save_args(arrays: PyTree, config: str, metrics: Mapping):
@@ -416,7 +524,9 @@ def _make_manager(folder: pathlib.Path) -> ocp.CheckpointManager:
     preservation_policy=LatestN(NUM_KEPT), cleanup_tmp_directories=True
   )
   handlers = {'state': _DigestHandler(), 'meta': ocp.JsonCheckpointHandler()}
-  return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+  return ocp.CheckpointManager(
+    _LiteralPath(folder), options=options, item_handlers=handlers
+  )
 
 
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from maml_jax.experiment.metrics import is_transductive, primary_metric
 
 __all__ = [
+  'describe_data',
   'describe_protocol',
   'describe_validation_protocol',
   'format_metric',
@@ -17,6 +18,25 @@ __all__ = [
 def norm_label(norm: str | tuple) -> str:
   """Returns a norm mode, or 'layers' if layers have different modes."""
   return norm if isinstance(norm, str) else 'layers'
+
+
+def describe_data(result: Mapping, noun: str = '') -> str:
+  """Describes the data of a result of an evaluation.
+
+  Args:
+    result: its metadata.
+    noun: is added to the name of the split, such as ' split'.
+
+  Returns:
+    For example 'cub test', or 'cub test (trained on mini_imagenet)'.
+  """
+  name, root = result['data'], result.get('data_root')
+  if root is None:
+    return f'{name} {result["split"]}{noun}'
+  if name == 'folder':
+    name = f'{name} {root}'
+  trained = result['config']['data']['name']
+  return f'{name} {result["split"]}{noun} (trained on {trained})'
 
 
 def describe_protocol(norm: str | tuple, queries: int) -> str:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from maml_jax import config as config_lib
 from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
-from maml_jax.utils.files import oserror_message, write_text
+from maml_jax.utils.files import new_directory, oserror_message, write_text
 
 __all__ = [
   'RESUME_ADVICE',
@@ -20,6 +20,7 @@ __all__ = [
   'require_same_config',
 ]
 
+LOCK, CONFIG = 'lock', 'config.json'
 # Fields that may change when a run resumes: they do not affect its results.
 RESUME_IGNORED_FIELDS = (
   'data.placement',
@@ -39,7 +40,8 @@ def lock_run_dir(workdir: pathlib.Path, config: ConfigDict):
   """Locks a workdir for one training process and writes its config.
 
   The kernel releases the lock however the process ends. With several processes
-  the main one holds the lock for all.
+  the main one holds the lock for all. If the block fails before it writes
+  anything, a new workdir is removed.
 
   Args:
     workdir: created if missing.
@@ -56,8 +58,9 @@ def lock_run_dir(workdir: pathlib.Path, config: ConfigDict):
 
 def _lock(workdir, config, stack) -> None:
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = stack.enter_context(open(workdir / 'lock', 'a'))
+    stack.enter_context(new_directory(workdir))
+    stack.enter_context(_unused_files_removed(workdir))
+    lock = stack.enter_context(open(workdir / LOCK, 'a'))
   except OSError as error:
     raise UserError(
       f'cannot write to {workdir}: {oserror_message(error)}'
@@ -72,7 +75,21 @@ def _lock(workdir, config, stack) -> None:
     require_same_config(
       saved, config, workdir, RESUME_IGNORED_FIELDS, RESUME_ADVICE
     )
-  write_text(workdir / 'config.json', config_lib.to_json(config))
+  write_text(workdir / CONFIG, config_lib.to_json(config))
+
+
+@contextlib.contextmanager
+def _unused_files_removed(workdir: pathlib.Path):
+  """Removes new files if the block fails before it writes others."""
+  had_files = any(workdir.iterdir())
+  try:
+    yield
+  except BaseException:
+    files = list(workdir.iterdir())
+    if not had_files and {file.name for file in files} <= {LOCK, CONFIG}:
+      for file in files:
+        file.unlink()
+    raise
 
 
 def require_same_config(

@@ -10,9 +10,11 @@ import math
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from maml_jax import data
 from maml_jax.config import flatten, learner_configs, require_enough_images
+from maml_jax.data import images as image_lib
 from maml_jax.data.augment import with_augmentation
 from maml_jax.data.episodes import make_transform
 from maml_jax.experiment.optimizers import make_optimizer, make_schedule
@@ -35,6 +37,8 @@ from maml_jax.sharding import (
 from maml_jax.types import Dataset, Model
 from maml_jax.utils import distributed
 from maml_jax.utils.compilation_cache import enable_compilation_cache
+from maml_jax.utils.devices import require_devices
+from maml_jax.utils.progress import track
 
 __all__ = [
   'EVAL_STREAM',
@@ -47,6 +51,7 @@ __all__ = [
   'load_split',
   'make_outer_optimizer',
   'matmul_precision',
+  'model_images',
   'num_eval_tasks',
   'phase_learner',
   'phase_model',
@@ -88,6 +93,9 @@ class Phase(NamedTuple):
     meta_test: whether this is meta-test, see `models.make_model`.
     augment_support: augmentation of the support images.
     augment_query: augmentation of the query images.
+    data: the data set.
+    data_root: where it is, as `config.data.root`; None: that is the data set
+      of the training.
   """
 
   split: str
@@ -99,6 +107,8 @@ class Phase(NamedTuple):
   meta_test: bool
   augment_support: str
   augment_query: str = 'none'
+  data: str = ''
+  data_root: str | None = None
 
   @property
   def shape(self) -> dict[str, int]:
@@ -116,6 +126,7 @@ def train_phase(config) -> Phase:
     meta_test=False,
     augment_support=config.data.augment_support,
     augment_query=config.data.augment_query,
+    data=config.data.name,
   )
 
 
@@ -130,11 +141,18 @@ def val_phase(config) -> Phase:
     norm=config.model.norm,
     meta_test=True,
     augment_support=config.val.augment_support,
+    data=config.data.name,
   )
 
 
 def eval_phase(config) -> Phase:
-  """Returns the phase of evaluation."""
+  """Returns the phase of evaluation, maybe on another data set."""
+  trained, name = config.data, config.eval.data or config.data.name
+  root = config.eval.data_root
+  if not root and (name == trained.name or not _is_user_provided(trained.name)):
+    root = trained.root
+  is_other = (name, root) != (trained.name, trained.root)
+  is_other = is_other and name not in data.REGRESSIONS  # they have no files
   return Phase(
     split=config.eval.split,
     ways=config.eval.ways,
@@ -144,7 +162,14 @@ def eval_phase(config) -> Phase:
     norm=config.eval.norm,
     meta_test=True,
     augment_support=config.eval.augment_support,
+    data=name,
+    data_root=root if is_other else None,
   )
+
+
+def _is_user_provided(name: str) -> bool:
+  """Returns whether `data.root` is a directory of images for a data set."""
+  return name in data.SPECS and data.SPECS[name].user_provided
 
 
 def num_eval_tasks(config) -> int:
@@ -154,17 +179,41 @@ def num_eval_tasks(config) -> int:
 
 
 def load_split(config, phase: Phase) -> Dataset:
-  """Loads the images of a phase on the host.
+  """Loads the images of a phase on the host; see also `model_images`.
 
   Raises:
     UserError: they are not prepared, or a class has too few of them.
   """
-  dataset = data.load_dataset(
-    config.data.name, phase.split, config.data.root or None
-  )
-  name = f'{config.data.name} {phase.split}'
+  root = config.data.root if phase.data_root is None else phase.data_root
+  dataset = data.load_dataset(phase.data, phase.split, root or None)
+  name = f'{phase.data} {phase.split}'
   require_enough_images(name, dataset.size, **phase.shape)
   return dataset
+
+
+def model_images(config, phase: Phase, images: np.ndarray) -> np.ndarray:
+  """Converts images of a phase to the size and channels of the model.
+
+  Args:
+    config: the data set of the training determines the model.
+    phase: provides the data set of the images.
+    images: uint8 [..., H, W, C], images of this data set.
+
+  Returns:
+    uint8 [..., H, W, C]: `images` themselves if they have this format already,
+    otherwise see `data.images.to_array`.
+  """
+  spec, other = data.spec(config.data.name), data.spec(phase.data)
+  is_inverted = spec.light_on_dark and not other.light_on_dark
+  if spec.image_shape == other.image_shape and not is_inverted:
+    return images
+  shape = images.shape[:-3]
+  images = images.reshape(-1, *images.shape[-3:])
+  converted = np.empty((len(images), *spec.image_shape), np.uint8)
+  bar = track(images, 'images', f'{phase.data}: convert {phase.split}')
+  for i, image in enumerate(bar):
+    converted[i] = image_lib.from_array(image, spec)
+  return converted.reshape(*shape, *spec.image_shape)
 
 
 def phase_model(config, phase: Phase) -> Model:
@@ -303,10 +352,11 @@ def configure_jax(config) -> None:
   processes only the main one prints.
 
   Raises:
-    UserError: the processes are not connected.
+    UserError: there is no device, or the processes are not connected.
   """
   one_device_per_core(
     config.train.meta_batch_size, config.train.tasks_per_chunk or 1
   )
   enable_compilation_cache()
+  require_devices()
   distributed.require_initialized()

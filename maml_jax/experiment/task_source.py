@@ -118,6 +118,8 @@ def eval_tasks(
     return EvalTasks((), lambda key, _: sample(key), keys, lambda task_ids: ())
   dataset = setup.load_split(config, phase)
   positions, keys = eval_task_indices(dataset, phase, num_tasks)
+  images = setup.model_images(config, phase, dataset.images)
+  dataset = dataset._replace(images=images)
   transform = setup.phase_transform(config, phase)
 
   def build(key, images):

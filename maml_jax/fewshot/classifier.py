@@ -24,6 +24,7 @@ from maml_jax.experiment.setup import Phase
 from maml_jax.fewshot.inputs import prepare_images, scale_images
 from maml_jax.learner import Learner
 from maml_jax.types import PyTree
+from maml_jax.utils.devices import require_devices
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import oserror_as_user_error
 
@@ -146,6 +147,7 @@ def load_classifier(path: str | os.PathLike) -> Classifier:
   path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f'no such file: {path}')
+  require_devices()
   try:
     with open(path, 'rb') as file, np.load(file, allow_pickle=False) as npz:
       arrays = dict(npz)

@@ -113,11 +113,11 @@ def predict(flags, config) -> None:
     raise UserError('--mode=predict needs --model=FILE, saved by --mode=adapt')
   if not flags.paths:
     raise UserError('--mode=predict needs image files or folders')
-  queries = find_queries(flags.paths)
   model = pathlib.Path(flags.model)
   model = model / MODEL_FILE if model.is_dir() else model
   if not model.is_file():
     raise UserError(f'no such model: {model}')
+  queries = find_queries(flags.paths)
   output = pathlib.Path(flags.output) if flags.output else None
   if output:
     _make_output_folder(output, flags.paths)

@@ -1,7 +1,9 @@
 """Command line of the converter: python -m maml_jax.pytorch_maml --help."""
 
 import argparse
+import os
 import pathlib
+import shlex
 import sys
 
 from maml_jax import config as config_lib
@@ -13,13 +15,19 @@ from maml_jax.pytorch_maml import (
   pth,
   yaml_section,
 )
+from maml_jax.utils.devices import require_devices
 from maml_jax.utils.errors import UserError
+from maml_jax.utils.files import expand_path
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line and returns the exit status."""
-  args = _make_parser().parse_args(argv)
+  parser = _make_parser()
+  args, args.fields = parser.parse_known_args(argv)
+  if args.fields and not getattr(args, 'config', None):
+    parser.error(f'unrecognized arguments: {" ".join(args.fields)}')
   try:
+    require_devices()
     args.run(args)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -45,15 +53,21 @@ def _add_config_command(commands) -> None:
     'config', help='convert a .yaml file to a preset'
   )
   command.add_argument(
-    'file', metavar='FILE.yaml', help='config file of train.py'
+    'file',
+    metavar='FILE.yaml',
+    type=os.path.expanduser,
+    help='config file of train.py',
   )
   command.add_argument(
-    '--test', metavar='TEST.yaml', help='config file of test.py'
+    '--test',
+    metavar='TEST.yaml',
+    type=os.path.expanduser,
+    help='config file of test.py',
   )
   command.add_argument(
     '--output',
     metavar='configs/NAME.py',
-    type=pathlib.Path,
+    type=expand_path,
     help='file to write the preset to (default: print it)',
   )
   command.set_defaults(run=_convert_config)
@@ -66,24 +80,26 @@ def _add_checkpoint_command(commands) -> None:
   command.add_argument(
     'source',
     metavar='SOURCE',
-    type=pathlib.Path,
+    type=expand_path,
     help='a .pth file; with --to, a run or one of its checkpoints',
   )
   command.add_argument(
     '--config',
     metavar='CONFIG.py',
-    help='config of the run (default: the one stored in the .pth file)',
+    type=os.path.expanduser,
+    help='config of the run, a file or a preset (default: the one stored in '
+    'the .pth file); --FIELD=VALUE changes a field of it',
   )
   command.add_argument(
     '--output',
     metavar='DIR',
-    type=pathlib.Path,
+    type=expand_path,
     help='directory of the run (default: runs/ and the name of the file)',
   )
   command.add_argument(
     '--to',
     metavar='FILE.pth',
-    type=pathlib.Path,
+    type=expand_path,
     help='convert a run to this .pth file',
   )
   command.set_defaults(run=_convert_checkpoint)
@@ -106,7 +122,7 @@ def _convert_config(args: argparse.Namespace) -> None:
       file.write(text)
   except OSError as error:
     raise UserError(f'cannot write {args.output}: {error.strerror}') from error
-  print(f'python main.py --config={args.output}')
+  print(shlex.join(['python', 'main.py', f'--config={args.output}']))
 
 
 def _convert_checkpoint(args: argparse.Namespace) -> None:
@@ -118,17 +134,22 @@ def _convert_checkpoint(args: argparse.Namespace) -> None:
     raise UserError(
       f'{path} is a directory: add --to FILE.pth to convert a run to a file'
     )
-  config = config_lib.load(args.config) if args.config else None
+  config = config_lib.load(args.config, args.fields) if args.config else None
   run = checkpoints.convert_checkpoint(pth.load(path), config, str(path))
   _print_notes(run.notes)
   name = '-'.join(filter(None, (path.parent.name, path.stem)))
   workdir = args.output or pathlib.Path('runs', name)
-  config = args.config or workdir / 'config.py'
-  preset = presets.preset_source(run.config, config, path.name)
-  checkpoints.write_run(run, workdir, None if args.config else preset)
+  config, preset = args.config, None
+  if not config or args.fields:
+    config = workdir / 'config.py'
+    preset = presets.preset_source(run.config, config, path.name)
+  checkpoints.write_run(run, workdir, preset)
+  command = shlex.join(
+    ['python', 'main.py', f'--config={config}', f'--workdir={workdir}']
+  )
   print(f'{workdir}: step {run.state.step}. To evaluate or resume the run:')
-  print(f'  python main.py --config={config} --workdir={workdir} --mode=eval')
-  print(f'  python main.py --config={config} --workdir={workdir}')
+  print(f'  {command} --mode=eval')
+  print(f'  {command}')
 
 
 def _export_checkpoint(args: argparse.Namespace) -> None:

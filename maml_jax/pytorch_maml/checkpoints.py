@@ -16,7 +16,7 @@ from maml_jax.experiment.checkpoint import Checkpoint, CheckpointWriter
 from maml_jax.pytorch_maml import configs, weights
 from maml_jax.types import MetaState
 from maml_jax.utils.errors import NonFiniteError, UserError
-from maml_jax.utils.files import oserror_as_user_error, write_text
+from maml_jax.utils.files import write_text
 
 __all__ = [
   'MAML_JAX_KEY',
@@ -103,13 +103,24 @@ def convert_checkpoint(
   """Converts a checkpoint of PyTorch-MAML to a run.
 
   Args:
-    content: the content of a .pth file, with tensors as NumPy arrays.
+    content: the content of a .pth file, with tensors as NumPy arrays: a
+      checkpoint of `train.py`, or the `state_dict` of a whole model, which
+      needs a config.
     config: the config of the run; default the one stored in the file.
     file: the name of the file, for messages.
 
   Raises:
     UserError: something is missing or does not match the config.
   """
+  if _is_bare(content):
+    if config is None:
+      raise UserError(
+        f'{file} is a state_dict without the config of its run: add '
+        '--config=NAME, a preset such as mini_5w1s or a file, and '
+        '--FIELD=VALUE for what differs from it, such as '
+        '--model.encoder=resnet12'
+      )
+    content = _split_parts(content)
   state_dict = _state_dict(content, file)
   config, notes = (config, []) if config else embedded_config(content, file)
   try:
@@ -189,17 +200,30 @@ def write_run(
     raise UserError(
       f'{workdir} already contains checkpoints: choose another --output'
     )
-  with oserror_as_user_error(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-  write_text(workdir / 'config.json', config_lib.to_json(run.config))
-  if preset:
-    write_text(workdir / 'config.py', preset)
   try:
     with CheckpointWriter(workdir, run.config, None) as writer:
+      write_text(workdir / 'config.json', config_lib.to_json(run.config))
+      if preset:
+        write_text(workdir / 'config.py', preset)
       writer.save(run.state)
       writer.save_if_best(run.state, {'accuracy': run.accuracy})
   except NonFiniteError as error:
     raise UserError(f'conversion failed: {error}') from error
+
+
+def _is_bare(content: Mapping) -> bool:
+  """Returns whether a file contains nothing but tensors and their names."""
+  return bool(content) and all(
+    isinstance(name, str) and isinstance(x, np.ndarray)
+    for name, x in content.items()
+  )
+
+
+def _split_parts(state_dict: Mapping) -> dict[str, dict[str, np.ndarray]]:
+  """Converts the `state_dict` of a whole model to that of a checkpoint."""
+  # `nn.DataParallel` adds the first prefix.
+  tensors = {n.removeprefix('module.'): x for n, x in state_dict.items()}
+  return {f'{part}_state_dict': _select_part(tensors, part) for part in PARTS}
 
 
 def _state_dict(content: Mapping, file: str) -> dict[str, np.ndarray]:

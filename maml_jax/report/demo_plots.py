@@ -150,8 +150,9 @@ def _adapt_to_first_task(
   phase = setup.eval_phase(config)
   dataset = setup.load_split(config, phase)
   (positions,), (key,) = eval_task_indices(dataset, phase, 1)
+  images = setup.model_images(config, phase, dataset.images[positions])
   episode = setup.phase_transform(config, phase)(
-    key, split_episode(dataset.images[positions], shots=phase.shots)
+    key, split_episode(images, shots=phase.shots)
   )
   learner = setup.phase_learner(config, phase)
 
@@ -164,9 +165,8 @@ def _adapt_to_first_task(
     logits = adapt_and_predict(
       *transfer.transfer_params(learner, saved.params, saved.stats)
     )
-  names = data.class_names(
-    config.data.name, phase.split, config.data.root or None
-  )
+  root = config.data.root if phase.data_root is None else phase.data_root
+  names = data.class_names(phase.data, phase.split, root or None)
   # Images are sorted by class.
   classes = np.searchsorted(dataset.size.cumsum(), positions[:, 0], 'right')
   return episode, logits, [names[c] for c in classes]

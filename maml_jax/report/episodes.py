@@ -73,7 +73,10 @@ def load_split(evaluation: Evaluation) -> tuple[Dataset, list[str]]:
     UserError: the data are not prepared on this machine.
   """
   result = evaluation.result
-  root = result.get('config', {}).get('data', {}).get('root') or None
+  root = result.get('data_root')
+  if root is None:  # the data set of the training
+    root = result.get('config', {}).get('data', {}).get('root')
+  root = root or None
   name, split = result['data'], result['split']
   names = data.class_names(name, split, root)
   return data.load_dataset(name, split, root), [
@@ -121,7 +124,8 @@ def rebuild_tasks(
   Raises:
     UserError: the data set differs from the one that was evaluated.
   """
-  result = evaluation.result
+  # Results of earlier versions are on the data set of the training.
+  result = {'data_root': None, **evaluation.result}
   missing = [field for field in Phase._fields if field not in result]
   if missing:
     raise UserError(f'the result lacks the fields {", ".join(missing)}')

@@ -6,6 +6,7 @@
 import shlex
 from collections.abc import Sequence
 
+from maml_jax.experiment.formatting import describe_data
 from maml_jax.report import markup
 from maml_jax.report.run_groups import EvaluationGroup, RunGroup
 from maml_jax.report.statistics import combine_seeds
@@ -58,10 +59,14 @@ def format_digits(
   The second string is '' if there is no interval.
   """
   scale, decimals = (100, 2) if metric == 'accuracy' else (1, 3)
-  mean = f'{scale * value:.{decimals}f}'.replace('-', '−')
+
+  def digits(x):
+    text = f'{scale * x:.{decimals}f}'.replace('-', '−')
+    return text.replace('inf', '∞')  # the interval of a single task
+
   if interval is None:
-    return mean, ''
-  return mean, f' ±{NO_BREAK_SPACE}{scale * interval:.{decimals}f}'
+    return digits(value), ''
+  return digits(value), f' ±{NO_BREAK_SPACE}{digits(interval)}'
 
 
 def format_margin(metric: str, interval: float) -> str:
@@ -118,8 +123,8 @@ def describe_queries(count: int) -> str:
 def describe_conditions(result: dict) -> str:
   """Describes the tasks and the learner, without the protocol."""
   parts = [
-    f'{pluralize(result["num_tasks"], "task")} of the {result["data"]} '
-    f'{result["split"]} split',
+    f'{pluralize(result["num_tasks"], "task")} of the '
+    f'{describe_data(result, " split")}',
     describe_task(result),
   ]
   if 'queries' in result:  # a grid has several values

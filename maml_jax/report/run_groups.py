@@ -30,6 +30,7 @@ SEED_IGNORED_FIELDS = (
 # Fields in which the evaluations of a group agree.
 SETUP_FIELDS = (
   'data',
+  'data_root',
   'split',
   'ways',
   'shots',

@@ -63,8 +63,9 @@ class Run(NamedTuple):
     seed: the seed of the training; None if unknown.
     config: flat, {'task.ways': 5, ...}; {} if unknown.
     records: the records of `metrics.jsonl`.
-    evaluations: the results of kind 'tasks', newest first.
-    grids: the results of kind 'grid', newest first.
+    evaluations: the results of kind 'tasks', newest first; those on another
+      data set than that of the training are the last ones.
+    grids: the results of kind 'grid', in the same order.
     notes: one line for each file that cannot be read.
   """
 
@@ -90,6 +91,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
     path.glob('eval/*.json'), key=lambda f: (-f.stat().st_mtime, f.name)
   )
   found = [e for file in files if (e := _read_evaluation(file, notes))]
+  found.sort(key=lambda e: e.result.get('data_root') is not None)
   records = [
     record
     for record in metrics_log.read_records(path)

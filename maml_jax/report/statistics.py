@@ -99,11 +99,12 @@ def best_and_worst_tasks(
   Args:
     accuracy: [T].
     loss: [T], which breaks ties.
-    count: maximum number of best and of worst tasks; no task is both.
+    count: maximum number of best and of worst tasks; no task is both. A single
+      task is the best.
 
   Returns:
     The indices of the best tasks, best first, and of the worst, worst first.
   """
   order = np.lexsort((loss, -np.asarray(accuracy))).tolist()
   count = min(count, len(order) // 2)
-  return order[:count], order[::-1][:count]
+  return order[: max(count, 1)], order[::-1][:count]

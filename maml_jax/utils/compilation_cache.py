@@ -8,6 +8,8 @@ import zlib
 
 import jax
 
+from maml_jax.utils.files import expand_path
+
 __all__ = ['enable_compilation_cache', 'remove_damaged_entries']
 
 ZSTANDARD_MAGIC = b'\x28\xb5\x2f\xfd'  # entries not compressed by zlib
@@ -27,7 +29,7 @@ def enable_compilation_cache(least_seconds: float | None = None) -> None:
     jax.config.update(name, least_seconds)
   if jax.config.jax_compilation_cache_dir is None:
     folder = os.environ.get('MAML_JAX_CACHE') or '~/.cache/maml_jax/xla'
-    folder = pathlib.Path(folder).expanduser()
+    folder = expand_path(folder)
     remove_damaged_entries(folder)
     jax.config.update('jax_compilation_cache_dir', str(folder))
 

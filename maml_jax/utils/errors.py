@@ -51,5 +51,5 @@ def suggest(
 def check_choice(what: str, value: object, choices: Collection[str]) -> None:
   """Raises UserError with a suggestion unless `value` is one of `choices`."""
   if value not in choices:
-    hint = suggest(str(value), choices)
+    hint = suggest(str(value), [choice for choice in choices if choice])
     raise UserError(f'{what}={printable(value)}: unknown{hint}')

@@ -9,13 +9,44 @@ import tempfile
 from maml_jax.utils.errors import UserError
 
 __all__ = [
+  'expand_path',
   'fsync',
+  'new_directory',
   'oserror_as_user_error',
   'oserror_message',
   'preallocate',
   'require_free_space',
   'write_text',
 ]
+
+
+def expand_path(path: str | os.PathLike) -> pathlib.Path:
+  """Returns a path with the home directory for a leading ~ or ~user.
+
+  Without such a user, the path stays as it is.
+  """
+  return pathlib.Path(os.path.expanduser(path))
+
+
+@contextlib.contextmanager
+def new_directory(path: pathlib.Path):
+  """Creates a directory, with its parents, unless it exists.
+
+  If the block fails, the directories that were created and are still empty are
+  removed.
+
+  Raises:
+    OSError: the directory cannot be created.
+  """
+  created = [p for p in (path, *path.parents) if not p.exists()]
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError):  # not empty
+      for folder in created:
+        folder.rmdir()
+    raise
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from maml_jax.experiment.formatting import describe_data
 from maml_jax.report import formatting
 from maml_jax.report.figure_writer import FigureWriter
 from maml_jax.report.formatting import format_number
@@ -130,7 +131,7 @@ def _evaluation_row(run_group: RunGroup, group: EvaluationGroup) -> list:
   classifies = metric == 'accuracy'
   return [
     run_group.name,
-    f'{result["data"]} {result["split"]}, {formatting.describe_task(result)}',
+    f'{describe_data(result)}, {formatting.describe_task(result)}',
     formatting.protocol_tag(result) if classifies else '–',
     result['queries'],
     result['num_steps'],

@@ -26,7 +26,14 @@ from maml_jax.report.style import css_color
 __all__ = ['summary']
 
 # Fields in which evaluations must agree to be compared task by task.
-SAME_TASK_FIELDS = ('data', 'split', 'ways', 'shots', 'queries')
+SAME_TASK_FIELDS = (
+  'data',
+  'data_root',
+  'split',
+  'ways',
+  'shots',
+  'queries',
+)
 
 
 def summary(
@@ -122,7 +129,9 @@ def _comparison(groups: Sequence[EvaluationGroup]) -> Html:
     g
     for g in groups
     if g.array(g.metric) is not None
-    and all(g.result[f] == groups[0].result[f] for f in SAME_TASK_FIELDS)
+    and all(
+      g.result.get(f) == groups[0].result.get(f) for f in SAME_TASK_FIELDS
+    )
   ]
   if len(groups) < 2:
     return Html()
