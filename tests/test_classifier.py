@@ -51,7 +51,7 @@ def few_shot(path):
 
 @pytest.fixture(scope='module')
 def adapted(few_shot):
-  return few_shot.fit(SUPPORT, LABELS, num_steps=1)
+  return few_shot.fit(SUPPORT, LABELS, num_steps=1, head='checkpoint')
 
 
 def as_inputs(pictures):
@@ -205,7 +205,7 @@ FAMILY = {
   'alfa': ('--inner.rule=alfa', '--inner.weight_decay=0.1'),
   'proto_net': ('--inner.head=prototype', '--eval.num_steps=0'),
   'proto_maml': ('--inner.head=prototype', '--inner.optimizer=adam'),
-  'boil': ('--inner.classifier_lr=0',),
+  'boil': ('--inner.classifier_lr=0', '--inner.encoder_lr=0.01'),
   'cavia': (
     '--model.context_size=4',
     '--inner.frozen=!context',

@@ -27,19 +27,32 @@ def float64():
     yield
 
 
-# Settings without a golden case of their own: (case, inner settings).
+# Settings without a golden case of their own: (case, inner settings). Where a
+# gradient is near 0, eps_root bounds the derivative of Adam and RMSprop.
+SMOOTH = {'eps_root': 1e-2}
 VARIANTS = {
-  'rmsprop': ('inner_adam', {'optimizer': 'rmsprop', 'momentum': 0.5}),
+  'rmsprop': (
+    'inner_adam',
+    {'optimizer': 'rmsprop', 'momentum': 0.5, **SMOOTH},
+  ),
   'adam_per_step': (
     'maml_plus_plus',
-    {'optimizer': 'adam', 'weight_decay': 0.01, 'class_weights': 'balanced'},
+    {
+      'optimizer': 'adam',
+      'weight_decay': 0.01,
+      'class_weights': 'balanced',
+      **SMOOTH,
+    },
   ),
   'curvature_momentum': (
     'meta_curvature',
     {'momentum': 0.5, 'weight_decay': 0.01, 'proximal': 0.3},
   ),
   'prototype_frozen': ('proto_maml', {'frozen': ('linear1',), 'momentum': 0.9}),
-  'zero_momentum': ('cavia', {'momentum': 0.9, 'optimizer': 'rmsprop'}),
+  'zero_momentum': (
+    'cavia',
+    {'momentum': 0.9, 'optimizer': 'rmsprop', **SMOOTH},
+  ),
 }
 
 

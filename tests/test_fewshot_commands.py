@@ -244,7 +244,7 @@ def test_adapt_with_one_image_per_class_and_no_query(workspace, capsys):
   )
   assert (status, err) == (0, '')
   assert 'classes with a single image: bar, disc, frame' in out
-  assert 'initial head: checkpoint' in out
+  assert 'initial head: zero' in out
   assert out.endswith(f'saved in {output}: contact_sheet.png, model.npz\n')
   assert sorted(p.name for p in output.iterdir()) == [
     'contact_sheet.png',
