@@ -1,8 +1,12 @@
 """Adaptation to a few images, compared with plain loops and closed forms."""
 
+import copy
+import datetime
 import functools
 import json
+import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -12,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from PIL import Image
 
 import maml_jax
 from maml_jax import config as config_lib
@@ -368,10 +373,12 @@ def test_save_keeps_norms_of_layers_and_running_averages(tmp_path):
 @pytest.mark.parametrize(
   'images, labels, kwargs, message',
   [
-    (SUPPORT, LABELS[1:], {}, 'got 6 images and labels of shape'),
+    (SUPPORT, LABELS[1:], {}, 'got 6 images and 5 labels'),
     (SUPPORT, ['bar'] * 6, {}, 'expected two or more classes'),
     (np.zeros(5), [0, 1], {}, r'expected images \[N, H, W, C\]'),
-    (SUPPORT[0], [0, 1], {}, 'expected one label per image'),
+    (SUPPORT[0], [0, 1], {}, 'one label per image, got 1 images and 2 labels'),
+    (SUPPORT, 'abcdef', {}, "one label per image, got 'abcdef'"),
+    (SUPPORT, np.array(3), {}, 'got 6 images and 1 labels'),
     (SUPPORT, LABELS, {'head': 'nero'}, 'did you mean zero?'),
     (
       SUPPORT,
@@ -384,6 +391,155 @@ def test_save_keeps_norms_of_layers_and_running_averages(tmp_path):
 def test_fit_rejects_invalid_input(few_shot, images, labels, kwargs, message):
   with pytest.raises(UserError, match=message):
     few_shot.fit(images, labels, **kwargs)
+
+
+@pytest.mark.parametrize(
+  'labels, message',
+  [
+    ([None, 'a'] * 3, 'label None is a NoneType: expected strings'),
+    ([b'a', b'b'] * 3, "label b'a' is a bytes: expected strings"),
+    (np.array([b'a', b'b'] * 3), "label b'a' is a bytes"),
+    (
+      np.array(['2026-01-01', '2026-01-02'] * 3, 'datetime64[D]'),
+      r'label datetime.date\(2026, 1, 1\) is a date',
+    ),
+    ([datetime.datetime(2026, 1, d) for d in range(1, 7)], 'is a datetime'),
+    ([0.0, float('nan')] * 3, 'label nan is not finite'),
+    (np.array([1, np.inf] * 3), 'label inf is not finite'),
+    ([(0, 1), (1, 0)] * 3, 'label .* is a tuple'),
+    (np.eye(6), 'label .* is a list'),
+    ([1j, 2j] * 3, 'is a complex'),
+    ([1, '1'] * 3, 'labels of different types: number, string'),
+    ([True, 2] * 3, 'labels of different types: boolean, number'),
+    ([10**30, 1] * 3, 'no exact NumPy type'),
+    ([2**63 + 1, -1] * 3, 'no exact NumPy type'),
+  ],
+  ids=str,
+)
+def test_unsupported_labels_are_rejected_before_the_work(
+  few_shot, labels, message, monkeypatch
+):
+  monkeypatch.setattr(adaptation, 'make_adaptation_program', None)
+  with pytest.raises(UserError, match=message):
+    few_shot.fit(SUPPORT, labels)
+
+
+@pytest.mark.parametrize(
+  'labels',
+  [
+    ['b', 'a'] * 3,
+    [2, 1] * 3,
+    [0.5, 1] * 3,
+    [True, False] * 3,
+    (np.str_('b'), 'a') * 3,
+    np.array(['b', 'a'] * 3, object),
+    np.array([7, 3] * 3, np.uint8),
+    jnp.array([7, 3] * 3),
+  ],
+  ids=str,
+)
+def test_supported_labels_are_predicted_saved_and_pickled(
+  few_shot, labels, tmp_path
+):
+  fitted = few_shot.fit(SUPPORT, labels, num_steps=1)
+  assert fitted.classes.tolist() == sorted({*np.asarray(labels).tolist()})
+  fitted.save(tmp_path / 'model.npz')
+  copies = [
+    maml_jax.load_classifier(tmp_path / 'model.npz'),
+    pickle.loads(pickle.dumps(fitted)),
+    copy.deepcopy(fitted),
+  ]
+  for other in copies:
+    assert other.classes.tolist() == fitted.classes.tolist()
+    np.testing.assert_array_equal(
+      other.predict_proba(QUERIES), fitted.predict_proba(QUERIES)
+    )
+    assert other.config.to_dict() == fitted.config.to_dict()
+
+
+def test_pickled_classifier_is_loaded_by_another_process(adapted, tmp_path):
+  (tmp_path / 'pickle').write_bytes(pickle.dumps(adapted))
+  np.save(tmp_path / 'images.npy', np.stack(QUERIES))
+  script = (
+    'import pickle, numpy as np; '
+    "classifier = pickle.load(open('pickle', 'rb')); "
+    "print(*classifier.predict(np.load('images.npy')))"
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', script],
+    check=True,
+    text=True,
+    capture_output=True,
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+  )
+  assert process.stdout.split() == adapted.predict(QUERIES).tolist()
+
+
+def test_single_image_is_a_batch_of_one(adapted, tmp_path):
+  color = np.random.RandomState(0).randint(0, 256, (84, 84, 3), np.uint8)
+  color[20:60, 30:40] = 0
+  image = Image.fromarray(color)
+  image.save(tmp_path / 'image.png')
+  expected = adapted.predict_proba(color[None])
+  assert expected.shape == (1, 3)
+  several = np.concatenate([expected, expected])
+  for one in (color, color.tolist(), image, tmp_path / 'image.png'):
+    np.testing.assert_array_equal(adapted.predict_proba(one), expected)
+    assert len(adapted.predict(one)) == 1
+  for two in (
+    [color, image],
+    (color.tolist(), str(tmp_path / 'image.png')),
+    (x for x in (color, image)),
+    np.stack([color, color]),
+  ):
+    np.testing.assert_array_equal(adapted.predict_proba(two), several)
+  gray = QUERIES[0][..., 0]
+  expected = adapted.predict_proba([gray])
+  for one in (gray, gray[None], gray[..., None], gray[None, ..., None]):
+    np.testing.assert_array_equal(adapted.predict_proba(one), expected)
+  assert len(adapted.predict(np.stack([gray] * 5))) == 5
+
+
+@pytest.mark.parametrize('method', ['fit', 'predict', 'predict_proba'])
+@pytest.mark.parametrize(
+  'images, message',
+  [
+    (np.zeros((6, 3, 84, 84), np.uint8), 'image 0: .* channels must come last'),
+    (list(np.full((84, 84, 3), 9)), 'image 0: .* pixels without rows or col'),
+    (np.zeros((2, 2, 9, 9, 3)), 'expected images .* got an array of shape'),
+    (np.zeros(9), 'expected images .* got an array of shape'),
+    (7, 'expected images .* got an array of shape'),
+    ({'a': QUERIES[0]}, 'expected images, got a dict'),
+    (b'image', 'expected images, got a bytes'),
+    ([QUERIES[0], QUERIES[1].astype(float)], 'image 1: .* got float64 in 0'),
+    ([QUERIES[0], None], 'image 1: '),
+    ([[[1, 2], [3]], [4]], 'not an array of pixels'),
+    (np.stack(QUERIES) // 128, 'largest value of all images is 1 of 255'),
+    (np.stack(QUERIES) // 16, 'largest value of all images is 15 of 255'),
+    (np.stack(QUERIES) / 255.0**2, 'largest value of all images is 1 of 255'),
+    (np.stack(QUERIES) / 127.5 - 1, r'image 0: expected .* in -1..1'),
+    ('missing.png', 'missing.png: No such file'),
+  ],
+  ids=str,
+)
+def test_ambiguous_images_are_rejected(
+  adapted, few_shot, images, message, method
+):
+  with pytest.raises(UserError, match=message):
+    if method == 'fit':
+      few_shot.fit(images, LABELS)
+    else:
+      getattr(adapted, method)(images)
+
+
+def test_channels_first_is_ambiguous_for_models_of_color_images(tmp_path):
+  few_shot = maml_jax.load(REPOSITORY / 'checkpoints' / 'mini_5w1s')
+  with pytest.raises(UserError, match='either 3 gray images or one color'):
+    few_shot.transform(np.zeros((3, 84, 84), np.uint8))
+  color = np.full((84, 84, 3), 200, np.uint8)
+  assert few_shot.transform(color).shape == (1, 84, 84, 3)
+  assert few_shot.transform(np.full((5, 84, 84), 200)).shape == (5, 84, 84, 3)
 
 
 def test_fit_raises_if_adaptation_diverges(few_shot):

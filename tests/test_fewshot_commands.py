@@ -1,6 +1,7 @@
 """--mode=adapt and --mode=predict, and the terminal output of all modes."""
 
 import csv
+import errno
 import io
 import json
 import pathlib
@@ -112,8 +113,8 @@ def test_adapt_prints_accuracies_and_names_its_files(workspace, adapted, saved):
   assert left_out[3] == '10' and accuracy[3] == '21'
   assert float(accuracy[1]) > 80  # the shapes are easy to distinguish
   assert lines[-1] == (
-    f'saved in {workspace.output}: predictions.csv, predictions.json, '
-    'contact_sheet.png, model.npz'
+    f'saved in {workspace.output}: contact_sheet.png, model.npz, '
+    'predictions.csv, predictions.json'
   )
   assert saved['accuracy']['right'] == int(accuracy[2])
   assert saved['leave_one_out']['images'] == 10
@@ -191,7 +192,7 @@ def test_predict_reproduces_predictions_of_adapt(workspace, saved, capsys):
   )
   assert status == 0
   assert out.endswith(
-    f'saved in {output}: predictions.csv, predictions.json, contact_sheet.png\n'
+    f'saved in {output}: contact_sheet.png, predictions.csv, predictions.json\n'
   )
   content = json.loads((output / 'predictions.json').read_text())
   (alone,) = content['predictions']
@@ -245,11 +246,61 @@ def test_adapt_with_one_image_per_class_and_no_query(workspace, capsys):
   assert (status, err) == (0, '')
   assert 'classes with a single image: bar, disc, frame' in out
   assert 'initial head: zero' in out
-  assert out.endswith(f'saved in {output}: contact_sheet.png, model.npz\n')
-  assert sorted(p.name for p in output.iterdir()) == [
-    'contact_sheet.png',
-    'model.npz',
-  ]
+  files = ['contact_sheet.png', 'model.npz', 'predictions.json']
+  assert out.endswith(f'saved in {output}: {", ".join(files)}\n')
+  assert sorted(p.name for p in output.iterdir()) == files
+
+
+def test_adaptations_do_not_share_files(workspace, capsys, monkeypatch):
+  monkeypatch.chdir(workspace.path)
+  for parent in ('A', 'B'):
+    image_folders.write_class_folders(pathlib.Path(parent, 'support'), 1)
+  query = next((workspace.query / 'bar').iterdir())
+
+  def adapt(support, *args):
+    arguments = ['--mode=adapt', f'--checkpoint={workspace.checkpoint}']
+    arguments += [f'--support={support}', '--num_steps=0', *args]
+    status, out, err = run(capsys, *arguments)
+    assert (status, err) == (0, '')
+    return out.splitlines()[-1]
+
+  files = 'contact_sheet.png, model.npz, predictions.csv, predictions.json'
+  first, second = 'adapted/support', 'adapted/support-2'
+  assert adapt('A/support', query) == f'saved in {first}: {files}'
+  assert adapt('B/support', query) == f'saved in {second}: {files}'
+  assert adapt('B/support', query) == f'saved in {second}: {files}'
+  # In the same folder, all files are replaced.
+  files = 'contact_sheet.png, model.npz, predictions.json'
+  assert adapt('A/support') == f'saved in {first}: {files}'
+  assert sorted(p.name for p in pathlib.Path(first).iterdir()) == (
+    files.split(', ')
+  )
+  assert adapt('A/support', f'--output={second}').startswith('saved in')
+  saved = json.loads(pathlib.Path(second, 'predictions.json').read_text())
+  assert saved['support'] == str(workspace.path / 'A' / 'support')
+  # Predictions of one model are not written beside another one.
+  status, _, err = run(
+    capsys, '--mode=predict', f'--model={first}', query, f'--output={second}'
+  )
+  assert status == 2 and 'contains the results of --mode=adapt' in err
+
+
+def test_files_of_an_earlier_adaptation_stay_if_the_disk_is_full(
+  workspace, capsys, monkeypatch
+):
+  output = workspace.path / 'stays'
+  arguments = ['--mode=adapt', f'--checkpoint={workspace.checkpoint}']
+  arguments += [f'--support={workspace.support}', f'--output={output}']
+  assert run(capsys, *arguments, '--num_steps=0')[0] == 0
+  before = {path: path.read_bytes() for path in output.iterdir()}
+
+  def fail(*args, **kwargs):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(np, 'savez', fail)
+  status, _, err = run(capsys, *arguments, '--num_steps=1')
+  assert status == 2 and 'No space left on device' in err
+  assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
 def test_adapt_warns_about_identical_classes(workspace, capsys):

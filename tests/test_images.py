@@ -52,6 +52,9 @@ def test_from_array_accepts_uint8_float_and_bool(shape):
   np.testing.assert_array_equal(
     expected, np.broadcast_to(pixels.reshape(84, 84, -1), (84, 84, 3))
   )
+  wide = pixels.astype(np.uint16) << 8  # as in files of 16 bits
+  for image in (pixels.astype(np.int64), pixels.astype(np.uint32), wide):
+    np.testing.assert_array_equal(images.from_array(image, COLOR), expected)
   for dtype in (np.float32, np.float64):
     image = (pixels / 255).astype(dtype)
     np.testing.assert_array_equal(images.from_array(image, COLOR), expected)
@@ -71,7 +74,12 @@ def test_from_array_accepts_uint8_float_and_bool(shape):
     (np.full((4, 4), 2.0), 'floats in 0..1, got float64 in 2..2'),
     (np.full((4, 4), -0.1), 'floats in 0..1'),
     (np.full((4, 4), np.nan), 'floats in 0..1'),
-    (np.full((4, 4), 200, np.int64), 'floats in 0..1, got int64'),
+    (np.full((4, 4), 256, np.int64), 'integers in 0..255 .* got int64'),
+    (np.full((4, 4), -1, np.int8), 'integers in 0..255 .* got int8 in -1..-1'),
+    (np.full((4, 4), 'x'), 'expected pixels, got dtype <U1'),
+    (np.zeros((3, 8, 8), np.uint8), 'the channels must come last'),
+    (np.zeros((8, 3), np.uint8), r'\(8, 3\), which looks like pixels without'),
+    (np.zeros((8, 1), np.uint8), 'which looks like pixels without rows or'),
   ],
 )
 def test_from_array_with_invalid_array_raises_error(image, message):
@@ -91,6 +99,84 @@ def test_all_formats_and_color_modes_are_read(tmp_path, suffix):
     read = images.read_image(path, COLOR)
     assert np.abs(read.pixels - expected).mean() < 8
     assert read.path == path and read.thumbnail.shape == (48, 60, 3)
+
+
+# Modes of PIL images, with a format that keeps them in files.
+MODES = {
+  '1': 'png',
+  'L': 'png',
+  'LA': 'png',
+  'P': 'png',
+  'PA': None,
+  'RGB': 'png',
+  'RGBA': 'png',
+  'RGBX': None,
+  'RGBa': None,
+  'La': None,
+  'CMYK': 'tiff',
+  'YCbCr': 'tiff',
+  'LAB': 'tiff',
+  'HSV': None,
+  'I;16': 'png',
+  'I;16B': None,
+}
+
+
+@pytest.mark.parametrize('spec', [INK, COLOR], ids=['gray', 'color'])
+@pytest.mark.parametrize('mode', MODES)
+def test_pil_images_of_all_modes_are_converted_like_files(tmp_path, mode, spec):
+  image = colored_image(mode)
+  before = image.tobytes()
+  pixels = images.from_pil(image, spec)
+  assert image.tobytes() == before and image.mode == mode
+  if MODES[mode]:
+    file = save(tmp_path / f'image.{MODES[mode]}', image)
+    np.testing.assert_array_equal(images.read_image(file, spec).pixels, pixels)
+    with Image.open(file) as opened:
+      np.testing.assert_array_equal(images.from_pil(opened, spec), pixels)
+  if mode in ('P', 'PA', 'RGBX', 'RGBA', 'RGBa', 'HSV', 'YCbCr', 'CMYK'):
+    true_colors = images.from_pil(colored_image('RGB'), spec)
+    difference = np.abs(np.int32(pixels) - true_colors)
+    assert difference.mean() < 4
+
+
+def colored_image(mode):
+  """Returns an image of 9 colors; palette indices do not resemble them."""
+  r = np.random.RandomState(3)
+  colors = r.randint(0, 256, (9, 3)).astype(np.uint8)
+  index = np.kron(np.arange(9).reshape(3, 3), np.ones((20, 20), int))
+  color = Image.fromarray(colors[index])
+  if mode in ('P', 'PA'):
+    image = Image.fromarray(index.astype(np.uint8))
+    image.putpalette(colors.tobytes())
+    return image if mode == 'P' else image.convert('PA')
+  if mode.startswith('I;16'):
+    gray = np.asarray(color.convert('L')).astype(
+      '>u2' if 'B' in mode else '<u2'
+    )
+    return Image.frombytes(mode, color.size, (gray * 257).astype(gray.dtype))
+  if mode == 'LAB':
+    from PIL import ImageCms
+
+    profiles = (ImageCms.createProfile(name) for name in ('sRGB', 'LAB'))
+    return ImageCms.profileToProfile(color, *profiles, outputMode='LAB')
+  if mode in ('La', 'RGBa'):
+    return color.convert(mode.upper()).convert(mode)
+  return color.convert(mode)
+
+
+@pytest.mark.parametrize('mode', ['I', 'F'])
+def test_pil_images_without_value_range_raise_error(mode):
+  with pytest.raises(UserError, match='32-bit pixels have no defined'):
+    images.from_pil(Image.new(mode, (4, 4)), COLOR)
+
+
+def test_broken_pil_image_raises_error(tmp_path):
+  file = save(tmp_path / 'image.png', colored_image('RGB'))
+  file.write_bytes(file.read_bytes()[:-40])
+  with Image.open(file) as image:
+    with pytest.raises(UserError, match='invalid image: '):
+      images.from_pil(image, COLOR)
 
 
 def test_transparent_pixels_become_white(tmp_path):

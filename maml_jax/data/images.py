@@ -25,18 +25,21 @@ __all__ = [
   'UnreadableImageError',
   'describe_error',
   'from_array',
+  'from_pil',
   'list_class_folders',
   'list_files',
   'open_image',
   'read_image',
   'resize',
   'to_array',
+  'to_uint8',
 ]
 
 # Pillow runs external programs for some other formats.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 MAX_BYTES = 256 << 20  # per file
 MAX_PIXELS = 150_000_000  # per image; more than the largest cameras have
+CHANNELS = (1, 3, 4)  # of arrays
 THUMBNAIL_SIZE = 112  # longer side, in pixels
 
 
@@ -130,7 +133,7 @@ def open_image(encoded: bytes) -> Iterator:
   Raises:
     UnreadableImageError: it is not an image or has too many pixels.
   """
-  from PIL import Image, ImageOps, UnidentifiedImageError  # saves start-up time
+  from PIL import Image, UnidentifiedImageError  # saves start-up time
 
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # problems that matter raise errors
@@ -142,13 +145,7 @@ def open_image(encoded: bytes) -> Iterator:
     except Image.DecompressionBombError as error:
       raise UnreadableImageError(f'too many pixels: {error}') from error
     with image:
-      if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImageError(
-          f'too many pixels: {image.width} x {image.height}'
-        )
-      with contextlib.suppress(Exception):  # broken EXIF data
-        image = ImageOps.exif_transpose(image)
-      yield image
+      yield _apply_orientation(image)
 
 
 def describe_error(error: Exception) -> str:
@@ -162,12 +159,44 @@ def describe_error(error: Exception) -> str:
   return f'broken: {str(error).partition(chr(10))[0][:100]}'
 
 
+def from_pil(image, spec: records.DatasetSpec) -> np.ndarray:
+  """Converts a PIL image as `read_image` converts its file.
+
+  Args:
+    image: a PIL image of any size and mode, which stays unchanged.
+    spec: the data set whose image format is needed.
+
+  Returns:
+    uint8 [H, W, C] with the shape of the data set's images, see `to_array`.
+
+  Raises:
+    UserError: the image is too large, or its file is broken.
+  """
+  try:
+    return to_array(_apply_orientation(image), spec)
+  except Exception as error:  # broken files can raise nearly anything
+    raise UserError(f'invalid image: {describe_error(error)}') from error
+
+
+def _apply_orientation(image):
+  """Checks the size of a PIL image and applies its EXIF orientation."""
+  from PIL import ImageOps  # saves start-up time
+
+  if image.width * image.height > MAX_PIXELS:
+    raise UnreadableImageError(
+      f'too many pixels: {image.width} x {image.height}'
+    )
+  with contextlib.suppress(Exception):  # broken EXIF data
+    return ImageOps.exif_transpose(image)
+  return image
+
+
 def from_array(image: np.ndarray, spec: records.DatasetSpec) -> np.ndarray:
   """Converts an array to an image in the format of a data set.
 
   Args:
     image: [H, W] or [H, W, C] of any size; C = 1, 3, or 4 with transparency;
-      uint8 0..255, or floats or booleans 0..1.
+      integers 0..255, uint16 0..65535, or floats or booleans 0..1.
     spec: the data set whose image format is needed.
 
   Returns:
@@ -179,18 +208,26 @@ def from_array(image: np.ndarray, spec: records.DatasetSpec) -> np.ndarray:
   from PIL import Image  # saves start-up time
 
   image = np.asarray(image)
-  if image.ndim == 3 and image.shape[-1] == 1:
-    image = image[..., 0]
-  channels = image.shape[2:]
-  if image.ndim not in (2, 3) or channels not in ((), (3,), (4,)):
+  shape = image.shape
+  if not image.size:
+    raise UserError(f'image of shape {shape} has no pixels')
+  is_gray, has_channels = image.ndim == 2, image.ndim == 3
+  if is_gray and shape[1] in CHANNELS and shape[0] != shape[1]:
+    raise UserError(
+      f'expected an image [H, W] or [H, W, C], got shape {shape}, which looks '
+      'like pixels without rows or columns'
+    )
+  if not is_gray and not (has_channels and shape[-1] in CHANNELS):
+    hint = ''
+    if has_channels and shape[0] in CHANNELS:
+      hint = ': the channels must come last'
     raise UserError(
       'expected an image [H, W] or [H, W, C] with C = 1, 3 or 4, got shape '
-      f'{image.shape}'
+      f'{shape}{hint}'
     )
-  if not image.size:
-    raise UserError(f'image of shape {image.shape} has no pixels')
-  if image.dtype != np.uint8:
-    image = _to_uint8(image)
+  image = to_uint8(image)
+  if has_channels and shape[-1] == 1:
+    image = image[..., 0]
   return to_array(Image.fromarray(image), spec)
 
 
@@ -232,6 +269,8 @@ def _convert_mode(image, mode: str):
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode in ('I', 'F'):
     raise UnreadableImageError('32-bit pixels have no defined value range')
+  if image.mode in ('LAB', 'La'):  # no direct conversions to other modes
+    image = image.convert({'LAB': 'RGB', 'La': 'LA'}[image.mode])
   if image.has_transparency_data:
     image = image.convert('RGBA')
     background = Image.new('RGBA', image.size, 'white')
@@ -239,16 +278,32 @@ def _convert_mode(image, mode: str):
   return image.convert(mode)
 
 
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-  """Converts floats or booleans 0..1; raises UserError for other values."""
-  values = image.astype(np.float32)
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """Converts an array of pixels to uint8 0..255.
+
+  Args:
+    image: integers 0..255, uint16 0..65535, or floats or booleans 0..1.
+
+  Raises:
+    UserError: other values or types.
+  """
+  if image.dtype == np.uint8:
+    return image
+  if image.dtype == np.uint16:  # as in files
+    return (image >> 8).astype(np.uint8)
+  is_integer = image.dtype.kind in 'iu'
+  limit = 255 if is_integer else 1
+  try:
+    values = image.astype(np.float64)
+  except (TypeError, ValueError) as error:
+    raise UserError(f'expected pixels, got dtype {image.dtype}') from error
   low, high = values.min(), values.max()
-  if not (low >= 0 and high <= 1):  # also true for NaN
+  if not (low >= 0 and high <= limit):  # also true for NaN
     raise UserError(
-      f'expected uint8 in 0..255 or floats in 0..1, got {image.dtype} in '
+      f'expected integers in 0..255 or floats in 0..1, got {image.dtype} in '
       f'{low:.3g}..{high:.3g}'
     )
-  return np.rint(255 * values).astype(np.uint8)
+  return np.rint(255 / limit * values).astype(np.uint8)
 
 
 def _to_light_on_black(pixels: np.ndarray) -> np.ndarray:

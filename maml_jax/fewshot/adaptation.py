@@ -32,7 +32,11 @@ from maml_jax.fewshot.heads import (
   default_head,
   make_initial_head,
 )
-from maml_jax.fewshot.inputs import prepare_images, scale_images
+from maml_jax.fewshot.inputs import (
+  encode_labels,
+  prepare_images,
+  scale_images,
+)
 from maml_jax.learner import Learner
 from maml_jax.types import Batch, PyTree
 from maml_jax.utils.errors import NonFiniteError, UserError, check_choice
@@ -86,14 +90,17 @@ class FewShotLearner(NamedTuple):
     """Adapts to labeled images and returns a classifier of their classes.
 
     Args:
-      images: [N, H, W, C] or [N, H, W], or a sequence of N arrays of any sizes:
-        uint8 0..255 or floats 0..1; gray (C = 1), color (3), or color with
-        transparency (4). They are converted to the size, channels and
-        normalization of the checkpoint's data set. If its images are light ink
-        on black, images of dark ink on light paper are inverted.
-      labels: [N], one label per image, such as strings or integers; two or more
-        classes. All classes have the same weight in the loss, whatever their
-        number of images.
+      images: a sequence of N images of any sizes: arrays [H, W] or [H, W, C],
+        PIL images, or paths of image files; or one array [N, H, W, C] or
+        [N, H, W]. Arrays contain integers 0..255, uint16 0..65535, or floats or
+        booleans 0..1; gray (C = 1), color (3), or color with transparency (4).
+        A single image, also as an array [H, W, C] or [H, W], is a batch of one.
+        Images are converted to the size, channels and normalization of the
+        checkpoint's data set. If its images are light ink on black, images of
+        dark ink on light paper are inverted.
+      labels: [N], one label per image: strings, booleans or finite numbers;
+        two or more classes. All classes have the same weight in the loss,
+        whatever their number of images.
       num_steps: inner steps; default 10, or those of the checkpoint's
         evaluation if they are more. A checkpoint with learned rates or another
         learned inner loop, or without inner steps (ProtoNet), uses those of its
@@ -114,7 +121,7 @@ class FewShotLearner(NamedTuple):
       NonFiniteError: the adaptation diverged.
     """
     pixels = prepare_images(self.config, images)
-    classes, class_ids = _encode_labels(labels, len(pixels))
+    classes, class_ids = encode_labels(labels, len(pixels))
     program = make_adaptation_program(self, len(classes), num_steps, head)
     return fit_classifier(self, program, pixels, class_ids, classes)
 
@@ -321,24 +328,6 @@ def _cached_program(
     return learner.adapt(adapted, stats, support)
 
   return AdaptationProgram(adapt, learner, phase, head)
-
-
-def _encode_labels(
-  labels: Sequence, num_images: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the distinct labels [W], sorted, and the class ids int32 [N]."""
-  labels = np.asarray(labels)
-  if labels.ndim != 1 or len(labels) != num_images:
-    raise UserError(
-      f'expected one label per image, got {num_images} images and labels of '
-      f'shape {labels.shape}'
-    )
-  classes, class_ids = np.unique(labels, return_inverse=True)
-  if len(classes) < 2:
-    raise UserError(
-      f'expected two or more classes, got labels {classes.tolist()}'
-    )
-  return classes, class_ids.astype(np.int32)
 
 
 def _inductive(norm: str | tuple) -> str | tuple:

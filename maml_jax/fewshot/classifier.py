@@ -68,6 +68,16 @@ class Classifier(NamedTuple):
   head: str
   logits: Callable[[np.ndarray], np.ndarray]
 
+  def __reduce__(self):
+    """Makes the classifier picklable: functions are made anew."""
+    return _unpickle, (
+      config_lib.to_json(self.config),
+      self.phase,
+      self.head,
+      self.classes,
+      *jax.tree.map(np.asarray, (self.params, self.stats)),
+    )
+
   def predict_proba(self, images) -> np.ndarray:
     """Returns the probability of each class for each image.
 
@@ -199,6 +209,10 @@ def make_classifier(
   return Classifier(
     classes, learner, params, stats, config, phase, head, logits
   )
+
+
+def _unpickle(config_json: str, *args) -> Classifier:
+  return make_classifier(config_lib.from_json(config_json), *args)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -6,8 +6,12 @@
 DIR/CLASS/ contains the images of a class; query images need no class folders.
 """
 
+import contextlib
+import itertools
+import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -23,6 +27,7 @@ from maml_jax.fewshot.image_folders import (
   read_support,
 )
 from maml_jax.fewshot.predictions import (
+  PREDICTION_FILES,
   LeaveOneOut,
   Prediction,
   describe_accuracy,
@@ -33,11 +38,13 @@ from maml_jax.fewshot.predictions import (
 )
 from maml_jax.utils.console import escape_control, print_result, print_warning
 from maml_jax.utils.errors import UserError
-from maml_jax.utils.files import oserror_message
+from maml_jax.utils.files import oserror_as_user_error, oserror_message
 
 __all__ = ['adapt', 'predict']
 
 MODEL_FILE = 'model.npz'
+CONTACT_SHEET_FILE = 'contact_sheet.png'
+OUTPUT_FILES = (MODEL_FILE, CONTACT_SHEET_FILE, *PREDICTION_FILES)
 READ_BATCH_SIZE = 256  # query images in memory at a time
 MAX_LEFT_OUT = 40  # support images left out, one at a time, of 50 images
 MAX_TABLE_ROWS = 40  # of printed tables; the files contain all rows
@@ -60,7 +67,7 @@ def adapt(flags, config) -> None:
   class_files = find_support(folder)
   query_paths = [*(flags.query or ()), *flags.paths]
   queries = find_queries(query_paths)
-  output = pathlib.Path(flags.output or f'adapted/{folder.resolve().name}')
+  output = pathlib.Path(flags.output or _default_output(folder))
   _make_output_folder(output, [folder, *query_paths])
   reader = ImageReader(data.spec(config.data.name))
   support = read_support(class_files, reader)
@@ -79,21 +86,22 @@ def adapt(flags, config) -> None:
   classifier = adaptation.fit_classifier(
     learner, program, support.pixels, support.labels, np.array(support.classes)
   )
-  classifier.save(output / MODEL_FILE)
   left_out = _leave_one_out(learner, program, support)
   print(_describe_adaptation(program, support))
   metadata = {
     'model': str(output / MODEL_FILE),
+    'support': str(folder.resolve()),
     'checkpoint': str(learner.path),
     **_adaptation_metadata(program, support),
     'leave_one_out': _report_leave_one_out(left_out, support),
   }
   digests = {picture.digest for picture in support.pictures}
   predictions = _predict_queries(classifier, queries, reader, digests)
-  _report_predictions(output, metadata, predictions, reader.skipped)
   support_rows = _support_rows(classifier, support, left_out)
-  _save_contact_sheet(output, metadata, predictions, support_rows)
-  _print_files(output, predictions, [MODEL_FILE])
+  with _replace_outputs(output) as new:
+    classifier.save(new / MODEL_FILE)
+    _report_predictions(new, metadata, predictions, reader.skipped)
+    _save_contact_sheet(new, metadata, predictions, support_rows)
   if queries and not predictions:
     raise UserError('none of the query images is readable')
 
@@ -120,6 +128,11 @@ def predict(flags, config) -> None:
   queries = find_queries(flags.paths)
   output = pathlib.Path(flags.output) if flags.output else None
   if output:
+    if (output / MODEL_FILE).exists():
+      raise UserError(
+        f'--output={output} contains the results of --mode=adapt: use another '
+        'folder'
+      )
     _make_output_folder(output, flags.paths)
 
   # Imports Flax, which takes seconds; errors above come first.
@@ -134,9 +147,9 @@ def predict(flags, config) -> None:
     raise UserError('none of the images is readable')
   if output:
     metadata = {'model': str(model)}
-    _report_predictions(output, metadata, predictions, reader.skipped)
-    _save_contact_sheet(output, metadata, predictions, [])
-    _print_files(output, predictions, [])
+    with _replace_outputs(output) as new:
+      _report_predictions(new, metadata, predictions, reader.skipped)
+      _save_contact_sheet(new, metadata, predictions, [])
   else:
     for line in format_table(predictions):
       print_result(line)
@@ -153,6 +166,48 @@ def _check_adapt_flags(flags, config) -> None:
     )
   if flags.num_steps is not None and flags.num_steps < 0:
     raise UserError(f'--num_steps={flags.num_steps}: must be at least 0')
+
+
+def _default_output(support: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of a support set in `adapted`, named like it.
+
+  Support sets with the same name have numbered folders.
+  """
+  support = support.resolve()
+  for n in itertools.count(1):
+    output = pathlib.Path('adapted', support.name + (f'-{n}' if n > 1 else ''))
+    if not output.exists():
+      return output
+    try:
+      metadata = json.loads((output / PREDICTION_FILES[1]).read_text())
+      if metadata.get('support') == str(support):
+        return output
+    except (OSError, ValueError, AttributeError):  # of another program
+      continue
+
+
+@contextlib.contextmanager
+def _replace_outputs(output: pathlib.Path):
+  """Replaces all files of an earlier run by those written to a new folder.
+
+  Yields:
+    The new folder. If the block fails, the earlier files stay.
+
+  Raises:
+    UserError: a file cannot be written.
+  """
+  with oserror_as_user_error(output):
+    folder = tempfile.TemporaryDirectory(dir=output, prefix='.new-')
+  with folder as name:
+    new = pathlib.Path(name)
+    yield new
+    files = sorted(path.name for path in new.iterdir())
+    with oserror_as_user_error(output):
+      for file in OUTPUT_FILES:
+        (output / file).unlink(missing_ok=True)
+      for file in files:
+        (new / file).replace(output / file)
+  print(f'saved in {escape_control(output)}: {", ".join(files)}')
 
 
 def _make_output_folder(
@@ -292,10 +347,9 @@ def _report_predictions(
   skipped: dict[str, str],
 ) -> None:
   """Prints predictions and their accuracy and writes them to files."""
-  if not predictions:
-    return
   shown = predictions[:MAX_TABLE_ROWS]
-  print('\n'.join(format_table(shown)))
+  for line in format_table(shown):
+    print(line)
   if len(predictions) > len(shown):
     print(f'... and {len(predictions) - len(shown)} more in predictions.csv')
   accuracy = measure_accuracy(predictions)
@@ -341,13 +395,4 @@ def _save_contact_sheet(
     subtitle += '; support images: predictions for training images'
   title = escape_control(metadata.get('checkpoint', metadata['model']))
   sheet = contact_sheet.draw_contact_sheet(title, subtitle, support_rows, query)
-  contact_sheet.save_contact_sheet(sheet, output / 'contact_sheet.png')
-
-
-def _print_files(
-  output: pathlib.Path, predictions: Sequence[Prediction], files: list[str]
-) -> None:
-  files = ['contact_sheet.png', *files]
-  if predictions:
-    files = ['predictions.csv', 'predictions.json', *files]
-  print(f'saved in {escape_control(output)}: {", ".join(files)}')
+  contact_sheet.save_contact_sheet(sheet, output / CONTACT_SHEET_FILE)

@@ -14,6 +14,7 @@ from maml_jax.utils.console import escape_control
 from maml_jax.utils.files import write_text
 
 __all__ = [
+  'PREDICTION_FILES',
   'LeaveOneOut',
   'Prediction',
   'describe_accuracy',
@@ -22,6 +23,9 @@ __all__ = [
   'summarize_accuracy',
   'write_predictions',
 ]
+
+
+PREDICTION_FILES = ('predictions.csv', 'predictions.json')
 
 
 class Prediction(NamedTuple):
@@ -104,8 +108,8 @@ def format_table(predictions: Sequence[Prediction]) -> list[str]:
   """Returns one line per prediction: file, class, probability, true class."""
   files = [escape_control(p.file) for p in predictions]
   classes = [escape_control(p.predicted) for p in predictions]
-  file_width = min(max(map(len, files)), 60)
-  class_width = min(max(map(len, classes)), 30)
+  file_width = min(max(map(len, files), default=0), 60)
+  class_width = min(max(map(len, classes), default=0), 30)
   lines = []
   for file, name, p in zip(files, classes, predictions, strict=True):
     line = (
@@ -120,7 +124,7 @@ def format_table(predictions: Sequence[Prediction]) -> list[str]:
 def write_predictions(
   folder: pathlib.Path, metadata: Mapping, predictions: Sequence[Prediction]
 ) -> None:
-  """Writes predictions.csv and predictions.json.
+  """Writes predictions.json and, if there are predictions, predictions.csv.
 
   Args:
     folder: where to write.
@@ -136,7 +140,8 @@ def write_predictions(
   for p in predictions:
     file, name = escape_control(p.file), escape_control(p.predicted)
     table.writerow([file, name, f'{p.probability:.6f}'])
-  write_text(folder / 'predictions.csv', text.getvalue())
+  if predictions:
+    write_text(folder / PREDICTION_FILES[0], text.getvalue())
   entries = [
     {
       'file': p.file,
@@ -149,4 +154,4 @@ def write_predictions(
     for p in predictions
   ]
   content = {**metadata, 'predictions': entries}
-  write_text(folder / 'predictions.json', json.dumps(content, indent=2))
+  write_text(folder / PREDICTION_FILES[1], json.dumps(content, indent=2))
