@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
 from maml_jax import default_config
+from maml_jax.methods import with_pretraining
 from maml_jax.utils import console
 from maml_jax.utils.errors import NonFiniteError, UserError, check_choice
 from maml_jax.utils.files import oserror_message
@@ -125,6 +126,11 @@ MODES = {
     'maml_jax.cli:train',
     (*RUN_FLAGS, *PROCESS_FLAGS, 'checkpoint'),
     'meta-train in a workdir; --checkpoint provides initial parameters',
+  ),
+  'pretrain': Mode(
+    'maml_jax.cli:train',
+    (*RUN_FLAGS, *PROCESS_FLAGS, 'checkpoint'),
+    'train the encoder as a classifier of all training classes',
   ),
   'eval': Mode(
     'maml_jax.cli:evaluate',
@@ -315,7 +321,7 @@ def _fields_by_name(mode: str) -> dict[str, list[str]]:
   """Returns fields that configure a mode: {'lr': ['outer.lr'], ...}."""
   if 'config' not in MODES[mode].flags:
     return {}
-  trains = mode in ('train', 'demo')
+  trains = mode in ('train', 'pretrain', 'demo')
   found: dict[str, list[str]] = {}
   for field in config_lib.flatten(default_config.get_config()):
     section, _, name = field.rpartition('.')
@@ -473,6 +479,8 @@ def _load_config(flags, overrides: Sequence[str]) -> ConfigDict:
     config = config_lib.override(saved, overrides)
   else:
     config = config_lib.load(flags.config or DEFAULT_PRESET, overrides)
+    if flags.mode == 'pretrain' and config.train.objective != 'classes':
+      config = config_lib.override(with_pretraining(config), overrides)
   flags.workdir = flags.workdir or _default_workdir(flags)
   return config
 
@@ -485,16 +493,19 @@ def _default_workdir(flags) -> str:
   not saved in a run of the same name.
   """
   name = pathlib.Path(flags.config or DEFAULT_PRESET).stem
+  trains = flags.mode in ('train', 'pretrain')
+  if flags.mode == 'pretrain' and 'pretrain' not in name:
+    name += '-pretrain'
   if flags.checkpoint:
     owner = pathlib.Path(flags.checkpoint).resolve()
     if owner.parent.parent.name == 'checkpoints':  # WORKDIR/checkpoints/best/9
       owner = owner.parents[2]
-    if flags.mode != 'train' and (owner / 'checkpoints').is_dir():
+    if not trains and (owner / 'checkpoints').is_dir():
       return str(owner)
     prefix = f'{name}-from-' if flags.config else 'from-'
-    name = (prefix if flags.mode == 'train' else '') + owner.name
+    name = (prefix if trains else '') + owner.name
   workdir = pathlib.Path('runs', '-'.join(filter(None, (name, flags.tag))))
   is_run = (workdir / 'config.json').exists()
-  if flags.checkpoint and flags.mode != 'train' and is_run:
+  if flags.checkpoint and not trains and is_run:
     workdir = workdir.with_name(f'eval-{workdir.name}')
   return str(workdir)

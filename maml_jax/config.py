@@ -102,6 +102,11 @@ ADDED_FIELDS = (
     )
   ),
   'train.init_from',
+  'train.objective',
+  'pretrain.batch_size',
+  'pretrain.head',
+  'pretrain.cosine_scale',
+  'pretrain.label_smoothing',
   'eval.data',
   'eval.data_root',
   'eval.baselines',
@@ -264,6 +269,8 @@ def _upgrade(tree: dict[str, Any]) -> None:
       value = values.get(tree[section].pop(name))
       tree[new_section].setdefault(new_name, value)
   defaults = flatten(default_config.get_config())
+  if 'train' in tree:
+    tree.setdefault('pretrain', {})  # a new section
   added = {field: defaults[field] for field in ADDED_FIELDS} | IMPLIED_VALUES
   for field, value in added.items():
     section, name = field.split('.')

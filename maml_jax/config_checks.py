@@ -94,6 +94,8 @@ CHOICES = {
   **{f'outer.{name}': choices for name, choices in OUTER_CHOICES.items()},
   'outer.optimizer': ('sgd', 'rmsprop', 'adam', 'adamw'),
   'outer.schedule': ('constant', 'step', 'cosine'),
+  'train.objective': ('tasks', 'classes'),
+  'pretrain.head': ('cosine', 'linear'),
   'val.augment_support': AUGMENTATIONS,
   'eval.data': ('', *DATA_SETS),
   'eval.split': ('train', 'val', 'test'),
@@ -109,6 +111,7 @@ MINIMUM = {
   'train.steps_per_epoch': 1,
   'train.meta_batch_size': 1,
   'train.steps_per_call': 1,
+  'pretrain.batch_size': 1,
   'val.num_tasks': 1,
   'val.ways': 1,
   'val.shots': 1,
@@ -123,6 +126,7 @@ POSITIVE = (
   'model.temperature',
   'outer.clip_value',
   'outer.temperature',
+  'pretrain.cosine_scale',
 )
 
 # Largest valid integers. Larger values are mistakes, and would take memory or
@@ -309,6 +313,11 @@ def _check_numbers(fields: dict[str, Any], types: dict[str, type]) -> None:
       raise UserError(f'config.{field}={fields[field]}: must be positive')
     if fields[field] == math.inf and field != 'outer.clip_value':
       raise UserError(f'config.{field}={fields[field]}: must be finite')
+  smoothing = fields['pretrain.label_smoothing']
+  if smoothing >= 1:
+    raise UserError(
+      f'config.pretrain.label_smoothing={smoothing}: must be less than 1'
+    )
   epochs, length = fields['train.num_epochs'], fields['train.steps_per_epoch']
   if epochs * length > MAX_STEP:
     raise UserError(
@@ -361,6 +370,8 @@ def _check_task_kind(fields: dict[str, Any]) -> None:
       'config.eval.data=folder: set config.eval.data_root to the directory of '
       'the images'
     )
+  if is_regression and fields['train.objective'] == 'classes':
+    raise UserError(f'config.train.objective=classes: {reason}')
   for field, value in fields.items():
     augments = '.augment' in field and value != 'none'
     if is_regression and (augments or field == 'data.normalize' and value):

@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
   outer.clip_value = 10.0  # clip each gradient component; inf = never
   outer.schedule = 'constant'  # constant, step, cosine; changes between epochs
   # step: epochs at which lr is multiplied by gamma; cosine: the last one is the
-  # epoch at which lr reaches 0.
+  # epoch at which lr reaches 0, default the end of the training.
   outer.milestones = ()
   outer.gamma = 0.1  # factor of the step schedule
   outer.warmup_epochs = 0  # linear warmup from 0, per meta-iteration
@@ -150,6 +150,18 @@ def get_config() -> ConfigDict:
   train.tasks_per_chunk = 0  # tasks vectorized at a time; 0 = automatic
   train.steps_per_call = 10  # maximum number of meta-iterations per jitted call
   train.init_from = ''  # checkpoint with initial parameters; '' = random ones
+
+  # What is trained: tasks, by meta-training; classes, a classifier of all
+  # training classes (pre-training, see --mode=pretrain).
+  train.objective = 'tasks'
+
+  # Pre-training. Each meta-iteration has train.meta_batch_size batches, which
+  # are normalized separately, augmented by data.augment_query.
+  config.pretrain = pretrain = ConfigDict()
+  pretrain.batch_size = 32  # images of a batch
+  pretrain.head = 'cosine'  # cosine (of features and weights), linear
+  pretrain.cosine_scale = 10.0  # factor on the cosines
+  pretrain.label_smoothing = 0.1  # probability spread over all classes
 
   # Validation selects the best checkpoint.
   config.val = val = ConfigDict()

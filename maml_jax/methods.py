@@ -1,12 +1,13 @@
 """Published methods as settings of the learner; see docs/methods.md."""
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from maml_jax.utils.errors import check_choice
 
-__all__ = ['METHODS', 'with_method']
+__all__ = ['METHODS', 'with_method', 'with_pretraining']
 
 # Fields by method. They change second-order MAML whose batch norm is not
 # adapted, such as preset mini_5w1s.
@@ -33,7 +34,6 @@ METHODS: dict[str, dict[str, Any]] = {
     'outer.loss_steps': 'all',
     'outer.loss_epochs': 15,
     'outer.schedule': 'cosine',
-    'outer.milestones': (300,),
     'eval.num_steps': 5,
   },
   # Baik et al. 2020, arXiv 2011.00209
@@ -74,11 +74,17 @@ METHODS: dict[str, dict[str, Any]] = {
     'outer.momentum': 0.0,
     'outer.lr': 1.0,
     'outer.schedule': 'cosine',
-    'outer.milestones': (300,),
     'val.shots': 1,
     'val.num_steps': 50,
     'eval.shots': 1,
     'eval.num_steps': 50,
+  },
+  # Ye and Chao 2022, arXiv 2106.16245; from a pre-trained encoder
+  'unicorn': {
+    'inner.head': 'zero',
+    'outer.gradient': 'first_order',
+    'outer.temperature': 0.5,
+    'eval.num_steps': 5,
   },
   # Zintgraf et al. 2019, arXiv 1810.03642
   'cavia': {
@@ -89,6 +95,24 @@ METHODS: dict[str, dict[str, Any]] = {
     'inner.encoder_lr': 1.0,
     'eval.num_steps': 2,
   },
+}
+
+
+# Fields of pre-training: a recipe for any image data set. Validation and
+# evaluation classify by the nearest class mean of the features.
+PRETRAINING = {
+  'train.objective': 'classes',
+  'data.augment_query': 'random_crop',
+  'model.norm': 'global',
+  'inner.head': 'prototype',
+  'inner.num_steps': 0,
+  'outer.optimizer': 'sgd',
+  'outer.lr': 0.05,
+  'outer.weight_decay': 5e-4,
+  'outer.clip_value': math.inf,
+  'outer.schedule': 'cosine',
+  'outer.milestones': (),
+  'eval.num_steps': 0,
 }
 
 
@@ -107,4 +131,10 @@ def with_method(config: ConfigDict, name: str) -> ConfigDict:
   """
   check_choice('method', name, METHODS)
   config.update_from_flattened_dict(METHODS[name])
+  return config
+
+
+def with_pretraining(config: ConfigDict) -> ConfigDict:
+  """Changes a config to pre-training, in place, and returns it."""
+  config.update_from_flattened_dict(PRETRAINING)
   return config

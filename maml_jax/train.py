@@ -29,6 +29,7 @@ from maml_jax.experiment.formatting import (
 )
 from maml_jax.experiment.metrics import is_transductive
 from maml_jax.experiment.metrics_log import METRICS_FILE, MetricsLog
+from maml_jax.experiment.pretraining import pretraining_learner
 from maml_jax.experiment.run_dir import (
   RESUME_ADVICE,
   RESUME_IGNORED_FIELDS,
@@ -36,7 +37,12 @@ from maml_jax.experiment.run_dir import (
   require_same_config,
 )
 from maml_jax.experiment.run_display import TrainingDisplay
-from maml_jax.experiment.task_source import Prefetcher, train_tasks
+from maml_jax.experiment.task_source import (
+  Prefetcher,
+  TrainTasks,
+  class_batches,
+  train_tasks,
+)
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.inner_loop import (
   clip_learned_rates,
@@ -289,11 +295,12 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
   # Conjugate gradients of parts of a query set would stop at other iterations.
   split_queries = config.outer.gradient != 'implicit'
   split_queries &= not is_transductive(config.model.norm)
+  split_queries &= config.train.objective == 'tasks'
   sharding = setup.train_sharding(config, split_queries=split_queries)
-  phase, val = setup.train_phase(config), setup.val_phase(config)
-  tasks = train_tasks(config, sharding)
+  val = setup.val_phase(config)
+  tasks, make_learner = _make_tasks(config, sharding)
   validate = phase_evaluator(config, val, config.val.num_tasks, sharding)
-  learner = setup.phase_learner(config, phase)
+  learner = make_learner()
   tx = setup.make_outer_optimizer(config)
   saved, state = _first_state(config, learner, tx, workdir)
   require_adapted_head(learner.inner, model_params(state.params))
@@ -304,7 +311,7 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
     train=config.train,
     shared=tasks.shared,
     prefetcher=stack.enter_context(prefetcher),
-    run_at=_make_programs(config, phase, tx, tasks, sharding),
+    run_at=_make_programs(config, make_learner, tx, tasks, sharding),
     validate=validate,
     call_length=CallLengthController(),
     writer=stack.enter_context(
@@ -319,7 +326,16 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
   return context, sharding.replicate(state)
 
 
-def _make_programs(config, phase, tx, tasks, sharding) -> Callable:
+def _make_tasks(config, sharding) -> tuple[TrainTasks, Callable]:
+  """Returns what is trained on, and `make_learner(outer=None)`."""
+  if config.train.objective == 'classes':
+    tasks, num_classes = class_batches(config, sharding)
+    return tasks, lambda outer=None: pretraining_learner(config, num_classes)
+  make_learner = partial(setup.phase_learner, config, setup.train_phase(config))
+  return train_tasks(config, sharding), make_learner
+
+
+def _make_programs(config, make_learner, tx, tasks, sharding) -> Callable:
   """Returns `run_at(epoch) -> step`, see `make_train_step`.
 
   Epochs whose outer losses differ in more than weights have different programs.
@@ -329,7 +345,7 @@ def _make_programs(config, phase, tx, tasks, sharding) -> Callable:
   @functools.cache
   def make_program(outer):
     return make_train_step(
-      setup.phase_learner(config, phase, outer=outer),
+      make_learner(outer=outer),
       tx,
       tasks.sample_episode,
       key=setup.rng_stream(config.seed, setup.TRAIN_STREAM),

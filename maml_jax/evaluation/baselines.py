@@ -8,9 +8,71 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ['FEATURE_BASELINES', 'linear_head', 'nearest_centroid']
+__all__ = [
+  'FEATURE_BASELINES',
+  'cosine_head',
+  'linear_head',
+  'nearest_centroid',
+  'simple_shot',
+]
 
 NUM_ITERATIONS = 500  # of gradient descent, for the linear head
+COSINE_ITERATIONS = 100  # the same for the cosine head
+COSINE_SCALE = 10.0  # factor on cosines
+COSINE_LR = 0.1
+
+
+def simple_shot(support, targets, query, ways):
+  """Returns the logits of `nearest_centroid` on normalized features.
+
+  SimpleShot, Wang et al. 2019, arXiv 1911.04623, CL2N.
+
+  Args:
+    support: features of the support set minus their mean over the training set.
+    targets: classes of the support set.
+    query: features of the query set minus the same mean.
+    ways: W.
+  """
+  return nearest_centroid(_normalize(support), targets, _normalize(query), ways)
+
+
+def cosine_head(support, targets, query, ways):
+  """Returns the logits of a cosine classifier trained on the support set.
+
+  The `Baseline++` of Chen et al. 2019, arXiv 1904.04232, equation 2, but
+  trained by gradient descent on all support images from the class means.
+
+  Args:
+    support: features of the support set.
+    targets: classes of the support set.
+    query: features of the query set.
+    ways: W.
+
+  Returns:
+    Logits [N, W] of the query set.
+  """
+  support, query = _normalize(support), _normalize(query)
+  one_hot = jax.nn.one_hot(targets, ways, dtype=support.dtype)
+
+  def logits(weights, features):
+    return COSINE_SCALE * features @ _normalize(weights).T
+
+  def loss(weights):
+    log_p = jax.nn.log_softmax(logits(weights, support))
+    return -(one_hot * log_p).sum(1).mean()
+
+  def step(_, weights):
+    return weights - COSINE_LR * jax.grad(loss)(weights)
+
+  means = (one_hot.T @ support) / one_hot.sum(0)[:, None]
+  weights = lax.fori_loop(0, COSINE_ITERATIONS, step, _normalize(means))
+  return logits(weights, query)
+
+
+def _normalize(x):
+  """Returns the rows of x with norm 1."""
+  squares = jnp.square(x).sum(1, keepdims=True)
+  return x * lax.rsqrt(jnp.maximum(squares, 1e-12))
 
 
 def nearest_centroid(support, targets, query, ways):
@@ -82,4 +144,5 @@ FEATURE_BASELINES = {
     'nearest class mean of the features',
   ),
   'linear_head': (linear_head, 'logistic regression on frozen features'),
+  'cosine_head': (cosine_head, 'cosine classifier on frozen features'),
 }

@@ -7,9 +7,11 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from maml_jax import config as config_lib
 from maml_jax import data
 from maml_jax.evaluation import baselines, results
 from maml_jax.evaluation.runner import learner_metrics, make_task_runner
@@ -41,6 +43,7 @@ from maml_jax.experiment.task_source import (
 )
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.learner import Learner, accuracy
+from maml_jax.types import Model
 from maml_jax.utils import console, distributed
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import expand_path
@@ -55,6 +58,9 @@ __all__ = [
   'task_classes',
 ]
 
+# Training images whose mean features center those of a baseline.
+MEAN_IMAGES = 2000
+MEAN_BATCH_SIZE = 50
 # Fields in which an evaluation may differ from the training.
 EVAL_IGNORED_FIELDS = (
   *RESUME_IGNORED_FIELDS,
@@ -62,6 +68,7 @@ EVAL_IGNORED_FIELDS = (
   'data.augment_support',
   'outer',
   'precision',
+  'pretrain',
   'seed',
   'train',
   'val',
@@ -359,6 +366,47 @@ def _measure_curve(e: Evaluation) -> tuple[dict | None, dict]:
   return curve, arrays
 
 
+def _mean_train_features(
+  e: Evaluation, model: Model, learner: Learner
+) -> np.ndarray | None:
+  """Returns the mean features of training images, [1, D], for SimpleShot.
+
+  The images are normalized by running averages if the norm mode has them, and
+  otherwise by the moments of a batch. Returns None without training images.
+  """
+  config = e.config
+  try:
+    dataset = setup.load_split(config, setup.train_phase(config))
+  except UserError as error:
+    console.print_warning(
+      f'no baseline simple_shot, which needs the mean: {error}'
+    )
+    return None
+  per_class = -(-MEAN_IMAGES // len(dataset.size))
+  rows = np.concatenate(
+    [
+      row[: min(size, per_class)]
+      for row, size in zip(dataset.index, dataset.size, strict=True)
+    ]
+  )
+  params, stats = transfer_params(learner, e.saved.params, e.saved.stats)
+  modes = config_lib.norm_modes('norm', e.phase.norm)
+  train = set(modes) != {'global'}
+
+  @jax.jit
+  def mean_features(images):
+    inputs = setup.scale_images(config, images)
+    return model.features(params, stats, inputs, train=train)[0].mean(0)
+
+  # Batches of one size, with images of many classes each.
+  batches = np.random.RandomState(0).permutation(rows)
+  size = min(MEAN_BATCH_SIZE, len(rows))
+  batches = batches[: len(rows) // size * size].reshape(-1, size)
+  with setup.matmul_precision(config):
+    means = [np.asarray(mean_features(dataset.images[b])) for b in batches]
+  return np.mean(means, 0)[None]
+
+
 def _measure_baselines(
   e: Evaluation, maml_accuracy: np.ndarray
 ) -> tuple[list[dict], dict]:
@@ -366,6 +414,7 @@ def _measure_baselines(
   # Its inner loop only collects the statistics that the norm mode needs.
   not_adapted = setup.phase_learner(e.config, e.phase, frozen=('*',))
   model = setup.phase_model(e.config, e.phase)
+  center = _mean_train_features(e, model, not_adapted)
 
   def measure(params, stats, episode):
     params, stats, _ = not_adapted.adapt(params, stats, episode.support)
@@ -378,6 +427,10 @@ def _measure_baselines(
     targets = episode.support.targets
     for name, (fn, _) in baselines.FEATURE_BASELINES.items():
       outputs[name] = fn(support, targets, query, e.phase.ways)
+    if center is not None:
+      outputs['simple_shot'] = baselines.simple_shot(
+        support - center, targets, query - center, e.phase.ways
+      )
     return {
       f'baseline_{name}': accuracy(logits, episode.query.targets)
       for name, logits in outputs.items()
@@ -387,6 +440,9 @@ def _measure_baselines(
   descriptions = {
     name: text for name, (_, text) in baselines.FEATURE_BASELINES.items()
   }
+  descriptions['simple_shot'] = (
+    'nearest class mean of centered, normalized features (SimpleShot)'
+  )
   descriptions['no_adaptation'] = 'the meta-learned initialization, not adapted'
   rows = []
   for key, values in arrays.items():

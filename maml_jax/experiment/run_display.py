@@ -38,9 +38,14 @@ class TrainingDisplay:
     self._bar.set_postfix_str('compiling')
     task, ways = f'{config.task.shots}-shot', config.task.ways
     task = f'{ways}-way {task}' if ways > 1 else f'{task} regression'
+    batch = f'{config.train.meta_batch_size} tasks'
+    if config.train.objective == 'classes':
+      task = 'pre-training on all classes'
+      size = config.train.meta_batch_size * config.pretrain.batch_size
+      batch = f'{size} images'
     self._bar.write(
-      f'{config.data.name}, {task}, {config.train.meta_batch_size} tasks per '
-      f'step on {devices or describe_devices()}'
+      f'{config.data.name}, {task}, {batch} per step on '
+      f'{devices or describe_devices()}'
       + (f', images on the {placement}' if placement else '')
       + f'; starting at step {step} of {self._total}'
     )

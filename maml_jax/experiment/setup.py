@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maml_jax import data
@@ -34,7 +35,7 @@ from maml_jax.sharding import (
   make_mesh,
   one_device_per_core,
 )
-from maml_jax.types import Dataset, Model
+from maml_jax.types import Array, Batch, Dataset, Episode, Model
 from maml_jax.utils import distributed
 from maml_jax.utils.compilation_cache import enable_compilation_cache
 from maml_jax.utils.devices import require_devices
@@ -57,6 +58,7 @@ __all__ = [
   'phase_model',
   'phase_transform',
   'rng_stream',
+  'scale_images',
   'train_phase',
   'train_sharding',
   'val_phase',
@@ -282,13 +284,22 @@ def phase_transform(config, phase: Phase):
   )
 
 
+def scale_images(config, images) -> Array:
+  """Converts uint8 [N, H, W, C] to the float32 inputs of the model."""
+  batch = Batch(jnp.asarray(images), ())
+  transform = phase_transform(config, eval_phase(config))
+  return transform(jax.random.key(0), Episode(batch, batch)).query.inputs
+
+
 def make_outer_optimizer(config):
   """Returns the outer optimizer, including its learning rate schedule."""
-  outer = config.outer
+  outer, milestones = config.outer, config.outer.milestones
+  if outer.schedule == 'cosine' and not milestones:
+    milestones = (config.train.num_epochs,)
   schedule = make_schedule(
     outer.lr,
     schedule=outer.schedule,
-    milestones=outer.milestones,
+    milestones=milestones,
     gamma=outer.gamma,
     warmup_epochs=outer.warmup_epochs,
     steps_per_epoch=config.train.steps_per_epoch,

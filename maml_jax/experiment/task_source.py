@@ -26,13 +26,14 @@ from maml_jax.data.episodes import (
 from maml_jax.experiment import setup
 from maml_jax.experiment.setup import Phase
 from maml_jax.sharding import TaskSharding
-from maml_jax.types import Array, Dataset, PyTree
+from maml_jax.types import Array, Batch, Dataset, Episode, PyTree
 
 __all__ = [
   'EvalTasks',
   'Prefetcher',
   'TrainTasks',
   'choose_placement',
+  'class_batches',
   'eval_task_indices',
   'eval_tasks',
   'train_tasks',
@@ -97,9 +98,65 @@ def train_tasks(config, sharding: TaskSharding) -> TrainTasks:
     del shared
     return build_episode(key, images, shots=phase.shots, transform=transform)
 
-  key = setup.rng_stream(config.seed, setup.TRAIN_STREAM)
-  gather = _image_gatherer(config, phase, dataset, key)
+  # Positions are drawn on the host, without the images.
+  rows = Dataset((), np.asarray(dataset.index), np.asarray(dataset.size))
+  draw = partial(draw_task_positions, dataset=rows, **phase.shape)
+  gather = _image_gatherer(config, dataset.images, draw)
   return TrainTasks((), sample, gather, placement)
+
+
+def class_batches(config, sharding: TaskSharding) -> tuple[TrainTasks, int]:
+  """Returns batches of training images of all classes, in place of tasks.
+
+  Each is drawn independently and uniformly, with replacement, and has an empty
+  support set.
+
+  Returns:
+    The batches, and the number of classes.
+
+  Raises:
+    UserError: the data are not prepared.
+  """
+  phase = setup.train_phase(config)
+  dataset = setup.load_split(config, phase)
+  transform = setup.phase_transform(config, phase)
+  labels = _labels(dataset)
+
+  def draw(key):
+    size = (config.pretrain.batch_size,)
+    return jax.random.randint(jax.random.split(key)[0], size, 0, len(labels))
+
+  def batch(key, images, labels):
+    batch = Batch(images, labels)
+    episode = transform(jax.random.split(key)[1], Episode(batch, batch))
+    return episode._replace(support=())
+
+  def sample(key, shared):
+    images, labels = shared
+    rows = draw(key)
+    return batch(key, jnp.take(images, rows, axis=0), labels[rows])
+
+  placement, host_data = choose_placement(config, sharding, dataset), None
+  shared = dataset.images, labels
+  if placement == 'host':
+    shared = labels
+
+    def sample(key, labels, images):
+      return batch(key, images, labels[draw(key)])
+
+    host_data = _image_gatherer(config, dataset.images, draw)
+  shared = sharding.replicate(shared)
+  return TrainTasks(shared, sample, host_data, placement), len(dataset.size)
+
+
+def _labels(dataset: Dataset) -> np.ndarray:
+  """Returns the class of each image, [M] int32."""
+  labels = np.zeros(len(dataset.images), np.int32)
+  for c, (row, size) in enumerate(
+    zip(dataset.index, dataset.size, strict=True)
+  ):
+    labels[row[:size]] = c
+  return labels
 
 
 def eval_tasks(
@@ -224,20 +281,25 @@ def _regression_sampler(config, phase: Phase) -> Callable:
   return partial(sample, shots=phase.shots, queries=phase.queries)
 
 
-def _image_gatherer(config, phase: Phase, dataset: Dataset, key) -> Callable:
-  """Returns `host_data` of `TrainTasks`: the images of each task."""
+def _image_gatherer(config, images: np.ndarray, draw: Callable) -> Callable:
+  """Returns `host_data` of `TrainTasks`: the images of each task.
+
+  Args:
+    config: see `maml_jax.default_config`.
+    images: [M, H, W, C], on the host.
+    draw: `draw(key)`, the positions of the images of a task.
+  """
   cpu = jax.local_devices(backend='cpu')[0]
-  key, index, size = jax.device_put((key, dataset.index, dataset.size), cpu)
-  without_images = Dataset((), index, size)
+  key = setup.rng_stream(config.seed, setup.TRAIN_STREAM)
+  key = jax.device_put(key, cpu)
 
   @jax.jit
   def positions_of(step):
     keys = task_keys(key, step, config.train.meta_batch_size)
-    draw = partial(draw_task_positions, dataset=without_images, **phase.shape)
     return jax.vmap(draw)(keys)
 
   def host_data(step, task_ids=slice(None)):
     with jax.default_device(cpu):
-      return (dataset.images[np.asarray(positions_of(step))[task_ids]],)
+      return (images[np.asarray(positions_of(step))[task_ids]],)
 
   return host_data

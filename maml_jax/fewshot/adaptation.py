@@ -24,7 +24,7 @@ from maml_jax.evaluation.evaluate import EVAL_IGNORED_FIELDS
 from maml_jax.experiment import checkpoint as checkpoint_lib
 from maml_jax.experiment import setup
 from maml_jax.experiment.run_dir import require_same_config
-from maml_jax.experiment.setup import Phase
+from maml_jax.experiment.setup import Phase, scale_images
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.fewshot.classifier import Classifier, make_classifier, softmax
 from maml_jax.fewshot.heads import (
@@ -32,11 +32,7 @@ from maml_jax.fewshot.heads import (
   default_head,
   make_initial_head,
 )
-from maml_jax.fewshot.inputs import (
-  encode_labels,
-  prepare_images,
-  scale_images,
-)
+from maml_jax.fewshot.inputs import encode_labels, prepare_images
 from maml_jax.learner import Learner
 from maml_jax.types import Batch, PyTree
 from maml_jax.utils.errors import NonFiniteError, UserError, check_choice

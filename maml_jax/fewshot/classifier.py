@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from maml_jax import config as config_lib
 from maml_jax.experiment import setup
 from maml_jax.experiment.metrics import is_transductive
-from maml_jax.experiment.setup import Phase
-from maml_jax.fewshot.inputs import prepare_images, scale_images
+from maml_jax.experiment.setup import Phase, scale_images
+from maml_jax.fewshot.inputs import prepare_images
 from maml_jax.learner import Learner
 from maml_jax.types import PyTree
 from maml_jax.utils.devices import require_devices

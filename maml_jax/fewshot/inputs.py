@@ -5,18 +5,14 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from maml_jax import data
 from maml_jax.data import images as image_lib
-from maml_jax.experiment import setup
-from maml_jax.types import Array, Batch, Episode
 from maml_jax.utils.errors import UserError
 
-__all__ = ['encode_labels', 'prepare_images', 'scale_images']
+__all__ = ['encode_labels', 'prepare_images']
 
 
 # Fully scaled images have larger values; those of 0..1 or 0..16 do not. A model
@@ -168,11 +164,3 @@ def _is_pil(image) -> bool:
   from PIL import Image  # saves start-up time
 
   return isinstance(image, Image.Image)
-
-
-def scale_images(config: ConfigDict, images) -> Array:
-  """Converts uint8 [N, H, W, C] to the float32 inputs of the model."""
-  phase = setup.eval_phase(config)
-  batch = Batch(jnp.asarray(images), ())
-  transform = setup.phase_transform(config, phase)
-  return transform(jax.random.key(0), Episode(batch, batch)).query.inputs
