@@ -193,8 +193,8 @@ def get_config() -> ConfigDict:
   evaluation.norm = model.get_oneway_ref('norm')  # default: as in training
   # Number of tasks on which accuracy and loss are measured after each step.
   evaluation.curve_tasks = 100
-  # Also evaluate baselines on the same tasks: no adaptation, nearest centroid
-  # and a linear head on the features of the encoder.
+  # Also evaluate baselines on the same tasks: no adaptation; nearest centroid,
+  # SimpleShot, a linear and a cosine head on the features of the encoder.
   evaluation.baselines = False
   # Evaluate a grid of norm modes x queries per class x inner steps instead.
   evaluation.grid = False

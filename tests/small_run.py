@@ -81,7 +81,8 @@ def model(encoder, num_ways, image_shape, *, meta_test, **_) -> Model:
       jax.random.normal(k, shape) * shape[0] ** -0.5
       for k, shape in zip(keys, shapes, strict=True)
     )
-    params = {'encoder': {'kernel': first}, 'classifier': {'kernel': last}}
+    head = {'kernel': last, 'bias': jnp.zeros(num_ways)}
+    params = {'encoder': {'kernel': first}, 'classifier': head}
     return params, {'global': {'mean': jnp.zeros(8)}}
 
   def features(params, stats, inputs, *, train):
@@ -94,7 +95,8 @@ def model(encoder, num_ways, image_shape, *, meta_test, **_) -> Model:
 
   def apply(params, stats, inputs, *, train):
     outputs, stats = features(params, stats, inputs, train=train)
-    return outputs @ params['classifier']['kernel'], stats
+    head = params['classifier']
+    return outputs @ head['kernel'] + head['bias'][None], stats
 
   return Model(init, apply, features)
 

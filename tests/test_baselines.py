@@ -35,6 +35,43 @@ def test_nearest_centroid_is_the_negative_squared_distance():
       np.testing.assert_allclose(logits[i, c], -distance, rtol=1e-4)
 
 
+def test_simple_shot_is_the_nearest_normalized_centroid():
+  support, targets, query = make_features()
+  logits = baselines.simple_shot(support, targets, query, WAYS)
+  support, query = (
+    x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True)
+    for x in (support, query)
+  )
+  for c in range(WAYS):
+    mean = support[targets == c].mean(0)
+    expected = -((query - mean) ** 2).sum(1)
+    np.testing.assert_allclose(logits[:, c], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_cosine_head_is_gradient_descent_on_cosines():
+  """Compares with the derivative of cosines written by hand, in float64."""
+  support, targets, query = make_features()
+  x, q = (
+    v.astype(np.float64) / np.linalg.norm(v, axis=1, keepdims=True)
+    for v in (support, query)
+  )
+  y = np.eye(WAYS)[targets]
+  w = np.stack([x[targets == c].mean(0) for c in range(WAYS)])
+  w /= np.linalg.norm(w, axis=1, keepdims=True)
+  for _ in range(baselines.COSINE_ITERATIONS):
+    norms = np.linalg.norm(w, axis=1, keepdims=True)
+    u = w / norms
+    p = scipy.special.softmax(baselines.COSINE_SCALE * x @ u.T, axis=1)
+    by_u = baselines.COSINE_SCALE * (p - y).T @ x / len(x)
+    by_w = (by_u - (by_u * u).sum(1, keepdims=True) * u) / norms
+    w = w - baselines.COSINE_LR * by_w
+  u = w / np.linalg.norm(w, axis=1, keepdims=True)
+  logits = baselines.cosine_head(support, targets, query, WAYS)
+  np.testing.assert_allclose(
+    logits, baselines.COSINE_SCALE * q @ u.T, rtol=1e-3, atol=1e-3
+  )
+
+
 @pytest.mark.parametrize('scale, strength', [(1.0, 1.0), (10.0, 1.0), (1, 0.1)])
 def test_linear_head_minimizes_the_regularized_loss(scale, strength):
   support, targets, query = make_features(scale=scale)

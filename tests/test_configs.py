@@ -50,7 +50,7 @@ def test_preset_is_short_valid_and_documented(path):
     assert config.data.name == 'mini_imagenet'
     assert (config.eval.ways, config.eval.shots) == (5, 1)
     return
-  if path.stem not in ('folder', 'sinusoid'):
+  if path.stem not in ('folder', 'mini_pretrain', 'sinusoid'):
     assert f'{config.task.ways}w{config.task.shots}s' in path.stem
   assert path.stem.startswith(config.data.name.split('_')[0])
 
