@@ -1,4 +1,4 @@
-"""Tests of the precision study, with stand-ins for its trainings."""
+"""Tests of studies, with stand-ins for trainings and checkpoints."""
 
 import json
 
@@ -8,7 +8,8 @@ import pytest
 from maml_jax import train
 from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment import setup
-from studies import precision
+from maml_jax.types import Dataset
+from studies import own_images, precision
 
 FLAGS = '--seeds 3 4 --iterations 7 --num_tasks 5 --config.task.queries=2'
 
@@ -57,3 +58,30 @@ def test_jax_is_configured_before_training(monkeypatch, tmp_path):
   with pytest.raises(Trained):
     precision.main([*FLAGS.split(), f'--workdir={tmp_path}'])
   assert [config.seed for config in calls] == [3]
+
+
+def test_own_images_are_disjoint_and_scored_per_draw(monkeypatch):
+  """With a classifier that knows the class of every image but one in four."""
+  index = np.arange(8 * 30).reshape(8, 30)
+  images = np.zeros((240, 2, 1, 1), np.uint8)
+  images[:, 0, 0, 0] = np.arange(240)
+  dataset = Dataset(images, index, np.full(8, 30))
+
+  class Learner:
+    def fit(self, support, labels):
+      rows = support[:, 0, 0, 0]
+      np.testing.assert_array_equal(labels, rows // 30)
+      self.support = rows
+      return self
+
+    def predict(self, query):
+      rows = query[:, 0, 0, 0]
+      assert not set(rows) & set(self.support)
+      assert len(set(rows)) == 75 and len(set(self.support)) == 25
+      return np.where(np.arange(75) % 4 == 0, -1, rows // 30)
+
+  monkeypatch.setattr(own_images.maml_jax, 'load', lambda path: Learner())
+  values = list(own_images.measure('checkpoint', dataset, range(3)))
+  assert values == [56 / 75] * 3
+  first, second = (own_images.draw(dataset, seed)[2] for seed in (0, 1))
+  assert first.tolist() != second.tolist()
