@@ -4,6 +4,7 @@
 #   make test      the fast tests (10 minutes on two cores)
 #   make test-all  all tests
 #   make test-training  train every method on glyphs (40 minutes)
+#   make test-methods   compare every method with op-by-op execution (20 minutes)
 #   make lint      check format and lint
 #   make format    apply them
 #   make docs      build docs/ into site/, to be opened at site/index.html
@@ -16,7 +17,7 @@ EXTRAS ?= dev
 CANDIDATES = $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 SUITABLE = import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test test-all test-training lint format docs
+.PHONY: demo test test-all test-training test-methods lint format docs
 
 demo: .venv/installed
 	.venv/bin/python main.py --config=glyphs_5w1s --mode=demo $(ARGS)
@@ -29,6 +30,9 @@ test-all: .venv/installed
 
 test-training: .venv/installed
 	.venv/bin/python -m pytest -rA tests/check_training.py $(ARGS)
+
+test-methods: .venv/installed
+	.venv/bin/python -m pytest -n 2 tests/check_methods.py $(ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -213,12 +213,19 @@ def test_all_reduce_of_accelerators_gives_the_same_results(monkeypatch):
   assert_close(run(params, stats, make_episodes()), reference('second order'))
 
 
+# All norm modes, as those of the four layers of two networks.
+LAYER_MODES = [
+  tuple((f'conv{i}', mode) for i, mode in enumerate(modes, 1))
+  for modes in (MODES[:4], MODES[4:] + ('batch',))
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('mode', [m for m in MODES if m != 'batch'])
+@pytest.mark.parametrize('norm', LAYER_MODES, ids=str)
 @pytest.mark.parametrize('meta_test', [False, True])
-def test_jitted_equals_op_by_op_in_every_norm_mode(mode, meta_test):
+def test_jitted_equals_op_by_op_in_every_norm_mode(norm, meta_test):
   kind = 'evaluation' if meta_test else 'second order'
-  learner, *state = build_learner(norm=mode, meta_test=meta_test)
+  learner, *state = build_learner(norm=norm, meta_test=meta_test)
   args = *state, make_episodes(4)
   # This layout vectorizes tasks and distributes them over devices.
   run = jax.jit(make_program(kind, learner, devices=2, tasks_per_chunk=2))
@@ -252,14 +259,12 @@ def test_mixed_mode_on_8_devices_equals_default_mode():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  'norm', [MODES[:4], MODES[4:] + ('batch', 'batch')], ids=str
-)
+@pytest.mark.parametrize('norm', LAYER_MODES, ids=str)
 def test_mixed_mode_equals_default_mode_in_every_norm_mode(norm):
   results = []
   for mixed_mode in (True, False):
     learner, params, stats = build_learner(
-      norm=tuple((f'conv{i}', mode) for i, mode in enumerate(norm, 1)),
+      norm=norm,
       mixed_mode=mixed_mode,
       frozen=('bn', 'conv3'),
       head='zero',
