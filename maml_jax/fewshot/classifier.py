@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from maml_jax import config as config_lib
 from maml_jax.experiment import setup
@@ -34,7 +35,6 @@ __all__ = [
   'Classifier',
   'load_classifier',
   'make_classifier',
-  'softmax',
 ]
 
 FORMAT_VERSION = 1  # of the files of `Classifier.save`
@@ -90,7 +90,8 @@ class Classifier(NamedTuple):
     Raises:
       UserError: the images are invalid.
     """
-    return softmax(self.logits(prepare_images(self.config, images)))
+    logits = self.logits(prepare_images(self.config, images))
+    return softmax(logits, axis=-1)
 
   def predict(self, images) -> np.ndarray:
     """Returns the most probable class of each image.
@@ -213,12 +214,6 @@ def make_classifier(
 
 def _unpickle(config_json: str, *args) -> Classifier:
   return make_classifier(config_lib.from_json(config_json), *args)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Converts logits [N, W] to probabilities."""
-  powers = np.exp(logits - logits.max(-1, keepdims=True))
-  return powers / powers.sum(-1, keepdims=True)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy.special import softmax
 
 from maml_jax import data
 from maml_jax.data.episodes import split_episode
@@ -132,8 +133,7 @@ def plot_episode(
     The path.
   """
   logits = np.asarray(logits)
-  exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-  probability = (exponentials / exponentials.sum(-1, keepdims=True)).max(-1)
+  probability = softmax(logits, axis=-1).max(-1)
   predicted = logits.argmax(-1)
   draw_episode(episode, predicted, probability, class_names).savefig(path)
   return pathlib.Path(path)
