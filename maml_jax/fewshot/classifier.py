@@ -27,7 +27,7 @@ from maml_jax.learner import Learner
 from maml_jax.types import PyTree
 from maml_jax.utils.devices import require_devices
 from maml_jax.utils.errors import UserError
-from maml_jax.utils.files import oserror_as_user_error
+from maml_jax.utils.files import oserror_as_user_error, replace_file
 
 __all__ = [
   'BATCH_SIZE',
@@ -134,15 +134,12 @@ class Classifier(NamedTuple):
       for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
     }
     path = pathlib.Path(path)
-    new = path.with_name(path.name + '.new')
-    with oserror_as_user_error(path):
-      try:
-        with open(new, 'wb') as file:
-          np.savez(file, facts=np.array(json.dumps(metadata)), **arrays)
-        os.replace(new, path)
-      except OSError:
-        new.unlink(missing_ok=True)
-        raise
+    with (
+      oserror_as_user_error(path),
+      replace_file(path) as new,
+      new.open('wb') as file,
+    ):
+      np.savez(file, facts=np.array(json.dumps(metadata)), **arrays)
 
 
 def load_classifier(path: str | os.PathLike) -> Classifier:
