@@ -20,7 +20,7 @@ from maml_jax.experiment import (
   transfer,
 )
 from maml_jax.experiment.checkpoint import Checkpoint
-from maml_jax.experiment.task_source import eval_task_indices
+from maml_jax.experiment.task_source import eval_task_indices, task_classes
 from maml_jax.report.axes import format_as_count
 from maml_jax.report.episode_plot import draw_episode
 from maml_jax.report.regression_plot import draw_regression
@@ -167,9 +167,7 @@ def _adapt_to_first_task(
     )
   root = config.data.root if phase.data_root is None else phase.data_root
   names = data.class_names(phase.data, phase.split, root or None)
-  # Images are sorted by class.
-  classes = np.searchsorted(dataset.size.cumsum(), positions[:, 0], 'right')
-  return episode, logits, [names[c] for c in classes]
+  return episode, logits, [names[c] for c in task_classes(dataset, positions)]
 
 
 def _style_curve_axes(axes, title: str) -> None:
