@@ -17,7 +17,7 @@ from maml_jax.inner_loop import flatten, has_rows
 from maml_jax.learner import Learner
 from maml_jax.types import INNER, Array, PyTree
 from maml_jax.utils.errors import UserError
-from maml_jax.utils.files import fsync, oserror_as_user_error
+from maml_jax.utils.files import oserror_as_user_error, replace_file
 
 __all__ = ['load_params', 'save_params']
 
@@ -44,12 +44,12 @@ def save_params(path: str | os.PathLike, params: PyTree, stats: PyTree) -> None:
   dtypes = {name: str(x.dtype) for name, x in flat.items()}
   metadata = json.dumps({'format': FORMAT_VERSION, 'dtypes': dtypes})
   arrays = {name: _to_numpy(x) for name, x in flat.items()}
-  new = path.with_name(f'{path.name}.new')
-  with oserror_as_user_error(path):
-    with new.open('wb') as file:
-      np.savez(file, **{METADATA: np.array(metadata)}, **arrays)
-    fsync(new)
-    os.replace(new, path)
+  with (
+    oserror_as_user_error(path),
+    replace_file(path) as new,
+    new.open('wb') as file,
+  ):
+    np.savez(file, **{METADATA: np.array(metadata)}, **arrays)
 
 
 def load_params(

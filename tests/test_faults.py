@@ -21,11 +21,12 @@ import pytest
 import small_run
 from PIL import Image
 
-from maml_jax import cli, data
+from maml_jax import cli, data, saving
 from maml_jax.evaluation import evaluate, results
 from maml_jax.experiment import checkpoint, metrics_log, tensorboard
+from maml_jax.fewshot.contact_sheet import save_contact_sheet
 from maml_jax.train import train
-from maml_jax.utils import compilation_cache
+from maml_jax.utils import compilation_cache, files
 from maml_jax.utils.errors import UserError
 from studies import soak
 
@@ -64,6 +65,7 @@ def assert_resume_is_bit_exact(uninterrupted, workdir):
 TRAIN_UNTIL_KILLED = """
 import importlib, os, signal, sys
 import conftest, pytest, small_run
+from maml_jax.fewshot.contact_sheet import save_contact_sheet
 from maml_jax.train import train
 workdir, cache, module, path, n = sys.argv[1:]
 small_run.use(pytest.MonkeyPatch(), cache)
@@ -231,6 +233,35 @@ def test_result_is_printed_if_it_cannot_be_saved(
     full.close()
   assert 'accuracy' in capsys.readouterr().out
   evaluate.evaluate(small_run.config(**EPOCHS), uninterrupted)
+
+
+@pytest.mark.parametrize(
+  'write',
+  [
+    lambda path: files.write_text(path, 'new'),
+    lambda path: saving.save_params(path, {'w': np.zeros(3)}, {}),
+    lambda path: save_contact_sheet(Image.new('RGB', (2, 2)), path),
+  ],
+  ids=['text', 'parameters', 'contact sheet'],
+)
+def test_old_file_is_kept_if_disk_fills_during_write(
+  write, tmp_path, monkeypatch
+):
+  path = tmp_path / 'file'
+  path.write_text('old')
+
+  def full(handle):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', full)
+    with pytest.raises(UserError, match='cannot write .*file: No space left'):
+      write(path)
+  assert path.read_text() == 'old'
+  assert list(tmp_path.iterdir()) == [path]
+  write(path)
+  assert path.read_bytes() != b'old'
+  assert list(tmp_path.iterdir()) == [path]
 
 
 def test_failed_preparation_on_a_full_disk_leaves_no_files(tmp_path):

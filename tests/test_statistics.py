@@ -50,15 +50,15 @@ def test_summarize_returns_means_and_interval_of_the_primary_metric():
 
 
 @pytest.mark.parametrize('trials', [1, 7, 200])
-def test_wilson_interval_equals_scipy(trials):
+def test_wilson_interval_solves_the_equation_of_the_score_test(trials):
   for successes in {0, 1, trials // 3, trials}:
-    test = scipy.stats.binomtest(successes, trials)
-    expected = test.proportion_ci(method='wilson')
-    np.testing.assert_allclose(
-      statistics.wilson_interval(successes, trials),
-      [expected.low, expected.high],
-      atol=1e-9,
-    )
+    share = successes / trials
+    low, high = interval = statistics.wilson_interval(successes, trials)
+    assert 0 <= low <= share <= high <= 1
+    p = np.array(interval)
+    distance = 1.959964 * np.sqrt(p * (1 - p) / trials)
+    np.testing.assert_allclose(abs(p - share), distance, atol=1e-6)
+    assert high - low > 0.01
 
 
 def test_paired_difference_equals_scipy():

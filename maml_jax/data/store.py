@@ -34,7 +34,7 @@ from maml_jax.data.duplicates import check_shared_images, image_digest
 from maml_jax.types import Dataset
 from maml_jax.utils.console import print_warning
 from maml_jax.utils.errors import UserError
-from maml_jax.utils.files import fsync, preallocate
+from maml_jax.utils.files import fsync, preallocate, replace_file
 from maml_jax.utils.progress import track
 
 __all__ = [
@@ -297,9 +297,8 @@ def _file_digest(path: Path) -> list:
 
 
 def _write_digests(folder: Path, digests: dict[str, list]) -> None:
-  new = folder / f'{DIGESTS_FILE}.{os.getpid()}'
-  new.write_text(json.dumps(digests), 'utf-8')
-  os.replace(new, folder / DIGESTS_FILE)
+  with replace_file(folder / DIGESTS_FILE) as new:
+    new.write_text(json.dumps(digests), 'utf-8')
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from maml_jax.experiment.task_source import (
   EvalTasks,
   eval_task_indices,
   eval_tasks,
+  task_classes,
 )
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.learner import Learner, accuracy
@@ -55,7 +56,6 @@ __all__ = [
   'describe_result',
   'evaluate',
   'print_summary',
-  'task_classes',
 ]
 
 # Training images whose mean features center those of a baseline.
@@ -249,7 +249,9 @@ def evaluate(
   result = {'kind': 'tasks', **_summarize(phase, metrics)}
   if 'predicted' in metrics:
     metrics['predicted'] = metrics['predicted'].astype(np.uint16)
-    metrics['classes'] = task_classes(config, phase, e.num_tasks)
+    dataset = setup.load_split(config, phase)
+    positions, _ = eval_task_indices(dataset, phase, e.num_tasks)
+    metrics['classes'] = task_classes(dataset, positions)
   result['curve'], curve = _measure_curve(e)
   result['baselines'], baseline_metrics = None, {}
   if config.eval.baselines and 'accuracy' in metrics:
@@ -296,17 +298,6 @@ def print_summary(result: dict) -> None:
   first, *others = describe_result(result)
   console.print_result(first)
   print(*others, sep='\n', end='\n' * bool(others))
-
-
-def task_classes(
-  config: ConfigDict, phase: Phase, num_tasks: int
-) -> np.ndarray:
-  """Returns the classes of the fixed tasks: rows of `Dataset.index`, [T, W]."""
-  dataset = setup.load_split(config, phase)
-  positions, _ = eval_task_indices(dataset, phase, num_tasks)
-  # Images are sorted by class.
-  ends = dataset.size.cumsum()
-  return np.searchsorted(ends, positions[..., 0], 'right').astype(np.int32)
 
 
 def _data_prefix(phase: Phase) -> str:

@@ -26,6 +26,7 @@ from maml_jax.utils import distributed
 from maml_jax.utils.files import (
   oserror_as_user_error,
   oserror_message,
+  replace_file,
   write_text,
 )
 
@@ -157,12 +158,10 @@ def _read_partial(path: pathlib.Path, identity: str) -> dict[str, np.ndarray]:
 
 def _write_partial(path: pathlib.Path, identity: str, metrics: Mapping) -> None:
   """Writes a partial file; only warns if that fails."""
-  new = path.with_name(path.name + '.new')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with new.open('wb') as file:
+    with replace_file(path) as new, new.open('wb') as file:
       np.savez(file, identity=np.array(identity), **metrics)
-    new.replace(path)
   except OSError as error:
     warnings.warn(
       f'cannot write {path}: {oserror_message(error)}; the evaluation '

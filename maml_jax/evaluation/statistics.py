@@ -106,11 +106,11 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     successes: number of successes.
     trials: number of trials, at least 1.
   """
-  z = 1.959964  # the 97.5 % quantile of the normal distribution
-  center = (successes + z * z / 2) / (trials + z * z)
-  variance = successes * (trials - successes) / trials + z * z / 4
-  half_width = z / (trials + z * z) * math.sqrt(variance)
-  return max(center - half_width, 0.0), min(center + half_width, 1.0)
+  from scipy.stats import binomtest  # takes a second
+
+  test = binomtest(successes, trials)
+  interval = test.proportion_ci(CONFIDENCE_LEVEL, method='wilson')
+  return float(interval.low), float(interval.high)
 
 
 def share_at_chance(accuracy, ways: int) -> float:

@@ -36,6 +36,7 @@ __all__ = [
   'class_batches',
   'eval_task_indices',
   'eval_tasks',
+  'task_classes',
   'train_tasks',
 ]
 
@@ -220,6 +221,17 @@ def eval_task_indices(
   positions = draw_distinct_tasks(draw_key, dataset, num_tasks, **phase.shape)
   key_of = jax.vmap(partial(jax.random.fold_in, transform_key))
   return positions, key_of(jnp.arange(num_tasks))
+
+
+def task_classes(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
+  """Returns the class of each label of tasks, [..., W] int32.
+
+  Args:
+    dataset: the data set; its images are sorted by class and not read.
+    positions: [..., W, N] positions of images, from `eval_task_indices`.
+  """
+  ends = np.cumsum(dataset.size)
+  return np.searchsorted(ends, positions[..., 0], 'right').astype(np.int32)
 
 
 def choose_placement(config, sharding: TaskSharding, dataset: Dataset) -> str:

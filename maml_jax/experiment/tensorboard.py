@@ -22,7 +22,8 @@ FLUSH_SECONDS = 30.0
 class TensorBoardWriter:
   """Writes scalars for TensorBoard.
 
-  It uses no background thread, whose errors would go unnoticed. If a file
+  Unlike `tensorboardX.SummaryWriter`, it uses no background thread: on a full
+  disk, that thread ends and the next `add_scalar` blocks forever. If a file
   cannot be written, it warns once and the run continues without TensorBoard.
 
   Args:

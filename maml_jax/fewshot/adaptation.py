@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from maml_jax import config as config_lib
 from maml_jax.evaluation.evaluate import EVAL_IGNORED_FIELDS
@@ -26,7 +27,7 @@ from maml_jax.experiment import setup
 from maml_jax.experiment.run_dir import require_same_config
 from maml_jax.experiment.setup import Phase, scale_images
 from maml_jax.experiment.transfer import transfer_params
-from maml_jax.fewshot.classifier import Classifier, make_classifier, softmax
+from maml_jax.fewshot.classifier import Classifier, make_classifier
 from maml_jax.fewshot.heads import (
   HEADS,
   default_head,
@@ -295,7 +296,7 @@ def leave_one_out(
       images,
       jnp.asarray(labels),
     )
-  return softmax(np.asarray(logits))
+  return softmax(np.asarray(logits), axis=-1)
 
 
 @functools.cache  # the program compiles once per number of images

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from maml_jax import config as config_lib
 from maml_jax.experiment import setup
@@ -26,7 +27,7 @@ from maml_jax.learner import Learner
 from maml_jax.types import PyTree
 from maml_jax.utils.devices import require_devices
 from maml_jax.utils.errors import UserError
-from maml_jax.utils.files import oserror_as_user_error
+from maml_jax.utils.files import oserror_as_user_error, replace_file
 
 __all__ = [
   'BATCH_SIZE',
@@ -34,7 +35,6 @@ __all__ = [
   'Classifier',
   'load_classifier',
   'make_classifier',
-  'softmax',
 ]
 
 FORMAT_VERSION = 1  # of the files of `Classifier.save`
@@ -90,7 +90,8 @@ class Classifier(NamedTuple):
     Raises:
       UserError: the images are invalid.
     """
-    return softmax(self.logits(prepare_images(self.config, images)))
+    logits = self.logits(prepare_images(self.config, images))
+    return softmax(logits, axis=-1)
 
   def predict(self, images) -> np.ndarray:
     """Returns the most probable class of each image.
@@ -133,15 +134,12 @@ class Classifier(NamedTuple):
       for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
     }
     path = pathlib.Path(path)
-    new = path.with_name(path.name + '.new')
-    with oserror_as_user_error(path):
-      try:
-        with open(new, 'wb') as file:
-          np.savez(file, facts=np.array(json.dumps(metadata)), **arrays)
-        os.replace(new, path)
-      except OSError:
-        new.unlink(missing_ok=True)
-        raise
+    with (
+      oserror_as_user_error(path),
+      replace_file(path) as new,
+      new.open('wb') as file,
+    ):
+      np.savez(file, facts=np.array(json.dumps(metadata)), **arrays)
 
 
 def load_classifier(path: str | os.PathLike) -> Classifier:
@@ -213,12 +211,6 @@ def make_classifier(
 
 def _unpickle(config_json: str, *args) -> Classifier:
   return make_classifier(config_lib.from_json(config_json), *args)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Converts logits [N, W] to probabilities."""
-  powers = np.exp(logits - logits.max(-1, keepdims=True))
-  return powers / powers.sum(-1, keepdims=True)
 
 
 @functools.cache

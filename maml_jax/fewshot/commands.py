@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from scipy.special import softmax
 
 from maml_jax import data
 from maml_jax.fewshot import contact_sheet
@@ -309,8 +310,6 @@ def _predict_queries(
     reader: reads them.
     digests: of the support images.
   """
-  from maml_jax.fewshot.classifier import softmax  # takes seconds
-
   names = [str(name) for name in classifier.classes]
   predictions = []
   for start in range(0, len(queries), READ_BATCH_SIZE):
@@ -320,7 +319,7 @@ def _predict_queries(
     if not pictures:
       continue
     pixels = np.stack([picture.pixels for picture in pictures])
-    rows = softmax(classifier.logits(pixels))
+    rows = softmax(classifier.logits(pixels), axis=-1)
     for picture, row in zip(pictures, rows, strict=True):
       is_drawn = len(predictions) < contact_sheet.MAX_QUERY_TILES
       prediction = Prediction(
@@ -368,9 +367,7 @@ def _support_rows(
 
   Other images have the predictions of the adapted model.
   """
-  from maml_jax.fewshot.classifier import softmax  # takes seconds
-
-  probabilities = softmax(classifier.logits(support.pixels))
+  probabilities = softmax(classifier.logits(support.pixels), axis=-1)
   if left_out:
     probabilities[left_out.rows] = left_out.probabilities
   return contact_sheet.support_rows(support, probabilities)

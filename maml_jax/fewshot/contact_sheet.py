@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from maml_jax.fewshot.image_folders import SupportSet
 from maml_jax.fewshot.predictions import Prediction
 from maml_jax.utils.console import escape_control
-from maml_jax.utils.files import oserror_as_user_error
+from maml_jax.utils.files import oserror_as_user_error, replace_file
 
 __all__ = [
   'GAP',
@@ -165,13 +165,8 @@ def save_contact_sheet(sheet: Image.Image, path: pathlib.Path) -> None:
   Raises:
     UserError: the file cannot be written.
   """
-  new = path.with_name(path.name + '.new')
-  with oserror_as_user_error(path):
-    try:
-      sheet.save(new, 'png')
-      new.replace(path)
-    finally:
-      new.unlink(missing_ok=True)
+  with oserror_as_user_error(path), replace_file(path) as new:
+    sheet.save(new, 'png')
 
 
 def _truncate(row: Row) -> Row:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy.special import softmax
 
 from maml_jax import data
 from maml_jax.data.episodes import split_episode
@@ -19,7 +20,7 @@ from maml_jax.experiment import (
   transfer,
 )
 from maml_jax.experiment.checkpoint import Checkpoint
-from maml_jax.experiment.task_source import eval_task_indices
+from maml_jax.experiment.task_source import eval_task_indices, task_classes
 from maml_jax.report.axes import format_as_count
 from maml_jax.report.episode_plot import draw_episode
 from maml_jax.report.regression_plot import draw_regression
@@ -132,8 +133,7 @@ def plot_episode(
     The path.
   """
   logits = np.asarray(logits)
-  exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-  probability = (exponentials / exponentials.sum(-1, keepdims=True)).max(-1)
+  probability = softmax(logits, axis=-1).max(-1)
   predicted = logits.argmax(-1)
   draw_episode(episode, predicted, probability, class_names).savefig(path)
   return pathlib.Path(path)
@@ -167,9 +167,7 @@ def _adapt_to_first_task(
     )
   root = config.data.root if phase.data_root is None else phase.data_root
   names = data.class_names(phase.data, phase.split, root or None)
-  # Images are sorted by class.
-  classes = np.searchsorted(dataset.size.cumsum(), positions[:, 0], 'right')
-  return episode, logits, [names[c] for c in classes]
+  return episode, logits, [names[c] for c in task_classes(dataset, positions)]
 
 
 def _style_curve_axes(axes, title: str) -> None:

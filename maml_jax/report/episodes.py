@@ -15,7 +15,7 @@ import numpy as np
 from maml_jax import data
 from maml_jax.data.episodes import split_episode
 from maml_jax.experiment.setup import Phase
-from maml_jax.experiment.task_source import eval_task_indices
+from maml_jax.experiment.task_source import eval_task_indices, task_classes
 from maml_jax.report import markup
 from maml_jax.report.episode_plot import label_letter
 from maml_jax.report.runs import Evaluation
@@ -131,10 +131,7 @@ def rebuild_tasks(
     raise UserError(f'the result lacks the fields {", ".join(missing)}')
   phase = Phase(**{field: result[field] for field in Phase._fields})
   positions, _ = eval_task_indices(dataset, phase, max(indices) + 1)
-  # Images are sorted by class.
-  classes = np.searchsorted(
-    np.cumsum(dataset.size), positions[:, :, 0], 'right'
-  )
+  classes = task_classes(dataset, positions)
   evaluated = evaluation.arrays['classes'][: len(classes)]
   if not np.array_equal(classes, evaluated):
     raise UserError(

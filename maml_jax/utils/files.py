@@ -15,6 +15,7 @@ __all__ = [
   'oserror_as_user_error',
   'oserror_message',
   'preallocate',
+  'replace_file',
   'require_free_space',
   'write_text',
 ]
@@ -105,17 +106,36 @@ def fsync(path: str | os.PathLike) -> None:
     os.close(handle)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Replaces a file atomically and durably.
+@contextlib.contextmanager
+def replace_file(path: pathlib.Path):
+  """Replaces a file atomically and durably by one that the block writes.
 
   Readers see the old or the new content, never a part of it, even after a
-  power failure.
+  power failure. Several processes may replace the same file.
+
+  Yields:
+    The path of the new file, in the same directory. If the block fails, the new
+    file is removed and the old one stays.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  new = path.with_name(f'{path.name}.{os.getpid()}.new')
+  try:
+    yield new
+    fsync(new)
+    os.replace(new, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      new.unlink(missing_ok=True)
+    raise
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text file with `replace_file`.
 
   Raises:
     UserError: the file cannot be written.
   """
-  new = path.with_name(path.name + '.new')
-  with oserror_as_user_error(path):
+  with oserror_as_user_error(path), replace_file(path) as new:
     new.write_text(text)
-    fsync(new)
-    os.replace(new, path)
