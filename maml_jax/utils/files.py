@@ -111,7 +111,7 @@ def replace_file(path: pathlib.Path):
   """Replaces a file atomically and durably by one that the block writes.
 
   Readers see the old or the new content, never a part of it, even after a
-  power failure. Several processes may replace the same file.
+  power failure.
 
   Yields:
     The path of the new file, in the same directory. If the block fails, the new
@@ -120,7 +120,7 @@ def replace_file(path: pathlib.Path):
   Raises:
     OSError: the file cannot be written.
   """
-  new = path.with_name(f'{path.name}.{os.getpid()}.new')
+  new = path.with_name(f'{path.name}.new')
   try:
     yield new
     fsync(new)
