@@ -77,8 +77,15 @@ class EvalTasks(NamedTuple):
   host_data: Callable[[np.ndarray], tuple]
 
 
-def train_tasks(config, sharding: TaskSharding) -> TrainTasks:
+def train_tasks(
+  config, sharding: TaskSharding, dataset: Dataset | None = None
+) -> TrainTasks:
   """Returns the tasks of meta-training.
+
+  Args:
+    config: see `maml_jax.default_config`.
+    sharding: the devices.
+    dataset: the images, on the host; default those of `config.data`.
 
   Raises:
     UserError: the data are not prepared, or a class has too few images.
@@ -87,7 +94,8 @@ def train_tasks(config, sharding: TaskSharding) -> TrainTasks:
   if config.data.name in data.REGRESSIONS:
     sample = _regression_sampler(config, phase)
     return TrainTasks((), lambda key, _: sample(key), None, '')
-  dataset = setup.load_split(config, phase)
+  if dataset is None:
+    dataset = setup.load_split(config, phase)
   transform = setup.phase_transform(config, phase)
   placement = choose_placement(config, sharding, dataset)
   if placement == 'device':
