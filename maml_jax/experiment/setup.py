@@ -323,7 +323,8 @@ def matmul_precision(config):
 def eval_sharding(config) -> TaskSharding:
   """Returns the sharding of an evaluation, over all devices."""
   distributed.connect_devices(jax.devices())
-  return TaskSharding(make_mesh(), _tasks_per_chunk(config))
+  mesh = make_mesh()
+  return TaskSharding(mesh, _tasks_per_chunk(config, mesh))
 
 
 def train_sharding(
@@ -354,13 +355,14 @@ def train_sharding(
   else:
     devices = first_devices(layout.devices)
     distributed.connect_devices(devices)
+  mesh = make_mesh(devices)
   return TaskSharding(
-    make_mesh(devices), _tasks_per_chunk(config), layout.query_splits
+    mesh, _tasks_per_chunk(config, mesh), layout.query_splits
   )
 
 
-def _tasks_per_chunk(config) -> int | None:
-  return config.train.tasks_per_chunk or default_tasks_per_chunk()
+def _tasks_per_chunk(config, mesh) -> int | None:
+  return config.train.tasks_per_chunk or default_tasks_per_chunk(mesh)
 
 
 def configure_jax(config) -> None:
