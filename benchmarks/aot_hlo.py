@@ -265,10 +265,17 @@ def _read_bytes(inner, parameter, type_, updates) -> int:
   whole = type_bytes(type_, hbm_only=True)
   if not whole:
     return 0
-  users = [x for x in inner.values() if parameter.name in x.operands]
+  names, users = {parameter.name}, []
+  for x in inner.values():  # in their order: operands come first
+    if names.isdisjoint(x.operands):
+      continue
+    if x.opcode == 'bitcast':
+      names.add(x.name)
+    else:
+      users.append(x)
   if users and all(x.opcode in _SLICES for x in users):
     return min(whole, sum(type_bytes(x.type) for x in users))
-  if any(x.operands[0] == parameter.name for x in updates) and len(users) == 1:
+  if users and all(x in updates and x.operands[0] in names for x in users):
     return 0
   return whole
 
