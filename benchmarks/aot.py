@@ -89,9 +89,7 @@ CHIPS = {
   'v5e': _tpu(197e12, 819e9, 1.5e9),
   'v5p': _tpu(459e12, 2765e9, 1.75e9),
   'v6e': _tpu(918e12, 1640e9, 1.75e9),
-  'h100': Chip(
-    {'bfloat16': 989e12, 'tf32': 495e12, 'float32': 67e12}, 3352e9
-  ),
+  'h100': Chip({'bfloat16': 989e12, 'tf32': 495e12, 'float32': 67e12}, 3352e9),
 }
 # What the compiler of each platform is called.
 COMPILERS = {

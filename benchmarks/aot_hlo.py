@@ -29,7 +29,7 @@ _SHAPE = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?')
 _START = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = ')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
 _CALLED = re.compile(
-  r'(?:calls|to_apply|body|condition|true_computation|false_computation)='
+  r'(?:calls|to_apply|body|true_computation|false_computation)='
   r'%?([\w.-]+)'
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
@@ -78,7 +78,7 @@ class Instruction(NamedTuple):
 
   @property
   def called(self) -> list[str]:
-    """The names of the computations that the instruction runs."""
+    """The computations that the instruction runs, except loop conditions."""
     names = _CALLED.findall(self.attributes)
     for branches in _BRANCHES.findall(self.attributes):
       names += [name.strip().lstrip('%') for name in branches.split(',')]
@@ -152,7 +152,7 @@ def executed(program: Program) -> Iterator[tuple[Instruction, str, int]]:
   """Yields instructions, their computation and how often each one runs.
 
   The inside of a fusion is part of the fusion. All branches of a conditional
-  count.
+  count; the condition of a loop does not.
   """
   yield from _executed(program, program.entry, 1)
 
@@ -239,9 +239,7 @@ def moved_bytes(
       return sum(type_bytes(t, hbm_only=True) for t in types) + type_bytes(
         _SHAPE.search(instruction.type)[0], hbm_only=True
       )
-    return sum(
-      type_bytes(t, hbm_only=True) for t in (*types, instruction.type)
-    )
+    return sum(type_bytes(t, hbm_only=True) for t in (*types, instruction.type))
   parameters = {
     int(x.literal): x for x in inner.values() if x.opcode == 'parameter'
   }
@@ -252,7 +250,8 @@ def moved_bytes(
   if updates:
     in_place = {_SHAPE.search(x.type).group(1, 2) for x in updates}
     outputs = [
-      m for m in _SHAPE.finditer(instruction.type)
+      m
+      for m in _SHAPE.finditer(instruction.type)
       if m.group(1, 2) not in in_place
     ]
     total += sum(type_bytes(m[0], hbm_only=True) for m in outputs)
@@ -295,9 +294,7 @@ def _parts(program: Program, instruction: Instruction) -> list[Instruction]:
   ]
 
 
-def convolution_kind(
-  program: Program, instruction: Instruction
-) -> str | None:
+def convolution_kind(program: Program, instruction: Instruction) -> str | None:
   """Returns the kind of the convolution in an instruction, or None.
 
   Returns:

@@ -179,7 +179,11 @@ def test_ways_may_differ_between_training_validation_and_test(
 
 @pytest.mark.parametrize(
   ('image_shape', 'stored'),
-  [((84, 84, 3), (168, 128)), ((28, 28, 1), (8, 128)), ((32, 32, 3), (24, 128))],
+  [
+    ((84, 84, 3), (168, 128)),
+    ((28, 28, 1), (8, 128)),
+    ((32, 32, 3), (24, 128)),
+  ],
 )
 def test_tpus_store_images_in_whole_tiles(image_shape, stored):
   images = np.random.RandomState(0).randint(256, size=(5, *image_shape))

@@ -356,9 +356,7 @@ def train_sharding(
     devices = first_devices(layout.devices)
     distributed.connect_devices(devices)
   mesh = make_mesh(devices)
-  return TaskSharding(
-    mesh, _tasks_per_chunk(config, mesh), layout.query_splits
-  )
+  return TaskSharding(mesh, _tasks_per_chunk(config, mesh), layout.query_splits)
 
 
 def _tasks_per_chunk(config, mesh) -> int | None:
