@@ -1,5 +1,7 @@
 """Tests of programs that are compiled for machines that are not there."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -10,59 +12,11 @@ from maml_jax.utils.errors import UserError
 
 # A loop of three iterations that copies an array of 4 x 130 floats, stored in
 # tiles of 8 x 128, to another layout, and a loop whose length is an input.
-HLO = """HloModule jit_step, is_scheduled=true
-
-%cond (arg.1: (s32[], f32[4,130])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(3)
-  %arg.1 = (s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) parameter(0)
-  %i.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
-  ROOT %lt = pred[]{:T(512)} compare(%i.1, %limit), direction=LT
-}
-
-%fused (p0: f32[4,130], p1: f32[4,130]) -> f32[4,130] {
-  %p0 = f32[4,130]{1,0:T(8,128)} parameter(0)
-  %p1 = f32[4,130]{1,0:T(8,128)} parameter(1)
-  ROOT %conv = f32[4,130]{1,0:T(8,128)} convolution(%p0, %p1), dim_labels=bf_io->bf, metadata={op_name="jit(step)/conv_kernel_grad/conv_general_dilated"}
-}
-
-%body (arg.2: (s32[], f32[4,130])) -> (s32[], f32[4,130]) {
-  %arg.2 = (s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) parameter(0)
-  %i.2 = s32[]{:T(128)} get-tuple-element(%arg.2), index=0
-  %x.2 = f32[4,130]{1,0:T(8,128)} get-tuple-element(%arg.2), index=1
-  %copy.2 = f32[4,130]{0,1:T(8,128)} copy(%x.2), backend_config={"window_config":{"estimated_cycles":"100"}}
-  %grad = f32[4,130]{1,0:T(8,128)S(1)} fusion(%x.2, %copy.2), kind=kOutput, calls=%fused, backend_config={"window_config":{"estimated_cycles":"7"}}
-  ROOT %out.2 = (s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) tuple(%i.2, %x.2)
-}
-
-%outer_cond (arg.3: (s32[], s32[], f32[4,130])) -> pred[] {
-  %arg.3 = (s32[]{:T(128)}, s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) parameter(0)
-  %i.3 = s32[]{:T(128)} get-tuple-element(%arg.3), index=0
-  %n.3 = s32[]{:T(128)} get-tuple-element(%arg.3), index=1
-  ROOT %lt.3 = pred[]{:T(512)} compare(%i.3, %n.3), direction=LT
-}
-
-%outer_body (arg.4: (s32[], s32[], f32[4,130])) -> (s32[], s32[], f32[4,130]) {
-  %arg.4 = (s32[]{:T(128)}, s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) parameter(0)
-  %x.4 = f32[4,130]{1,0:T(8,128)} get-tuple-element(%arg.4), index=2
-  %zero = s32[]{:T(128)} constant(0)
-  %start = (s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) tuple(%zero, %x.4)
-  %loop = (s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) while(%start), condition=%cond, body=%body
-  %sum = f32[4,130]{1,0:T(8,128)} all-reduce(%x.4), replica_groups={{0,1}}, to_apply=%add
-  ROOT %out.4 = (s32[]{:T(128)}, s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) tuple(%zero, %zero, %sum)
-}
-
-ENTRY %main (n: s32[], x: f32[4,130]) -> f32[4,130] {
-  %n = s32[]{:T(128)} parameter(0)
-  %x = f32[4,130]{1,0:T(8,128)} parameter(1)
-  %first = (s32[]{:T(128)}, s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) tuple(%n, %n, %x)
-  %steps = (s32[]{:T(128)}, s32[]{:T(128)}, f32[4,130]{1,0:T(8,128)}) while(%first), condition=%outer_cond, body=%outer_body
-  ROOT %y = f32[4,130]{1,0:T(8,128)} get-tuple-element(%steps), index=2
-}
-"""
+HLO = pathlib.Path(__file__).with_name('aot_loops.hlo')
 
 
 def test_hlo_counts_loops_tiles_and_memory_spaces():
-  program = aot_hlo.summarize(aot_hlo.parse(HLO))
+  program = aot_hlo.summarize(aot_hlo.parse(HLO.read_text()))
   rows, columns = 8 * 256 * 4, 136 * 128 * 4  # bytes in the two layouts
   copied = 3 * (rows + columns)
   read = 3 * (rows + columns)  # the result of the fusion is in memory space 1

@@ -214,7 +214,7 @@ def test_padding_counts_when_images_are_placed(small, monkeypatch):
     type(sharding), 'fits_in_memory', lambda _, n: seen.append(n) or True
   )
   for platform in ('cpu', 'tpu'):
-    monkeypatch.setattr(task_source, 'mesh_platform', lambda _: platform)
+    monkeypatch.setattr(task_source, 'mesh_platform', lambda _, p=platform: p)
     task_source.choose_placement(config, sharding, dataset)
   assert seen == [len(dataset.images) * 784, len(dataset.images) * 1024]
 
@@ -224,7 +224,7 @@ def test_training_tasks_do_not_depend_on_the_storage(small, monkeypatch):
   sharding = setup.eval_sharding(config)
   episodes = []
   for platform in ('cpu', 'tpu'):
-    monkeypatch.setattr(task_source, 'mesh_platform', lambda _: platform)
+    monkeypatch.setattr(task_source, 'mesh_platform', lambda _, p=platform: p)
     tasks = task_source.train_tasks(config, sharding)
     key = jax.random.key(0)
     episodes.append(jax.jit(tasks.sample_episode)(key, tasks.shared))
