@@ -180,8 +180,14 @@ def compile_train_step(config, devices: list):
     The traced program, the compiled one, and the sharding.
 
   Raises:
-    UserError: the config does not go with the number of devices.
+    UserError: the config does not go with the number of devices, or is not one
+      of meta-training.
   """
+  if config.train.objective != 'tasks':
+    raise UserError(
+      f'train.objective={config.train.objective}: only the step of '
+      'meta-training is compiled; use train.objective=tasks'
+    )
   sharding = DescribedSharding(
     *setup.train_sharding(
       config, split_queries=may_split_queries(config), devices=devices
@@ -193,10 +199,11 @@ def compile_train_step(config, devices: list):
     dataset = None if is_regression else empty_dataset(config)
     tasks = train_tasks(config, sharding, dataset)
     tx = setup.make_outer_optimizer(config)
-    learner = setup.phase_learner(config, setup.train_phase(config))
-    make_state = partial(init_state, learner, tx)
+    phase = setup.train_phase(config)
+    make_learner = partial(setup.phase_learner, config, phase)
+    make_state = partial(init_state, make_learner(), tx)
     state = jax.eval_shape(make_state, setup.rng_stream(config.seed, 0))
-    step = make_programs(config, tx, tasks, sharding)(0)
+    step = make_programs(config, make_learner, tx, tasks, sharding)(0)
     traced = step.trace(sharding.replicate(state), tasks.shared, 1)
     return traced, traced.lower().compile(), sharding
 
