@@ -8,6 +8,8 @@
 #   make lint      check format and lint
 #   make format    apply them
 #   make docs      build docs/ into site/, to be opened at site/index.html
+#   make aot       create .venv-aot, to compile for TPUs without one; with
+#                  EXTRAS=cuda, for NVIDIA GPUs, too (4 GB)
 #
 #   PYTHON=python3.12   the interpreter that creates .venv (3.11 or newer)
 #   EXTRAS=dev,cuda     the extras to install; `dev` includes `train`
@@ -17,7 +19,7 @@ EXTRAS ?= dev
 CANDIDATES = $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 SUITABLE = import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test test-all test-training test-methods lint format docs
+.PHONY: demo test test-all test-training test-methods lint format docs aot
 
 demo: .venv/installed
 	.venv/bin/python main.py --config=glyphs_5w1s --mode=demo $(ARGS)
@@ -44,6 +46,14 @@ format: .venv/installed
 
 docs: .venv/installed
 	.venv/bin/python -m mkdocs build --strict
+
+# With the Python of .venv. pip installs what EXTRAS adds into the same place.
+aot: .venv/installed
+	@[ -x .venv-aot/bin/python ] || .venv/bin/python -m venv .venv-aot
+	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[aot$(if $(filter cuda,$(EXTRAS)),$(comma)cuda)]'
+
+comma := ,
 
 # Newest first. Each candidate is executed: a name on PATH may be the stub of a
 # version manager, and Debian's python3 may lack ensurepip.

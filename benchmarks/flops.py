@@ -11,7 +11,7 @@ from collections.abc import Callable
 from jax.interpreters import partial_eval
 
 
-def count_flops(closed_jaxpr) -> int:
+def count_flops(closed_jaxpr, while_trips: int | None = None) -> int:
   """Returns the number of operations of a program.
 
   Operations that no output depends on are not counted. The body of a loop
@@ -20,26 +20,32 @@ def count_flops(closed_jaxpr) -> int:
 
   Args:
     closed_jaxpr: from `jax.make_jaxpr(fn)(*args)`.
+    while_trips: iterations of each `while` loop, whose length is unknown.
 
   Raises:
-    ValueError: a `while` loop of unknown length contains countable operations.
+    ValueError: `while_trips` is missing, and a `while` loop contains countable
+      operations.
   """
   jaxpr = closed_jaxpr.jaxpr
   used = [True] * len(jaxpr.outvars)
-  return _count_jaxpr(partial_eval.dce_jaxpr(jaxpr, used)[0])
+  return _count_jaxpr(partial_eval.dce_jaxpr(jaxpr, used)[0], while_trips)
 
 
-def _count_jaxpr(jaxpr) -> int:
-  return sum(map(_count_equation, jaxpr.eqns))
+def _count_jaxpr(jaxpr, while_trips) -> int:
+  return sum(_count_equation(eqn, while_trips) for eqn in jaxpr.eqns)
 
 
-def _count_equation(equation) -> int:
+def _count_equation(equation, while_trips) -> int:
   name = equation.primitive.name
   if name in _COUNTERS:
     return _COUNTERS[name](equation)
-  counts = [_count_jaxpr(jaxpr) for jaxpr in _sub_jaxprs(equation.params)]
+  counts = [
+    _count_jaxpr(jaxpr, while_trips) for jaxpr in _sub_jaxprs(equation.params)
+  ]
   if name == 'while' and any(counts):
-    raise ValueError('cannot count a while loop: its length is unknown')
+    if while_trips is None:
+      raise ValueError('cannot count a while loop: its length is unknown')
+    return while_trips * sum(counts)
   if name == 'cond':
     return max(counts)
   return _repetitions(equation) * sum(counts)

@@ -161,7 +161,7 @@ def _measure_sampling(fixtures: Fixtures, augmentation: str) -> dict:
   sample_all = sharding.map_tasks(
     lambda dataset, key: sampler(key, dataset),
     fixtures.mesh,
-    sharding.default_tasks_per_chunk(),
+    sharding.default_tasks_per_chunk(fixtures.mesh),
   )
   keys = jax.random.split(jax.random.key(0), fixtures.work.tasks)
   alone = partial(jax.jit(sample_all), fixtures.dataset, keys)

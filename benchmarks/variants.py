@@ -150,7 +150,7 @@ def variants():
   return {
     'unrolled inner loop': patched(inner_loop, 'lax', UnrolledLax),
     'all tasks at once': patched(
-      sharding, 'default_tasks_per_chunk', lambda: None
+      sharding, 'default_tasks_per_chunk', lambda mesh: None
     ),
     'one device, threads': contextlib.nullcontext(),
     'pooling after scaling': patched_norm(pool_after_scaling),

@@ -98,7 +98,7 @@ def workload_optimizer(work: Workload) -> optax.GradientTransformation:
 def fitting_mesh(num_tasks: int):
   """Returns a mesh of as many devices as the tasks divide evenly over."""
   devices = jax.devices()
-  tasks_per_chunk = sharding.default_tasks_per_chunk() or 1
+  tasks_per_chunk = sharding.default_tasks_per_chunk(make_mesh()) or 1
   counts = [
     n
     for n in range(1, len(devices) + 1)
@@ -114,7 +114,7 @@ def make_program(work: Workload, mesh=None):
   episodes = Episode(
     *(Batch(*map(jnp.asarray, batch)) for batch in random_episodes(work))
   )
-  tasks_per_chunk = sharding.default_tasks_per_chunk()
+  tasks_per_chunk = sharding.default_tasks_per_chunk(mesh or make_mesh())
 
   def train(params, opt_state, episodes):
     grads, *_ = meta_gradient(
@@ -175,7 +175,7 @@ def workload_train_step(work: Workload, sample_episode, mesh):
     meta_batch_size=work.tasks,
     max_steps=MAX_STEPS,
     mesh=mesh,
-    tasks_per_chunk=sharding.default_tasks_per_chunk(),
+    tasks_per_chunk=sharding.default_tasks_per_chunk(mesh),
   )
   return step, jax.jit(partial(init_state, learner, tx))(jax.random.key(0))
 

@@ -18,10 +18,11 @@ operations and transposes of each other. The gradient of `max` over a reshaped
 window finds the maximum a second time, by equality, which fails silently if
 the compiler recomputes the input with different rounding.
 
-The lowerings for CPUs and for other platforms are chosen in this module, where
-`conv_p` and `kernel_grad_p` are defined.
+Each primitive has a default lowering and others for single platforms, chosen
+where the primitive is defined. `lowered_as` runs those of another platform.
 """
 
+import contextlib
 from functools import partial
 
 import jax
@@ -37,10 +38,12 @@ __all__ = [
   'conv_p',
   'conv_padded_channels',
   'in_float32',
+  'kernel_grad_batch_grouped',
   'kernel_grad_direct',
   'kernel_grad_grouped',
   'kernel_grad_p',
   'kernel_grad_per_image',
+  'lowered_as',
   'map_over_tasks',
   'max_pool',
   'window_corners',
@@ -97,8 +100,9 @@ def max_pool(x, scale=None):
   """
   compared = lax.stop_gradient(x)
   if scale is not None:
-    compared = compared * jnp.sign(lax.stop_gradient(scale))
-  return _bind(_pick_p, x, _find_winner(compared), size=x.shape[1:3])
+    sign = jnp.sign(lax.stop_gradient(scale))
+    compared = compared * sign.astype(x.dtype)
+  return _bind(_pick_p, x, _bind(_winner_p, compared), size=x.shape[1:3])
 
 
 def _varying_axes(x):
@@ -118,26 +122,57 @@ def _bind(prim, *operands, **kw):
   return prim.bind(*(_make_varying(x, axes) for x in operands), **kw)
 
 
-def _make_primitive(name, default, cpu):
-  """Returns a primitive of two operands, without derivatives.
+# The lowerings of each primitive: platform -> implementation; None: default.
+_LOWERINGS: dict[Primitive, dict] = {}
+
+
+def _make_primitive(name, default, **platforms):
+  """Returns a primitive without derivatives.
 
   Args:
-    name: the name of the primitive.
-    default: the lowering for all platforms except CPUs.
-    cpu: the lowering for CPUs.
+    name: the name of the primitive, also a scope in profiles.
+    default: the lowering for all platforms that are not named.
+    **platforms: other lowerings, by platform: cpu, gpu or tpu.
   """
 
-  def abstract_eval(first, second, **kw):
-    out = jax.eval_shape(partial(default, **kw), first, second)
-    return first.update(shape=out.shape, dtype=out.dtype)
+  def abstract_eval(*operands, **kw):
+    out = jax.eval_shape(partial(default, **kw), *operands)
+    return operands[0].update(shape=out.shape, dtype=out.dtype)
 
   prim = Primitive(name)
   prim.def_impl(default)
   prim.def_abstract_eval(abstract_eval)
-  for platform, impl in ((None, default), ('cpu', cpu)):
-    rule = mlir.lower_fun(impl, multiple_results=False)
-    mlir.register_lowering(prim, rule, platform=platform)
+  _LOWERINGS[prim] = {None: default, **platforms}
+  for platform, impl in _LOWERINGS[prim].items():
+    _register_lowering(prim, impl, platform)
   return prim
+
+
+def _register_lowering(prim, impl, platform):
+  impl = jax.named_scope(prim.name)(impl)
+  rule = mlir.lower_fun(impl, multiple_results=False)
+  mlir.register_lowering(prim, rule, platform=platform)
+
+
+@contextlib.contextmanager
+def lowered_as(platform):
+  """Compiles convolution and pooling on CPUs as for another platform.
+
+  This is for tests and benchmarks: the results are the same up to rounding.
+
+  Args:
+    platform: cpu, gpu or tpu.
+  """
+  for prim, lowerings in _LOWERINGS.items():
+    impl = lowerings.get(platform, lowerings[None])
+    _register_lowering(prim, impl, 'cpu')
+  jax.clear_caches()
+  try:
+    yield
+  finally:
+    for prim, lowerings in _LOWERINGS.items():
+      _register_lowering(prim, lowerings.get('cpu', lowerings[None]), 'cpu')
+    jax.clear_caches()
 
 
 def _move_axes_to_front(operands, axes):
@@ -164,11 +199,14 @@ def _bind_merged(prim, count, operands, **kw):
 
 
 # Pooling. A winner is 0 (top left), 1 (top right), 2 (bottom left) or 3 (bottom
-# right). Both primitives are linear in their first operand.
+# right). pick_p and place_p are linear in their first operand.
 #
-#   pick_p   x [N, H, W, C], winner [N, H//2, W//2, C] int8
-#            -> [N, H//2, W//2, C]
-#   place_p  g [N, H//2, W//2, C], winner -> [N, H, W, C], zero elsewhere
+#   winner_p  x [N, H, W, C] -> [N, H//2, W//2, C] int8
+#   pick_p    x [N, H, W, C], winner -> [N, H//2, W//2, C]
+#   place_p   g [N, H//2, W//2, C], winner -> [N, H, W, C], zero elsewhere
+#
+# CPUs and GPUs reshape images to windows. On TPUs, where the last two axes are
+# stored in tiles, strided slices and interior padding are much faster.
 
 
 def window_corners(x):
@@ -183,19 +221,29 @@ def window_corners(x):
   return [x[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
 
 
-def _find_winner(x):
+def _strided_corners(x):
+  """Returns `window_corners(x)`, by strided slices."""
+  n, h, w, c = x.shape
+  return [
+    lax.slice(x, (0, i, j, 0), (n, h // 2 * 2, w // 2 * 2, c), (1, 2, 2, 1))
+    for i in (0, 1)
+    for j in (0, 1)
+  ]
+
+
+def _find_winner(x, *, corners=window_corners):
   """Returns the position of the maximum of each window: int8, 0..3."""
-  a, b, c, d = window_corners(x)
+  a, b, c, d = corners(x)
   top_column, bottom_column = b > a, d > c
   row = jnp.where(bottom_column, d, c) > jnp.where(top_column, b, a)
   column = jnp.where(row, bottom_column, top_column)
   return 2 * row.astype(jnp.int8) + column.astype(jnp.int8)
 
 
-def _pick(x, winner, *, size):
+def _pick(x, winner, *, size, corners=window_corners):
   """Returns the pixels at the positions `winner`; `size` is unused."""
   del size
-  a, b, c, d = window_corners(x)
+  a, b, c, d = corners(x)
   bottom = jnp.where(winner == 2, c, d)
   return jnp.where(winner < 2, jnp.where(winner == 0, a, b), bottom)
 
@@ -211,19 +259,35 @@ def _place(g, winner, *, size):
   return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
 
 
-def _make_pooling_primitive(name, impl):
-  """Returns a primitive that is linear in its first operand."""
+def _place_by_padding(g, winner, *, size):
+  """Returns `_place(g, winner, size=size)`, by interior padding."""
+  zero = jnp.zeros((), g.dtype)
+
+  def place_corner(i, j):
+    padding = [
+      (offset, n - offset - (2 * m - 1), 1)
+      for offset, n, m in zip((i, j), size, g.shape[1:3], strict=True)
+    ]
+    part = jnp.where(winner == 2 * i + j, g, zero)
+    return lax.pad(part, zero, [(0, 0, 0), *padding, (0, 0, 0)])
+
+  top = place_corner(0, 0) + place_corner(0, 1)
+  return top + (place_corner(1, 0) + place_corner(1, 1))
+
+
+def _make_pooling_primitive(name, impl, tpu):
+  """Returns a primitive that is linear in its first operand, if it has two."""
 
   def jvp(primals, tangents, **kw):
     out = _bind(prim, *primals, **kw)
-    if type(tangents[0]) is ad.Zero:
+    if len(primals) == 1 or type(tangents[0]) is ad.Zero:
       return out, ad.Zero.from_primal_value(out)
     return out, _bind(prim, tangents[0], primals[1], **kw)
 
   def batch(operands, axes, **kw):
     return _bind_merged(prim, *_move_axes_to_front(operands, axes), **kw)
 
-  prim = _make_primitive(name, impl, impl)
+  prim = _make_primitive(name, impl, tpu=tpu)
   ad.primitive_jvps[prim] = jvp
   batching.primitive_batchers[prim] = batch
   return prim
@@ -240,8 +304,17 @@ def _set_transpose(prim, other):
   ad.primitive_transposes[prim] = rule
 
 
-_pick_p = _make_pooling_primitive('max_pool_pick', _pick)
-_place_p = _make_pooling_primitive('max_pool_place', _place)
+_winner_p = _make_pooling_primitive(
+  'max_pool_winner',
+  _find_winner,
+  tpu=partial(_find_winner, corners=_strided_corners),
+)
+_pick_p = _make_pooling_primitive(
+  'max_pool_pick', _pick, tpu=partial(_pick, corners=_strided_corners)
+)
+_place_p = _make_pooling_primitive(
+  'max_pool_place', _place, tpu=_place_by_padding
+)
 _set_transpose(_pick_p, _place_p)
 _set_transpose(_place_p, _pick_p)
 
@@ -305,7 +378,7 @@ def _kernel_grad_wrt_g(kernel, image, g, *, padding):
   return _bind(conv_p, image, kernel, stride=1, padding=padding)
 
 
-def _conv_nhwc(image, kernel, stride, padding, groups=1):
+def _conv_nhwc(image, kernel, stride, padding, groups=1, batch_groups=1):
   return lax.conv_general_dilated(
     image,
     kernel,
@@ -313,6 +386,7 @@ def _conv_nhwc(image, kernel, stride, padding, groups=1):
     [(padding, padding)] * 2,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
+    batch_group_count=batch_groups,
   )
 
 
@@ -358,6 +432,19 @@ def kernel_grad_grouped(image, g, *, padding):
   image = image.transpose(4, 2, 3, 0, 1).reshape(c, h, w, t * n)
   g = g.transpose(2, 3, 1, 0, 4).reshape(*g.shape[2:4], n, -1)
   out = _conv_nhwc(image, g, 1, padding, groups=t)
+  return out.reshape(*out.shape[:3], t, -1).transpose(3, 1, 2, 0, 4)
+
+
+def kernel_grad_batch_grouped(image, g, *, padding):
+  """Lowers `kernel_grad_p` for T tasks to one convolution of T batch groups.
+
+  XLA runs this as the backward-filter function of cuDNN, which it does not for
+  a convolution with feature groups.
+  """
+  t, n, h, w, c = image.shape
+  image = image.transpose(0, 4, 2, 3, 1).reshape(t * c, h, w, n)
+  g = g.transpose(2, 3, 1, 0, 4).reshape(*g.shape[2:4], n, -1)
+  out = _conv_nhwc(image, g, 1, padding, batch_groups=t)
   return out.reshape(*out.shape[:3], t, -1).transpose(3, 1, 2, 0, 4)
 
 
@@ -411,19 +498,21 @@ def in_float32(lowering):
   return run
 
 
-def _make_conv_primitive(name, default, cpu, wrt_first, wrt_second):
+def _make_conv_primitive(name, wrt_first, wrt_second, default, **platforms):
   """Returns a bilinear primitive.
 
   Args:
     name: the name of the primitive.
-    default: the lowerings without and with the axis T, for all platforms except
-      CPUs.
-    cpu: the lowerings without and with the axis T, for CPUs.
     wrt_first: the transpose with respect to the first operand.
     wrt_second: the transpose with respect to the second operand.
+    default: the lowerings without and with the axis T, for all platforms that
+      are not named.
+    **platforms: other such pairs, by platform.
   """
 
-  def select_by_rank(one_task, tasks):
+  def select_by_rank(lowerings):
+    one_task, tasks = lowerings
+
     def run(first, second, **kw):
       lowering = one_task if first.ndim == 4 else tasks
       return lowering(first, second, **kw)
@@ -437,24 +526,32 @@ def _make_conv_primitive(name, default, cpu, wrt_first, wrt_second):
     return _bind_merged(prim, count, operands, **kw)
 
   prim = _make_primitive(
-    name, select_by_rank(*default), in_float32(select_by_rank(*cpu))
+    name,
+    select_by_rank(default),
+    **{key: select_by_rank(pair) for key, pair in platforms.items()},
   )
   ad.defbilinear(prim, wrt_first, wrt_second)
   batching.primitive_batchers[prim] = batch
   return prim
 
 
+def _for_cpu(lowering):
+  """Returns the CPU lowerings of a primitive without and with the axis T."""
+  return in_float32(lowering), in_float32(map_over_tasks(lowering))
+
+
 conv_p = _make_conv_primitive(
   'conv',
-  (conv_direct, conv_grouped),
-  (conv_padded_channels, map_over_tasks(conv_padded_channels)),
   _conv_wrt_image,
   _conv_wrt_kernel,
+  default=(conv_direct, conv_grouped),
+  cpu=_for_cpu(conv_padded_channels),
 )
 kernel_grad_p = _make_conv_primitive(
   'conv_kernel_grad',
-  (kernel_grad_direct, kernel_grad_grouped),
-  (kernel_grad_per_image, map_over_tasks(kernel_grad_per_image)),
   _kernel_grad_wrt_image,
   _kernel_grad_wrt_g,
+  default=(kernel_grad_direct, kernel_grad_grouped),
+  cpu=_for_cpu(kernel_grad_per_image),
+  gpu=(kernel_grad_direct, kernel_grad_batch_grouped),
 )

@@ -28,6 +28,7 @@ __all__ = [
   'make_mesh',
   'map_tasks',
   'mean_over_tasks',
+  'mesh_platform',
   'nearest_multiples',
   'one_device_per_core',
   'require_divisible',
@@ -85,13 +86,26 @@ def one_device_per_core(meta_batch_size, tasks_per_chunk=1):
     jax.config.update('jax_num_cpu_devices', max(counts, default=1))
 
 
-def default_tasks_per_chunk():
+def default_tasks_per_chunk(mesh):
   """Returns how many tasks a device should vectorize; None: all of them.
 
   A CPU runs the kernels of several tasks one after another anyway, and faster
-  with a small working set; an accelerator needs the work of all tasks at once.
+  with a small working set. A TPU would store the tasks along a spatial axis of
+  convolutions, which leaves lanes empty and needs more memory. A GPU needs the
+  work of all tasks at once.
+
+  Args:
+    mesh: the devices, from `make_mesh`.
   """
-  return 1 if jax.default_backend() == 'cpu' else None
+  return 1 if mesh_platform(mesh) in ('cpu', 'tpu') else None
+
+
+def mesh_platform(mesh) -> str:
+  """Returns the platform of the devices of a mesh, such as 'cpu' or 'tpu'.
+
+  It may differ from `jax.default_backend()`.
+  """
+  return mesh.devices.flat[0].platform
 
 
 def mean_over_tasks(fn, mesh=None, tasks_per_chunk=None):
@@ -227,7 +241,7 @@ def uses_all_gather(mesh) -> bool:
   different order than one between the devices of a process, so that results
   would not be bit-identical.
   """
-  return mesh.devices.flat[0].platform == 'cpu'
+  return mesh_platform(mesh) == 'cpu'
 
 
 def constrain_replicated(tree, mesh):
@@ -293,7 +307,11 @@ class TaskSharding(NamedTuple):
     return jax.tree.map(place, tree)
 
   def fits_in_memory(self, num_bytes: int) -> bool:
-    """Returns whether every device has room for a data set of `num_bytes`."""
+    """Returns whether every device has room for a data set.
+
+    Args:
+      num_bytes: its size as the devices store it, including padding.
+    """
     device = self.mesh.local_devices[0]
     memory = (device.memory_stats() or {}).get('bytes_limit')
     if memory is None:  # CPU devices share the memory of the host

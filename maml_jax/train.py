@@ -61,7 +61,9 @@ __all__ = [
   'CallLengthController',
   'LoopContext',
   'init_state',
+  'make_programs',
   'make_train_step',
+  'may_split_queries',
   'resume_state',
   'run_epoch',
   'train',
@@ -292,11 +294,9 @@ class CallLengthController:
 
 def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
   """Builds the context of the loop and the state to start from."""
-  # Conjugate gradients of parts of a query set would stop at other iterations.
-  split_queries = config.outer.gradient != 'implicit'
-  split_queries &= not is_transductive(config.model.norm)
-  split_queries &= config.train.objective == 'tasks'
-  sharding = setup.train_sharding(config, split_queries=split_queries)
+  sharding = setup.train_sharding(
+    config, split_queries=may_split_queries(config)
+  )
   val = setup.val_phase(config)
   tasks, make_learner = _make_tasks(config, sharding)
   validate = phase_evaluator(config, val, config.val.num_tasks, sharding)
@@ -311,7 +311,7 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
     train=config.train,
     shared=tasks.shared,
     prefetcher=stack.enter_context(prefetcher),
-    run_at=_make_programs(config, make_learner, tx, tasks, sharding),
+    run_at=make_programs(config, make_learner, tx, tasks, sharding),
     validate=validate,
     call_length=CallLengthController(),
     writer=stack.enter_context(
@@ -326,6 +326,14 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
   return context, sharding.replicate(state)
 
 
+def may_split_queries(config) -> bool:
+  """Returns whether several devices may share the query set of a task."""
+  if is_transductive(config.model.norm) or config.train.objective != 'tasks':
+    return False
+  # Conjugate gradients of parts of a query set would stop at other iterations.
+  return config.outer.gradient != 'implicit'
+
+
 def _make_tasks(config, sharding) -> tuple[TrainTasks, Callable]:
   """Returns what is trained on, and `make_learner(outer=None)`."""
   if config.train.objective == 'classes':
@@ -335,10 +343,19 @@ def _make_tasks(config, sharding) -> tuple[TrainTasks, Callable]:
   return train_tasks(config, sharding), make_learner
 
 
-def _make_programs(config, make_learner, tx, tasks, sharding) -> Callable:
+def make_programs(
+  config, make_learner, tx, tasks: TrainTasks, sharding
+) -> Callable:
   """Returns `run_at(epoch) -> step`, see `make_train_step`.
 
   Epochs whose outer losses differ in more than weights have different programs.
+
+  Args:
+    config: see `maml_jax.default_config`.
+    make_learner: `make_learner(outer=...) -> Learner`.
+    tx: the outer optimizer.
+    tasks: from `train_tasks`.
+    sharding: from `setup.train_sharding`.
   """
   _, outer = learner_configs(flatten(config))
 

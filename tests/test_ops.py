@@ -226,3 +226,59 @@ def test_max_pool_passes_each_gradient_to_one_pixel_on_ties():
   grad = jax.grad(lambda x: ops.max_pool(x).sum())(jnp.zeros((1, 4, 4, 2)))
   windows = grad.reshape(1, 2, 2, 2, 2, 2).sum((2, 4))
   np.testing.assert_array_equal(windows, np.ones((1, 2, 2, 2)))
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'gpu'])
+@pytest.mark.parametrize('tasks', [1, 3])
+def test_lowerings_of_accelerators_equal_those_of_cpus(platform, tasks):
+  """Compares outer gradients through an inner loop, with odd image sizes."""
+  r = np.random.RandomState(0)
+  images = jnp.array(r.randn(tasks, 2, 7, 9, 3))
+  params = jnp.array(r.randn(3, 3, 3, 4)), jnp.array(r.randn(2, 2, 4, 4))
+  scale = jnp.array([1.0, -1, 2, -3]).reshape(1, 1, 1, 4)
+
+  def loss(params, images):
+    x = ops.conv(images, params[0], stride=2)
+    x = ops.max_pool(jnp.sin(x), scale)
+    return jnp.square(ops.conv(x, params[1], padding=0)).mean()
+
+  @jax.checkpoint
+  def inner_step(params, images):
+    grads = jax.grad(loss)(params, images)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+
+  def outer_loss(params, images):
+    params, _ = lax.scan(
+      lambda params, _: (inner_step(params, images), None), params, length=2
+    )
+    return loss(params, images)
+
+  def outer_gradients(params, images):
+    fn = jax.value_and_grad(outer_loss)
+    if tasks == 1:
+      return fn(params, images[0])
+    return jax.vmap(fn, (None, 0))(params, images)
+
+  expected = jax.jit(outer_gradients)(params, images)
+  with ops.lowered_as(platform):
+    actual = jax.jit(outer_gradients)(params, images)
+    text = jax.jit(outer_gradients).lower(params, images).as_text()
+  assert ('batch_group_count = 3' in text) == (platform == 'gpu' and tasks == 3)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=0, atol=1e-12 * np.abs(y).max()
+    ),
+    actual,
+    expected,
+  )
+
+
+def test_max_pool_picks_in_the_dtype_of_its_input():
+  x = jnp.array(np.random.RandomState(0).randn(1, 4, 4, 2), jnp.bfloat16)
+  scale = -jnp.ones((1, 1, 1, 2), jnp.float32)
+  pooled = ops.max_pool(x, scale)
+  assert pooled.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(
+    pooled.astype(jnp.float32),
+    ops.max_pool(x.astype(jnp.float32), scale),
+  )

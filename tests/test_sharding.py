@@ -17,7 +17,7 @@ from maml_jax.learner import (
   make_learner,
   meta_gradient,
 )
-from maml_jax.sharding import make_mesh, map_tasks
+from maml_jax.sharding import default_tasks_per_chunk, make_mesh, map_tasks
 from maml_jax.utils.errors import UserError
 
 ONE_DEVICE_PER_CORE = """
@@ -168,3 +168,18 @@ def test_counters_and_random_keys_in_statistics_keep_their_types(
   )(params, stats, episodes)[0]
   for name, x in grads.items():
     np.testing.assert_allclose(x, expected[name].mean(0), atol=1e-6)
+
+
+class MeshOf:
+  """A mesh of one device of a platform that this machine may lack."""
+
+  def __init__(self, platform):
+    self.devices = np.array([self])
+    self.platform = platform
+
+
+@pytest.mark.parametrize(
+  ('platform', 'tasks'), [('cpu', 1), ('tpu', 1), ('gpu', None)]
+)
+def test_platform_of_the_mesh_decides_the_tasks_per_chunk(platform, tasks):
+  assert default_tasks_per_chunk(MeshOf(platform)) == tasks

@@ -8,6 +8,7 @@ import pytest
 import small_run
 
 from maml_jax.data.episodes import task_keys
+from maml_jax.data.image_storage import image_storage
 from maml_jax.evaluation import evaluate
 from maml_jax.experiment import (
   checkpoint,
@@ -174,3 +175,58 @@ def test_ways_may_differ_between_training_validation_and_test(
     assert logits.shape == (14, 7)
     accuracies.append((logits.argmax(-1) == episode.query.targets).mean())
   np.testing.assert_allclose(result['accuracy'], np.mean(accuracies), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('image_shape', 'stored'),
+  [
+    ((84, 84, 3), (168, 128)),
+    ((28, 28, 1), (8, 128)),
+    ((32, 32, 3), (24, 128)),
+  ],
+)
+def test_tpus_store_images_in_whole_tiles(image_shape, stored):
+  images = np.random.RandomState(0).randint(256, size=(5, *image_shape))
+  images = images.astype(np.uint8)
+  storage = image_storage(image_shape, 'tpu')
+  packed = storage.pack(images)
+  assert packed.shape == (5, *stored)
+  assert packed.nbytes == storage.nbytes(5)
+  positions = np.array([[4, 0, 4], [1, 2, 3]])
+  taken = jax.jit(storage.take)(packed, positions)
+  np.testing.assert_array_equal(taken, images[positions])
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_cpus_and_gpus_store_images_as_they_are(platform):
+  images = np.zeros((5, 28, 28, 1), np.uint8)
+  storage = image_storage((28, 28, 1), platform)
+  assert storage.pack(images) is images
+  assert storage.nbytes(5) == images.nbytes
+  assert storage.take(images, np.array([2, 1])).shape == (2, 28, 28, 1)
+
+
+def test_padding_counts_when_images_are_placed(small, monkeypatch):
+  config, dataset = small_run.config(), small_run.dataset()
+  sharding = setup.eval_sharding(config)
+  seen = []
+  monkeypatch.setattr(
+    type(sharding), 'fits_in_memory', lambda _, n: seen.append(n) or True
+  )
+  for platform in ('cpu', 'tpu'):
+    monkeypatch.setattr(task_source, 'mesh_platform', lambda _, p=platform: p)
+    task_source.choose_placement(config, sharding, dataset)
+  assert seen == [len(dataset.images) * 784, len(dataset.images) * 1024]
+
+
+def test_training_tasks_do_not_depend_on_the_storage(small, monkeypatch):
+  config = small_run.config()
+  sharding = setup.eval_sharding(config)
+  episodes = []
+  for platform in ('cpu', 'tpu'):
+    monkeypatch.setattr(task_source, 'mesh_platform', lambda _, p=platform: p)
+    tasks = task_source.train_tasks(config, sharding)
+    key = jax.random.key(0)
+    episodes.append(jax.jit(tasks.sample_episode)(key, tasks.shared))
+  assert tasks.shared.images.shape[1:] == (8, 128)
+  jax.tree.map(np.testing.assert_array_equal, *episodes)

@@ -7,6 +7,7 @@ functions here turn it into data, a learner and a transform.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -322,16 +323,21 @@ def matmul_precision(config):
 def eval_sharding(config) -> TaskSharding:
   """Returns the sharding of an evaluation, over all devices."""
   distributed.connect_devices(jax.devices())
-  return TaskSharding(make_mesh(), _tasks_per_chunk(config))
+  mesh = make_mesh()
+  return TaskSharding(mesh, _tasks_per_chunk(config, mesh))
 
 
-def train_sharding(config, *, split_queries: bool) -> TaskSharding:
+def train_sharding(
+  config, *, split_queries: bool, devices: Sequence | None = None
+) -> TaskSharding:
   """Returns the sharding of training, over as many devices as possible.
 
   Args:
     config: with `train.meta_batch_size` and `train.tasks_per_chunk`.
     split_queries: allow several devices per task, each with a part of its query
       set, if there are enough devices.
+    devices: the devices of this process, if it is the only one; default all
+      devices of all processes.
 
   Raises:
     UserError: the tasks do not divide evenly over the processes or chunks.
@@ -339,20 +345,22 @@ def train_sharding(config, *, split_queries: bool) -> TaskSharding:
   queries = config.task.ways * config.task.queries if split_queries else 0
   layout = choose_layout(
     config.train.meta_batch_size,
-    jax.device_count(),
+    len(devices or jax.devices()),
     config.train.tasks_per_chunk or None,
     processes=jax.process_count(),
     queries=queries,
   )
-  devices = first_devices(layout.devices)
-  distributed.connect_devices(devices)
-  return TaskSharding(
-    make_mesh(devices), _tasks_per_chunk(config), layout.query_splits
-  )
+  if devices:
+    devices = devices[: layout.devices]
+  else:
+    devices = first_devices(layout.devices)
+    distributed.connect_devices(devices)
+  mesh = make_mesh(devices)
+  return TaskSharding(mesh, _tasks_per_chunk(config, mesh), layout.query_splits)
 
 
-def _tasks_per_chunk(config) -> int | None:
-  return config.train.tasks_per_chunk or default_tasks_per_chunk()
+def _tasks_per_chunk(config, mesh) -> int | None:
+  return config.train.tasks_per_chunk or default_tasks_per_chunk(mesh)
 
 
 def configure_jax(config) -> None:

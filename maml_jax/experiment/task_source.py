@@ -19,13 +19,13 @@ from maml_jax.data.episodes import (
   build_episode,
   draw_distinct_tasks,
   draw_task_positions,
-  sample_episode,
   split_episode,
   task_keys,
 )
+from maml_jax.data.image_storage import ImageStorage, image_storage
 from maml_jax.experiment import setup
 from maml_jax.experiment.setup import Phase
-from maml_jax.sharding import TaskSharding
+from maml_jax.sharding import TaskSharding, mesh_platform
 from maml_jax.types import Array, Batch, Dataset, Episode, PyTree
 
 __all__ = [
@@ -78,8 +78,15 @@ class EvalTasks(NamedTuple):
   host_data: Callable[[np.ndarray], tuple]
 
 
-def train_tasks(config, sharding: TaskSharding) -> TrainTasks:
+def train_tasks(
+  config, sharding: TaskSharding, dataset: Dataset | None = None
+) -> TrainTasks:
   """Returns the tasks of meta-training.
+
+  Args:
+    config: see `maml_jax.default_config`.
+    sharding: the devices.
+    dataset: the images, on the host; default those of `config.data`.
 
   Raises:
     UserError: the data are not prepared, or a class has too few images.
@@ -88,22 +95,31 @@ def train_tasks(config, sharding: TaskSharding) -> TrainTasks:
   if config.data.name in data.REGRESSIONS:
     sample = _regression_sampler(config, phase)
     return TrainTasks((), lambda key, _: sample(key), None, '')
-  dataset = setup.load_split(config, phase)
+  if dataset is None:
+    dataset = setup.load_split(config, phase)
   transform = setup.phase_transform(config, phase)
-  placement = choose_placement(config, sharding, dataset)
-  if placement == 'device':
-    sample = partial(sample_episode, **phase.shape, transform=transform)
-    return TrainTasks(sharding.replicate(dataset), sample, None, placement)
 
-  def sample(key, shared, images):
+  def build(key, shared, images):
     del shared
     return build_episode(key, images, shots=phase.shots, transform=transform)
+
+  placement = choose_placement(config, sharding, dataset)
+  if placement == 'device':
+    storage = _storage(sharding, dataset)
+    images = storage.pack(dataset.images)
+
+    def sample(key, dataset):
+      positions = draw_task_positions(key, dataset, **phase.shape)
+      return build(key, (), storage.take(dataset.images, positions))
+
+    shared = sharding.replicate(dataset._replace(images=images))
+    return TrainTasks(shared, sample, None, placement)
 
   # Positions are drawn on the host, without the images.
   rows = Dataset((), np.asarray(dataset.index), np.asarray(dataset.size))
   draw = partial(draw_task_positions, dataset=rows, **phase.shape)
   gather = _image_gatherer(config, dataset.images, draw)
-  return TrainTasks((), sample, gather, placement)
+  return TrainTasks((), build, gather, placement)
 
 
 def class_batches(config, sharding: TaskSharding) -> tuple[TrainTasks, int]:
@@ -135,11 +151,13 @@ def class_batches(config, sharding: TaskSharding) -> tuple[TrainTasks, int]:
   def sample(key, shared):
     images, labels = shared
     rows = draw(key)
-    return batch(key, jnp.take(images, rows, axis=0), labels[rows])
+    return batch(key, storage.take(images, rows), labels[rows])
 
   placement, host_data = choose_placement(config, sharding, dataset), None
-  shared = dataset.images, labels
-  if placement == 'host':
+  storage = _storage(sharding, dataset)
+  if placement == 'device':
+    shared = storage.pack(dataset.images), labels
+  else:
     shared = labels
 
     def sample(key, labels, images):
@@ -184,9 +202,10 @@ def eval_tasks(
     return transform(key, split_episode(images, shots=phase.shots))
 
   if choose_placement(config, sharding, dataset) == 'device':
+    storage = _storage(sharding, dataset)
     return EvalTasks(
-      sharding.replicate(dataset.images),
-      lambda key, images, rows: build(key, jnp.take(images, rows, axis=0)),
+      sharding.replicate(storage.pack(dataset.images)),
+      lambda key, images, rows: build(key, storage.take(images, rows)),
       keys,
       lambda task_ids: (positions[task_ids],),
     )
@@ -238,7 +257,13 @@ def choose_placement(config, sharding: TaskSharding, dataset: Dataset) -> str:
   """Returns where to store the images of a data set: 'device' or 'host'."""
   if config.data.placement != 'auto':
     return config.data.placement
-  return 'device' if sharding.fits_in_memory(dataset.images.nbytes) else 'host'
+  num_bytes = _storage(sharding, dataset).nbytes(len(dataset.images))
+  return 'device' if sharding.fits_in_memory(num_bytes) else 'host'
+
+
+def _storage(sharding: TaskSharding, dataset: Dataset) -> ImageStorage:
+  """Returns the format in which the devices store the images."""
+  return image_storage(dataset.images.shape[1:], mesh_platform(sharding.mesh))
 
 
 class Prefetcher:

@@ -88,21 +88,20 @@ class BatchNorm(nn.Module):
     Returns:
       An array with the dtype of `x`, [N, H, W, C] or [N, H // 2, W // 2, C].
     """
-    dtype, channels = x.dtype, x.shape[-1:]
-    x = x.astype(jnp.promote_types(dtype, jnp.float32))
+    channels = x.shape[-1:]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     scale = (
       self.param('scale', nn.initializers.ones, channels, jnp.float32)
       if self.use_scale
-      else jnp.ones(channels, x.dtype)
+      else jnp.ones(channels, wide)
     )
     bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
     shift = 0.0 if shift is None else _channels(shift)
-    mean, var = self._moments(x, shift, train)
+    mean, var = self._moments(x.astype(wide), shift, train)
     factor = _channels(scale) * lax.rsqrt(var + self.epsilon)
-    if pool:
-      x = ops.max_pool(x, factor)
+    y = ops.max_pool(x, factor) if pool else x  # a narrow dtype moves less
     bias = _channels(bias) - (mean - shift) * factor
-    return (x * factor + bias).astype(dtype)
+    return (y.astype(wide) * factor + bias).astype(x.dtype)
 
   def _moments(self, x, shift, train):
     """Returns the mean and variance to normalize `x + shift` by.

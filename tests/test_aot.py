@@ -1,0 +1,104 @@
+"""Tests of programs that are compiled for machines that are not there."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import aot, aot_hlo
+from maml_jax import config as config_lib
+from maml_jax import ops
+from maml_jax.types import Dataset, Model
+from maml_jax.utils.errors import UserError
+
+# A loop of three iterations that copies an array of 4 x 130 floats, stored in
+# tiles of 8 x 128, to another layout, and a loop whose length is an input.
+HLO = pathlib.Path(__file__).with_name('aot_loops.hlo')
+
+
+def test_hlo_counts_loops_tiles_and_memory_spaces():
+  program = aot_hlo.summarize(aot_hlo.parse(HLO.read_text()))
+  rows, columns = 8 * 256 * 4, 136 * 128 * 4  # bytes in the two layouts
+  copied = 3 * (rows + columns)
+  read = 3 * (rows + columns)  # the result of the fusion is in memory space 1
+  assert program == {
+    'kernels': 7,
+    'moved_bytes': copied + read + 2 * rows,
+    'copied_bytes': copied,
+    'convolutions': {'backward-filter': 3},
+    'all_reduces': 1,
+    'all_reduce_bytes': rows,
+    'cycles': {'copy': 300, 'convolution': 21, 'all-reduce': 0},
+  }
+
+
+@pytest.mark.parametrize(
+  ('type_', 'expected'),
+  [
+    ('f32[]', 4),
+    ('bf16[3,5]{1,0}', 30),
+    ('bf16[3,5]{1,0:T(8,128)(2,1)}', 8 * 128 * 2),
+    ('u8[2,84,84,3]{0,2,1,3:T(8,128)(4,1)}', 3 * 84 * 88 * 128),
+    ('(f32[2]{0}, pred[3]{0})', 11),
+  ],
+)
+def test_bytes_of_a_type_include_the_padding_of_tiles(type_, expected):
+  assert aot_hlo.type_bytes(type_) == expected
+
+
+def test_missing_compiler_is_a_user_error(monkeypatch):
+  monkeypatch.setattr(aot.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(UserError, match='needs the package libtpu.*make aot'):
+    aot.described_devices('tpu', 'v5e:2x2', '')
+
+
+def one_block_model(encoder, num_ways, image_shape, **_):
+  """Replaces `make_model`: convolution, pooling and a head.
+
+  ConvNet4 takes minutes to compile.
+  """
+  del encoder
+
+  def init(key):
+    keys = jax.random.split(key)
+    kernel = jax.random.normal(keys[0], (3, 3, image_shape[-1], 8))
+    weight = jax.random.normal(keys[1], (8, num_ways))
+    return {'encoder': {'conv': kernel}, 'classifier': {'kernel': weight}}, {}
+
+  def apply(params, stats, images, *, train):
+    del train
+    x = ops.max_pool(ops.conv(images, params['encoder']['conv']))
+    x = jnp.square(x).mean((1, 2))
+    return x @ params['classifier']['kernel'], stats
+
+  return Model(init, apply)
+
+
+@pytest.mark.slow
+def test_small_step_compiles_well_for_tpus(monkeypatch):
+  """Four tasks of 28 pixels on two chips, with 38,400 images."""
+  pytest.importorskip('libtpu', reason='no compiler for TPUs, see `make aot`')
+  flags = ['--train.meta_batch_size=4', '--inner.num_steps=2']
+  config = config_lib.load('glyphs_5w1s', [*flags, '--inner.frozen='])
+  count, shape = 38_400, (28, 28, 1)
+  dataset = Dataset(
+    np.broadcast_to(np.zeros((1, *shape), np.uint8), (count, *shape)),
+    np.arange(count, dtype=np.int32).reshape(64, -1),
+    np.full(64, count // 64, np.int32),
+  )
+  monkeypatch.setattr(aot.setup, 'load_split', lambda *_: dataset)
+  monkeypatch.setattr(aot.setup, 'make_model', one_block_model)
+  devices = aot.described_devices('tpu', 'v5e:2x2', '')[:2]
+  row = aot.measure(config, devices, aot.CHIPS['v5e'])
+  assert row['chips'] == 2 and row['all_reduces'] == 1
+  assert row['grouped_convolutions'] == 0
+  # Two tasks on each chip, one after the other. Query pass: forward and kernel
+  # gradient. Each inner step: these, and both of their derivatives.
+  assert row['forward_convolutions'] >= 2 * (1 + 2)
+  assert row['backward-filter_convolutions'] >= 2 * (1 + 2)
+  # The images take 39 MB in tiles. Nothing near that is copied.
+  assert 39 < row['argument_mb'] < 42
+  assert row['copied_gb'] < 0.01 and row['temporary_mb'] < 20
+  assert 0 < row['pooling_ms'] < row['ms'] < 5
