@@ -236,7 +236,13 @@ def test_baselines_are_compared_on_the_same_tasks(run, capsys):
   (file,) = (run / 'eval').glob('*.npz')
   with np.load(file) as arrays:
     rows = {row['name']: row for row in result['baselines']}
-    assert rows.keys() == {'no_adaptation', 'nearest_centroid', 'linear_head'}
+    assert rows.keys() == {
+      'no_adaptation',
+      'nearest_centroid',
+      'simple_shot',
+      'linear_head',
+      'cosine_head',
+    }
     for name, row in rows.items():
       values = arrays[f'baseline_{name}']
       assert (row['accuracy'], row['interval']) == mean_interval(values)
