@@ -214,8 +214,8 @@ def test_eval_grid_flag_evaluates_a_grid(run_cli, exported):
     (['--wrkdir=x'], 'unknown argument --wrkdir=x; did you mean --workdir'),
     (
       ['--mode=demo', '--checkpoint=x'],
-      '--mode=demo does not accept --checkpoint; it belongs to --mode=train or pretrain '
-      'or eval or adapt',
+      '--mode=demo does not accept --checkpoint; it belongs to --mode=train '
+      'or pretrain or eval or adapt',
     ),
     (['x'], "--mode=train does not accept argument 'x'"),
     (['--lr=0.1'], 'unknown argument --lr=0.1; did you mean --outer.lr?'),
