@@ -17,16 +17,30 @@ COMMON = {
   'task.queries': 5,
   'train.meta_batch_size': 16,
   'train.steps_per_epoch': 100,
-  'train.num_epochs': 4,
+  'train.num_epochs': 5,
   'val.num_tasks': 100,
   'val.queries': 5,
-  'eval.num_tasks': 600,
+  'eval.num_tasks': 300,
   'eval.queries': 5,
   'eval.curve_tasks': 0,
 }
-# Inner rates, chosen on validation tasks among 0.1, 0.4 and 1, and what else a
-# method needs in so few iterations.
-FIELDS = {}
+# Inner rates, and what else a method needs in so few iterations.
+FIELDS = {
+  'anil': {'inner.classifier_lr': 0.4},
+  'meta_sgd': {'inner.encoder_lr': 0.4, 'inner.classifier_lr': 0.4},
+  **{
+    name: {'inner.encoder_lr': 0.1, 'inner.classifier_lr': 0.1}
+    for name in (
+      'alfa',
+      'imaml',
+      'mamlpp',
+      'meta_curvature',
+      'proto_maml',
+      'unicorn',
+    )
+  },
+}
+FIELDS['mamlpp']['outer.loss_epochs'] = 2
 GOAL = 0.80
 
 
