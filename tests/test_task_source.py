@@ -93,10 +93,13 @@ def test_placement_follows_device_memory_unless_set(small):
   assert task_source.choose_placement(config, sharding, dataset) == 'device'
 
   class Device:
+    platform = 'gpu'
+
     def __init__(self, limit):
       self.memory_stats = lambda: {'bytes_limit': limit}
 
   class Mesh:
+    devices = np.array([Device(0)])
     local_devices = [Device(3 * dataset.images.nbytes)]
 
   sharding = sharding._replace(mesh=Mesh)

@@ -116,8 +116,9 @@ def train_tasks(
     return TrainTasks(shared, sample, None, placement)
 
   # Positions are drawn on the host, without the images.
-  rows = Dataset((), np.asarray(dataset.index), np.asarray(dataset.size))
-  draw = partial(draw_task_positions, dataset=rows, **phase.shape)
+  cpu = jax.local_devices(backend='cpu')[0]
+  rows = jax.device_put((dataset.index, dataset.size), cpu)
+  draw = partial(draw_task_positions, dataset=Dataset((), *rows), **phase.shape)
   gather = _image_gatherer(config, dataset.images, draw)
   return TrainTasks((), build, gather, placement)
 
