@@ -745,7 +745,7 @@ def test_learned_rates_are_shown_by_parameter_and_step(tmp_path, monkeypatch):
   assert 'Learned rates' in found.text and 'checkpoint of step 5' in found.text
   ((columns, rows, values),) = shown
   assert columns == ['step 1', 'step 2']
-  assert rows == ['classifier/kernel', 'encoder/kernel']
+  assert rows == ['classifier/bias', 'classifier/kernel', 'encoder/kernel']
   rates = checkpoint.load(tmp_path).params['inner']['lr']
   np.testing.assert_allclose(
     values, [rates['classifier']['kernel'], rates['encoder']['kernel']]
