@@ -747,8 +747,9 @@ def test_learned_rates_are_shown_by_parameter_and_step(tmp_path, monkeypatch):
   assert columns == ['step 1', 'step 2']
   assert rows == ['classifier/bias', 'classifier/kernel', 'encoder/kernel']
   rates = checkpoint.load(tmp_path).params['inner']['lr']
+  head = rates['classifier']
   np.testing.assert_allclose(
-    values, [rates['classifier']['kernel'], rates['encoder']['kernel']]
+    values, [head['bias'], head['kernel'], rates['encoder']['kernel']]
   )
 
 
