@@ -207,7 +207,7 @@ def test_command_is_valid(line, monkeypatch, capsys):
   while re.match(r'[A-Z_]+=', words[0]):  # an environment variable
     words.pop(0)
   program, *words = words
-  if program == 'python':
+  if program.endswith('python'):  # maybe of an environment
     check_python(words, monkeypatch)
   else:
     CHECKS[program](words)
