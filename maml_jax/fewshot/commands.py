@@ -201,7 +201,11 @@ def _replace_outputs(output: pathlib.Path):
     folder = tempfile.TemporaryDirectory(dir=output, prefix='.new-')
   with folder as name:
     new = pathlib.Path(name)
-    yield new
+    try:
+      yield new
+    except UserError as error:  # users know the final names
+      message = str(error).replace(str(new), str(output))
+      raise UserError(message) from error
     files = sorted(path.name for path in new.iterdir())
     with oserror_as_user_error(output):
       for file in OUTPUT_FILES:
