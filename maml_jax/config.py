@@ -68,6 +68,7 @@ REPLACED_FIELDS = {
 }
 # Fields that were added; older configs imply the default.
 ADDED_FIELDS = (
+  'model.normalize_features',
   'model.context_size',
   *(
     f'inner.{name}'
@@ -105,7 +106,6 @@ ADDED_FIELDS = (
   'train.objective',
   'pretrain.batch_size',
   'pretrain.head',
-  'pretrain.cosine_scale',
   'pretrain.label_smoothing',
   'eval.data',
   'eval.data_root',

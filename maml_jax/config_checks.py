@@ -126,7 +126,6 @@ POSITIVE = (
   'model.temperature',
   'outer.clip_value',
   'outer.temperature',
-  'pretrain.cosine_scale',
 )
 
 # Largest valid integers. Larger values are mistakes, and would take memory or

@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
   model.init = 'torch'
   model.temperature = 1.0  # multiplies the logits, as in PyTorch-MAML
   model.learn_temperature = False  # learn it in the outer loop
+  model.normalize_features = False  # to norm 1: only directions count
   # Numbers of a vector that only the inner loop changes, which conditions the
   # network (CAVIA); for convnets and mlp. Use with inner.zero and inner.frozen.
   model.context_size = 0
@@ -159,8 +160,8 @@ def get_config() -> ConfigDict:
   # are normalized separately, augmented by data.augment_query.
   config.pretrain = pretrain = ConfigDict()
   pretrain.batch_size = 32  # images of a batch
-  pretrain.head = 'cosine'  # cosine (of features and weights), linear
-  pretrain.cosine_scale = 10.0  # factor on the cosines
+  # cosine: model.temperature times those of features and weights; linear.
+  pretrain.head = 'cosine'
   pretrain.label_smoothing = 0.1  # probability spread over all classes
 
   # Validation selects the best checkpoint.

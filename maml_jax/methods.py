@@ -99,11 +99,15 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 # Fields of pre-training: a recipe for any image data set. Validation and
-# evaluation classify by the nearest class mean of the features.
+# evaluation classify by the cosine with the class means of the features, which
+# is far better than their distance: for ConvNet4 and 1 shot, 48 instead of 33 %
+# (Wang et al. 2019, arXiv 1911.04623, L2N and UN).
 PRETRAINING = {
   'train.objective': 'classes',
   'data.augment_query': 'random_crop',
   'model.norm': 'global',
+  'model.normalize_features': True,
+  'model.temperature': 10.0,
   'inner.head': 'prototype',
   'inner.num_steps': 0,
   'outer.optimizer': 'sgd',

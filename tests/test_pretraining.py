@@ -38,7 +38,7 @@ def make_config(**fields):
 
 @pytest.mark.parametrize('head', ['cosine', 'linear'])
 def test_loss_is_smoothed_cross_entropy_of_all_classes(small, head):
-  config = make_config(pretrain__head=head, pretrain__cosine_scale=5.0)
+  config = make_config(pretrain__head=head, model__temperature=5.0)
   learner = pretraining_learner(config, NUM_CLASSES)
   params, stats = learner.init(jax.random.key(0))
   r = np.random.RandomState(0)
@@ -53,9 +53,7 @@ def test_loss_is_smoothed_cross_entropy_of_all_classes(small, head):
   if head == 'cosine':
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     kernel /= np.linalg.norm(kernel, axis=0)
-    logits = 5 * features @ kernel
-  else:
-    logits = features @ kernel
+  logits = 5 * features @ kernel
   log_p = scipy.special.log_softmax(logits, 1)
   targets = 0.9 * np.eye(NUM_CLASSES)[labels] + 0.1 / NUM_CLASSES
   episode = Episode((), Batch(images, labels))

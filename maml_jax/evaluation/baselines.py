@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from maml_jax.models.layers import normalize
+
 __all__ = [
   'FEATURE_BASELINES',
   'cosine_head',
@@ -33,7 +35,7 @@ def simple_shot(support, targets, query, ways):
     query: features of the query set minus the same mean.
     ways: W.
   """
-  return nearest_centroid(_normalize(support), targets, _normalize(query), ways)
+  return nearest_centroid(normalize(support), targets, normalize(query), ways)
 
 
 def cosine_head(support, targets, query, ways):
@@ -51,11 +53,11 @@ def cosine_head(support, targets, query, ways):
   Returns:
     Logits [N, W] of the query set.
   """
-  support, query = _normalize(support), _normalize(query)
+  support, query = normalize(support), normalize(query)
   one_hot = jax.nn.one_hot(targets, ways, dtype=support.dtype)
 
   def logits(weights, features):
-    return COSINE_SCALE * features @ _normalize(weights).T
+    return COSINE_SCALE * features @ normalize(weights).T
 
   def loss(weights):
     log_p = jax.nn.log_softmax(logits(weights, support))
@@ -65,14 +67,8 @@ def cosine_head(support, targets, query, ways):
     return weights - COSINE_LR * jax.grad(loss)(weights)
 
   means = (one_hot.T @ support) / one_hot.sum(0)[:, None]
-  weights = lax.fori_loop(0, COSINE_ITERATIONS, step, _normalize(means))
+  weights = lax.fori_loop(0, COSINE_ITERATIONS, step, normalize(means))
   return logits(weights, query)
-
-
-def _normalize(x):
-  """Returns the rows of x with norm 1."""
-  squares = jnp.square(x).sum(1, keepdims=True)
-  return x * lax.rsqrt(jnp.maximum(squares, 1e-12))
 
 
 def nearest_centroid(support, targets, query, ways):

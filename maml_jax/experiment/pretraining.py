@@ -11,6 +11,7 @@ import optax
 
 from maml_jax.experiment import setup
 from maml_jax.learner import Learner, accuracy
+from maml_jax.models.layers import normalize
 from maml_jax.types import Array
 
 __all__ = ['cosine_logits', 'pretraining_learner']
@@ -39,7 +40,7 @@ def pretraining_learner(config, num_classes: int) -> Learner:
     else:
       features, stats = model.features(params, stats, images, train=True)
       kernel = params['classifier']['kernel']
-      logits = pretrain.cosine_scale * cosine_logits(features, kernel)
+      logits = config.model.temperature * cosine_logits(features, kernel)
     targets = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
     targets = optax.smooth_labels(targets, pretrain.label_smoothing)
     value = optax.softmax_cross_entropy(logits, targets).mean()
@@ -54,10 +55,4 @@ def cosine_logits(features: Array, kernel: Array) -> Array:
 
   The head of Baseline++, Chen et al. 2019, arXiv 1904.04232.
   """
-  return _normalize(features, 1) @ _normalize(kernel, 0)
-
-
-def _normalize(x: Array, axis: int) -> Array:
-  # The derivative of a norm is not defined at 0, where all of ReLU may be.
-  squares = jnp.square(x).sum(axis, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
+  return normalize(features) @ normalize(kernel, axis=0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from maml_jax.models.convnet import ConvNet4
-from maml_jax.models.layers import Head
+from maml_jax.models.layers import Head, normalize
 from maml_jax.models.mlp import MLP
 from maml_jax.models.norm import MODES, BatchNorm
 from maml_jax.models.resnet import BASE_WIDTHS, WIDE_WIDTHS, ResNet12, ResNet18
@@ -46,22 +46,26 @@ class Network(nn.Module):
     classifier: a module from features to logits [N, W].
     context_size: C, numbers of the parameter `context`, which starts at 0 and
       conditions the encoder; 0 for none.
+    normalize_features: whether features have norm 1.
   """
 
   encoder: nn.Module
   classifier: nn.Module
   context_size: int = 0
+  normalize_features: bool = False
 
   def __call__(self, inputs, *, train):
     return self.classifier(self.features(inputs, train=train))
 
   @nn.compact
   def features(self, inputs, *, train):
-    if not self.context_size:
-      return self.encoder(inputs, train=train)
-    zeros = nn.initializers.zeros
-    context = self.param('context', zeros, (self.context_size,), jnp.float32)
-    return self.encoder(inputs, train=train, context=context)
+    context = {}
+    if self.context_size:
+      zeros = nn.initializers.zeros
+      shape = (self.context_size,)
+      context = {'context': self.param('context', zeros, shape, jnp.float32)}
+    features = self.encoder(inputs, train=train, **context)
+    return normalize(features) if self.normalize_features else features
 
 
 def make_model(
@@ -78,6 +82,7 @@ def make_model(
   temperature: float = 1.0,
   learn_temperature: bool = False,
   context_size: int = 0,
+  normalize_features: bool = False,
   dtype: DTypeLike | None = None,
   **encoder_args,
 ) -> Model:
@@ -101,6 +106,8 @@ def make_model(
     learn_temperature: whether the outer loop learns the temperature.
     context_size: numbers of the parameter `context`, which conditions a
       ConvNet4 or an MLP (CAVIA); 0 for none.
+    normalize_features: whether the features of each image are divided by their
+      norm, so that only their direction counts.
     dtype: dtype of images, activations and kernels inside the network, such as
       'bfloat16'; None: the dtype of the images. Parameters, `stats`, batch norm
       and logits are always float32.
@@ -134,6 +141,7 @@ def make_model(
     encoder=ENCODERS[encoder](norm=norm_for_layer, init=init, **encoder_args),
     classifier=Head(num_ways, init, temperature, learn_temperature),
     context_size=context_size,
+    normalize_features=normalize_features,
   )
 
   def init_fn(key):

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from maml_jax import ops
 
-__all__ = ['INITS', 'Conv', 'Dense', 'Film', 'Head']
+__all__ = ['INITS', 'Conv', 'Dense', 'Film', 'Head', 'normalize']
+
+
+def normalize(x, axis: int = -1):
+  """Returns x with norm 1 along an axis; zeros stay zeros."""
+  # The derivative of a norm is not defined at 0, where all of ReLU may be.
+  squares = jnp.square(x).sum(axis, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
 
 
 def _torch_uniform(fan_in):
