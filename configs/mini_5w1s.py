@@ -11,7 +11,7 @@ def get_config():
   config = default_config.get_config()
   config.data.name = 'mini_imagenet'
   config.inner.frozen = ('bn',)
-  config.train.update(num_epochs=300, steps_per_epoch=200)
+  config.train.update(num_epochs=120, steps_per_epoch=500)
   config.val.num_tasks = 800
   config.eval.update(num_tasks=600, num_steps=10, queries=1)
   return config

@@ -270,7 +270,10 @@ def _upgrade(tree: dict[str, Any]) -> None:
       tree[new_section].setdefault(new_name, value)
   defaults = flatten(default_config.get_config())
   if 'train' in tree:
-    tree.setdefault('pretrain', {})  # a new section
+    pretrain = tree.setdefault('pretrain', {})  # a new section
+    scale = pretrain.pop('cosine_scale', None)  # now model.temperature
+    if scale and tree['train'].get('objective') == 'classes':
+      tree['model']['temperature'] = scale
   added = {field: defaults[field] for field in ADDED_FIELDS} | IMPLIED_VALUES
   for field, value in added.items():
     section, name = field.split('.')

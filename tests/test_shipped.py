@@ -21,7 +21,12 @@ ids = {'ids': lambda path: path.name}
 
 def test_names_of_shipped_checkpoints():
   names = [path.name for path in SHIPPED]
-  assert names == ['glyphs_5w1s', 'mini_5w1s', 'omniglot_5w1s']
+  assert names == [
+    'glyphs_5w1s',
+    'mini_5w1s',
+    'mini_proto_net',
+    'omniglot_5w1s',
+  ]
 
 
 @pytest.mark.parametrize('path', SHIPPED, **ids)
@@ -31,7 +36,8 @@ def test_checkpoint_is_small_valid_and_matches_its_preset(path):
   saved = checkpoint.load(path)
   assert saved.opt_state == []
   preset = config_lib.load(str(REPOSITORY / 'configs' / f'{path.name}.py'))
-  ignored = ('eval', 'train.num_epochs', 'val.num_tasks')
+  epochs = ('train.num_epochs', 'train.init_from')
+  ignored = ('eval', 'precision', 'val.num_tasks', *epochs)
   assert not config_lib.config_differences(saved.config, preset, ignored)
 
 
