@@ -38,6 +38,7 @@ __all__ = [
 TASK_AXIS = 'task'
 # The images of a split stay on the host if they need more of a device's memory.
 MAX_IMAGE_MEMORY_SHARE = 1 / 3
+_WAIT_FOR_DEVICES = '--xla_cpu_collective_call_terminate_timeout_seconds=86400'
 _FORCED_DEVICE_COUNT = 'xla_force_host_platform_device_count'
 
 
@@ -84,6 +85,10 @@ def one_device_per_core(meta_batch_size, tasks_per_chunk=1):
   ]
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', max(counts, default=1))
+    # By default, XLA aborts the process if a device waits 40 s for another one,
+    # which happens on busy machines.
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{_WAIT_FOR_DEVICES} {flags}'.strip()
 
 
 def default_tasks_per_chunk(mesh):

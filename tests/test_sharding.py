@@ -24,8 +24,7 @@ ONE_DEVICE_PER_CORE = """
 from maml_jax.sharding import one_device_per_core
 one_device_per_core({meta_batch_size}, {tasks_per_chunk})
 import jax
-print(jax.device_count())
-"""
+print(jax.device_count())"""
 
 
 def count_devices(
@@ -70,6 +69,27 @@ def test_configured_number_of_devices_is_kept():
 def test_number_of_devices_is_kept_once_jax_is_initialized():
   setup_code = 'import jax; jax.devices()\n'
   assert count_devices(4, setup_code=setup_code) == 1
+
+
+def test_devices_may_wait_long_for_each_other():
+  """XLA's default of 40 s ends processes on machines that are busy."""
+  code = ONE_DEVICE_PER_CORE.format(meta_batch_size=4, tasks_per_chunk=1)
+  given = '--xla_cpu_collective_call_warn_stuck_timeout_seconds=9'
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      f"{code}; import os; print(os.environ['XLA_FLAGS'])",
+    ],
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': given},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  added, kept = done.stdout.splitlines()[-1].split()
+  name, seconds = added.split('=')
+  assert name == '--xla_cpu_collective_call_terminate_timeout_seconds'
+  assert int(seconds) > 3600 and kept == given
 
 
 def scale_and_sum(shared, task):

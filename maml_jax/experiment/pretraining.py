@@ -6,7 +6,6 @@ the training split, D features.
 """
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from maml_jax.experiment import setup
