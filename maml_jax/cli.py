@@ -82,14 +82,15 @@ OS_REFUSALS = (
 )
 
 
-# Packages of the extra `train`, which the library does not need.
-TRAIN_PACKAGES = (
-  'array_record',
-  'fontTools',
-  'matplotlib',
-  'tensorboardX',
-  'tensorflow_datasets',
-)
+# Packages of the extra `train`, which the library does not need, and of `app`.
+EXTRA_OF_PACKAGE = {
+  'array_record': 'train',
+  'fontTools': 'train',
+  'gradio': 'app',
+  'matplotlib': 'train',
+  'tensorboardX': 'train',
+  'tensorflow_datasets': 'train',
+}
 
 
 class Mode(NamedTuple):
@@ -152,6 +153,11 @@ MODES = {
     'maml_jax.fewshot.commands:predict',
     ('model', 'paths', 'output'),
     'classify the images PATH... with the --model written by adapt',
+  ),
+  'app': Mode(
+    'maml_jax.fewshot.app:app',
+    ('config', 'checkpoint', 'host', 'port'),
+    'open a page in the browser to adapt --checkpoint to drawings and photos',
   ),
 }
 
@@ -242,6 +248,11 @@ def make_parser() -> Parser:
     type=os.path.expanduser,
     help='written by adapt: OUTPUT/model.npz',
   )
+  add(
+    '--host',
+    help='address that app listens on; default: 127.0.0.1, this machine only',
+  )
+  add('--port', type=int, help='port of app; default: a free one from 7860 on')
   add('--quiet', action='store_true', help='print results and errors only')
   add(
     '--no_color',
@@ -381,9 +392,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _report_error(error: Exception) -> int:
   """Reports an error as one line if possible, otherwise raises it."""
-  if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_PACKAGES:
+  if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF_PACKAGE:
+    extra = EXTRA_OF_PACKAGE[error.name]
     console.print_error(
-      f"this needs {error.name}: pip install 'maml_jax[train]'"
+      f"this needs {error.name}: pip install 'maml_jax[{extra}]'"
     )
     return 2
   if isinstance(error, OSError) and error.errno in OS_REFUSALS:

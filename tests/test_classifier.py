@@ -313,6 +313,22 @@ def test_leave_one_out_equals_explicit_loop(few_shot, num_steps):
     assert_close(one.predict_proba([SUPPORT[row]])[0], probabilities)
 
 
+def test_answers_after_each_step_are_those_of_a_shorter_fit(few_shot):
+  program = adaptation.make_adaptation_program(few_shot, 3, num_steps=2)
+  spec = data.spec('glyphs')
+  pixels = np.stack([image_lib.from_array(x, spec) for x in SUPPORT + QUERIES])
+  classes, labels = np.unique(LABELS, return_inverse=True)
+  adapted, predict = adaptation.fit_each_step(
+    few_shot, program, pixels[: len(LABELS)], labels.astype(np.int32), classes
+  )
+  by_step = predict(pixels[len(LABELS) :])
+  assert len(by_step) == 3
+  np.testing.assert_allclose(by_step[0], 1 / 3, rtol=1e-6)  # the zero head
+  one_step = few_shot.fit(SUPPORT, LABELS, num_steps=1)
+  assert_close(by_step[1], one_step.predict_proba(QUERIES))
+  assert_close(by_step[2], adapted.predict_proba(QUERIES))
+
+
 @pytest.mark.parametrize(
   'labels, kind',
   [(LABELS, str), ([3, 3, 5, 9, 9, 9], int), (list('aabccc'), str)],

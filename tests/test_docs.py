@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tomllib
 
+import browser
 import jax
 import pytest
 import small_run
@@ -314,20 +315,33 @@ def test_environment_variables_exist(page):
     assert f"'{name}'" in source, name
 
 
-@pytest.mark.slow
-def test_site_builds(tmp_path):
-  """Unknown links, anchors and modules are errors."""
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+  """The built site. Unknown links, anchors and modules are errors."""
   for name in ('mkdocs', 'material', 'mkdocstrings'):
     pytest.importorskip(name, reason='needs the extra docs')
+  folder = tmp_path_factory.mktemp('site')
   done = subprocess.run(
-    [sys.executable, '-m', 'mkdocs', 'build', '--strict', '-d', tmp_path],
+    [sys.executable, '-m', 'mkdocs', 'build', '--strict', '-d', folder],
     capture_output=True,
     text=True,
     cwd=REPOSITORY,
   )
   assert done.returncode == 0, done.stderr
-  assert 'meta_gradient' in (tmp_path / 'api' / 'learner.html').read_text()
-  for page in tmp_path.rglob('*.html'):
+  return folder
+
+
+@pytest.mark.slow
+def test_site_has_the_api_and_loads_nothing_else(site):
+  assert 'meta_gradient' in (site / 'api' / 'learner.html').read_text()
+  for page in site.rglob('*.html'):
     text = page.read_text()
     assert not re.findall(r'<(?:script|img|iframe)[^>]+src="?https?:', text)
     assert not re.findall(r'<link[^>]+href="?https?:', text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [400, 1280])
+def test_site_index_fits_the_window_without_broken_images(site, width):
+  with browser.open_page((site / 'index.html').as_uri(), width) as page:
+    assert browser.layout_faults(page) == []

@@ -33,6 +33,7 @@ OWNERS = {
   'array_record': ('data',),
   'etils': ('experiment.checkpoint',),
   'flax': ('models',),
+  'gradio': ('fewshot.app',),
   'matplotlib': ('report',),
   'orbax': ('experiment.checkpoint',),
   'tensorboardX': ('experiment.tensorboard',),

@@ -1,5 +1,6 @@
 """Tests of the notebook, executed in its own kernel."""
 
+import importlib.util
 import pathlib
 import re
 import subprocess
@@ -62,6 +63,9 @@ def test_notebook_runs(notebook, glyphs, tmp_path, monkeypatch):
 
   outputs = [x for cell in code_cells(notebook) for x in cell.outputs]
   assert sum('image/png' in x.get('data', {}) for x in outputs) == 4
+  pages = [x['data'].get('text/html', '') for x in outputs if 'data' in x]
+  is_shown = any('<iframe src="http://127.0.0.1:' in page for page in pages)
+  assert is_shown == bool(importlib.util.find_spec('gradio'))
   printed = ''.join(x.get('text', '') for x in outputs)
   assert int(re.search(r'(\d+) of 25 correct', printed)[1]) >= 15
   evaluated = re.findall(r'accuracy ([\d.]+)% ± [\d.]+%, (\w+)', printed)

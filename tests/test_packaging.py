@@ -25,7 +25,7 @@ PYPROJECT = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())
 PROJECT = PYPROJECT['project']
 EXTRAS = PROJECT['optional-dependencies']
 # Imported by maml_jax, but installed by extras only.
-OPTIONAL = ('train', 'torch')
+OPTIONAL = ('app', 'train', 'torch')
 needs_make = pytest.mark.skipif(
   not shutil.which('make'), reason='make is not installed'
 )

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 
+import browser
 import fake_results
 import numpy as np
 import pytest
@@ -854,3 +855,13 @@ def test_unwritable_output_is_a_user_error(seeds, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot write .*page.html: '):
     report.write_report(tmp_path / 'file' / 'page.html', seeds[:1])
+
+
+# The browser
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [400, 1280])
+def test_report_fits_the_window_without_broken_images(single_page, width):
+  with browser.open_page(single_page.as_uri(), width) as page:
+    assert browser.layout_faults(page) == []

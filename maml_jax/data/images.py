@@ -103,12 +103,15 @@ def list_class_folders(
   return classes, other_files
 
 
-def read_image(path: Path, spec: records.DatasetSpec) -> Picture:
+def read_image(
+  path: Path, spec: records.DatasetSpec, max_pixels: int = MAX_PIXELS
+) -> Picture:
   """Reads an image file and applies its EXIF orientation, if it is valid.
 
   Args:
     path: the file, in one of `FORMATS`.
     spec: the data set whose image format is needed.
+    max_pixels: the largest width times height; larger images are not decoded.
 
   Raises:
     UnreadableImageError: the file cannot be read.
@@ -117,7 +120,7 @@ def read_image(path: Path, spec: records.DatasetSpec) -> Picture:
     if path.stat().st_size > MAX_BYTES:
       raise UnreadableImageError(f'larger than {MAX_BYTES >> 20} MB')
     encoded = path.read_bytes()
-    with open_image(encoded) as image:
+    with open_image(encoded, max_pixels) as image:
       pixels = to_array(image, spec)
       image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
       thumbnail = np.asarray(_convert_mode(image, 'RGB'))
@@ -127,7 +130,7 @@ def read_image(path: Path, spec: records.DatasetSpec) -> Picture:
 
 
 @contextlib.contextmanager
-def open_image(encoded: bytes) -> Iterator:
+def open_image(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Iterator:
   """Opens an image with Pillow and applies its EXIF orientation, if valid.
 
   Raises:
@@ -145,7 +148,7 @@ def open_image(encoded: bytes) -> Iterator:
     except Image.DecompressionBombError as error:
       raise UnreadableImageError(f'too many pixels: {error}') from error
     with image:
-      yield _apply_orientation(image)
+      yield _apply_orientation(image, max_pixels)
 
 
 def describe_error(error: Exception) -> str:
@@ -178,11 +181,11 @@ def from_pil(image, spec: records.DatasetSpec) -> np.ndarray:
     raise UserError(f'invalid image: {describe_error(error)}') from error
 
 
-def _apply_orientation(image):
+def _apply_orientation(image, max_pixels: int = MAX_PIXELS):
   """Checks the size of a PIL image and applies its EXIF orientation."""
   from PIL import ImageOps  # saves start-up time
 
-  if image.width * image.height > MAX_PIXELS:
+  if image.width * image.height > max_pixels:
     raise UnreadableImageError(
       f'too many pixels: {image.width} x {image.height}'
     )

@@ -43,6 +43,7 @@ __all__ = [
   'AdaptationProgram',
   'FewShotLearner',
   'fit_classifier',
+  'fit_each_step',
   'leave_one_out',
   'load',
   'make_adaptation_program',
@@ -129,12 +130,18 @@ class AdaptationProgram(NamedTuple):
   Attributes:
     adapt: `adapt(params, stats, images, labels) -> params, stats, losses [K]`
       for images uint8 [N, H, W, C] and labels [N] int32; jitted.
+    adapt_by_step: the same, but returns params and stats after each of 0..K
+      steps, with a leading axis; jitted.
+    predict_by_step: `predict_by_step(params, stats, images) -> [K + 1, N, W]`,
+      the logits of the results of `adapt_by_step`; jitted.
     learner: the learner for W classes.
     phase: the settings of `learner`.
     head: the initial head, one of `heads.HEADS`.
   """
 
   adapt: Callable
+  adapt_by_step: Callable
+  predict_by_step: Callable
   learner: Learner
   phase: Phase
   head: str
@@ -239,19 +246,51 @@ def fit_classifier(
     params, stats, losses = program.adapt(
       few_shot_learner.params, few_shot_learner.stats, images, labels
     )
-  for leaf in jax.tree.leaves((params, losses)):
+  _require_finite((params, losses))
+  settings = few_shot_learner.config, program.phase, program.head
+  return make_classifier(*settings, classes, params, stats)
+
+
+def fit_each_step(
+  few_shot_learner: FewShotLearner,
+  program: AdaptationProgram,
+  images: np.ndarray,
+  labels: np.ndarray,
+  classes: np.ndarray,
+) -> tuple[Classifier, Callable]:
+  """Adapts like `fit_classifier`, and keeps the parameters of each step.
+
+  Returns:
+    The classifier after the last step, and `predict(images) -> [K + 1, N, W]`,
+    the probabilities after 0, 1, ..., K steps for images like those of
+    `fit_classifier`.
+
+  Raises:
+    NonFiniteError: a parameter is not finite after adaptation.
+  """
+  config = few_shot_learner.config
+  with setup.matmul_precision(config):
+    by_step = program.adapt_by_step(
+      few_shot_learner.params, few_shot_learner.stats, images, labels
+    )
+  last = jax.tree.map(lambda x: x[-1], by_step)
+  _require_finite(last[0])
+
+  def predict(images):
+    with setup.matmul_precision(config):
+      logits = program.predict_by_step(*by_step, images)
+    return softmax(np.asarray(logits), axis=-1)
+
+  settings = config, program.phase, program.head
+  return make_classifier(*settings, classes, *last), predict
+
+
+def _require_finite(tree: PyTree) -> None:
+  for leaf in jax.tree.leaves(tree):
     if not np.isfinite(leaf).all():
       raise NonFiniteError(
         'a loss or a parameter is not finite after adaptation'
       )
-  return make_classifier(
-    few_shot_learner.config,
-    program.phase,
-    program.head,
-    classes,
-    params,
-    stats,
-  )
 
 
 def leave_one_out(
@@ -314,17 +353,31 @@ def _cached_program(
   )
   model = setup.phase_model(config, phase)
 
-  @jax.jit
-  def adapt(params, stats, images, labels):
+  def start(params, stats, images, labels):
     support = Batch(scale_images(config, images), labels)
-    adapted, _ = transfer_params(learner, params, stats)
+    initial, _ = transfer_params(learner, params, stats)
     if not uses_own:
-      adapted['classifier'] = make_initial_head(
+      initial['classifier'] = make_initial_head(
         head, model, params, stats, support, phase.ways
       )
-    return learner.adapt(adapted, stats, support)
+    return initial, stats, support
 
-  return AdaptationProgram(adapt, learner, phase, head)
+  @jax.jit
+  def adapt(*args):
+    return learner.adapt(*start(*args))
+
+  @jax.jit
+  def adapt_by_step(*args):
+    return learner.adapt_and_observe(*start(*args), lambda *state: state)
+
+  @jax.jit
+  def predict_by_step(params, stats, images):
+    inputs = scale_images(config, images)
+    return lax.map(lambda x: learner.predict(*x, inputs), (params, stats))
+
+  return AdaptationProgram(
+    adapt, adapt_by_step, predict_by_step, learner, phase, head
+  )
 
 
 def _inductive(norm: str | tuple) -> str | tuple:

@@ -41,7 +41,13 @@ from maml_jax.utils.console import escape_control, print_result, print_warning
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import oserror_as_user_error, oserror_message
 
-__all__ = ['adapt', 'predict']
+__all__ = [
+  'MODEL_FILE',
+  'adapt',
+  'describe_left_out',
+  'leave_out',
+  'predict',
+]
 
 MODEL_FILE = 'model.npz'
 CONTACT_SHEET_FILE = 'contact_sheet.png'
@@ -87,7 +93,7 @@ def adapt(flags, config) -> None:
   classifier = adaptation.fit_classifier(
     learner, program, support.pixels, support.labels, np.array(support.classes)
   )
-  left_out = _leave_one_out(learner, program, support)
+  left_out = leave_out(learner, program, support)
   print(_describe_adaptation(program, support))
   metadata = {
     'model': str(output / MODEL_FILE),
@@ -239,7 +245,7 @@ def _make_output_folder(
     raise UserError(f'cannot write to {output}: {reason}') from error
 
 
-def _leave_one_out(learner, program, support: SupportSet) -> LeaveOneOut | None:
+def leave_out(learner, program, support: SupportSet) -> LeaveOneOut | None:
   """Returns predictions for left-out images; None if a class has only one."""
   from maml_jax.fewshot.adaptation import leave_one_out  # takes seconds
 
@@ -255,29 +261,47 @@ def _leave_one_out(learner, program, support: SupportSet) -> LeaveOneOut | None:
   return LeaveOneOut(rows, probabilities, num_correct)
 
 
-def _report_leave_one_out(
+def describe_left_out(
   left_out: LeaveOneOut | None, support: SupportSet
-) -> dict | None:
-  """Prints the leave-one-out accuracy and returns it for predictions.json."""
+) -> tuple[dict | None, str, str]:
+  """Describes the leave-one-out accuracy.
+
+  Returns:
+    `summarize_accuracy`, None if a class has a single image; the result as
+    text; and a warning if it is not above chance, else ''.
+  """
   name = 'leave-one-out accuracy on the support set'
   if left_out is None:
     single = np.flatnonzero(support.class_sizes < 2)
     classes = ', '.join(escape_control(support.classes[c]) for c in single)
-    print(f'{name}: not available; classes with a single image: {classes}')
-    return None
+    text = f'{name}: not available; classes with a single image: {classes}'
+    return None, text, ''
   num_images, num_left_out = len(support.labels), len(left_out.rows)
   accuracy = summarize_accuracy(left_out.num_correct, num_left_out)
-  note = ''
+  note, warning = '', ''
   if num_left_out < num_images:
     note = f', measured on {num_left_out} of {num_images} images'
-  print_result(f'{name}: {describe_accuracy(accuracy)}{note}')
   chance = 1 / len(support.classes)
   if accuracy['interval'][0] <= chance:
-    print_warning(
+    warning = (
       'the leave-one-out accuracy is not significantly above chance '
       f'({100 * chance:.0f} %): add more or clearer images, or use another '
       'checkpoint'
     )
+  return accuracy, f'{name}: {describe_accuracy(accuracy)}{note}', warning
+
+
+def _report_leave_one_out(
+  left_out: LeaveOneOut | None, support: SupportSet
+) -> dict | None:
+  """Prints the leave-one-out accuracy and returns it for predictions.json."""
+  accuracy, text, warning = describe_left_out(left_out, support)
+  if accuracy is None:
+    print(text)
+  else:
+    print_result(text)
+  if warning:
+    print_warning(warning)
   return accuracy
 
 
