@@ -10,16 +10,19 @@
 #   make docs      build docs/ into site/, to be opened at site/index.html
 #   make aot       create .venv-aot, to compile for TPUs without one; with
 #                  EXTRAS=cuda, for NVIDIA GPUs, too (4 GB)
+#   make gallery   redraw the figures of docs/gallery.md (10 minutes)
 #
 #   PYTHON=python3.12   the interpreter that creates .venv (3.11 or newer)
 #   EXTRAS=dev,cuda     the extras to install; `dev` includes `train`
 #   ARGS='-k norm'      passed to pytest or main.py
 
 EXTRAS ?= dev
+GALLERY = oscillator neural_field segmentation
 CANDIDATES = $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 SUITABLE = import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: demo test test-all test-training test-methods lint format docs aot
+.PHONY: demo test test-all test-training test-methods lint format docs aot \
+  gallery
 
 demo: .venv/installed
 	.venv/bin/python main.py --config=glyphs_5w1s --mode=demo $(ARGS)
@@ -54,6 +57,12 @@ aot: .venv/installed
 	  --editable '.[aot$(if $(filter cuda,$(EXTRAS)),$(comma)cuda)]'
 
 comma := ,
+
+gallery: .venv/installed
+	for name in $(GALLERY); do \
+	  .venv/bin/python examples/$$name.py --output=docs/img/$$name.png \
+	    || exit 1; \
+	done
 
 # Newest first. Each candidate is executed: a name on PATH may be the stub of a
 # version manager, and Debian's python3 may lack ensurepip.

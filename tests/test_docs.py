@@ -33,6 +33,7 @@ NOTEBOOK = REPOSITORY / 'notebooks' / 'quickstart.ipynb'
 PAGES = [
   REPOSITORY / 'README.md',
   REPOSITORY / 'RESULTS.md',
+  REPOSITORY / 'examples' / 'README.md',
   NOTEBOOK,
   *sorted(DOCS.rglob('*.md')),
 ]
@@ -190,7 +191,9 @@ def check_python(words, monkeypatch):
     check_main(words)
   else:  # tests/test_examples.py executes the examples
     assert (REPOSITORY / program).parent.name == 'examples'
-    assert (REPOSITORY / program).is_file() and not words
+    assert (REPOSITORY / program).is_file()
+    assert all(word.startswith('--output=') for word in words)
+    assert not words or 'gallery.run(' in (REPOSITORY / program).read_text()
 
 
 CHECKS = {'make': check_make, 'pip': check_pip, 'maml-jax': check_main}

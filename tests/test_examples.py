@@ -7,17 +7,27 @@ import sys
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
+import scipy.integrate
 from flax import nnx
 
-from maml_jax.learner import Batch, InnerConfig, cross_entropy, make_learner
+from maml_jax.learner import (
+  Batch,
+  Episode,
+  InnerConfig,
+  cross_entropy,
+  make_learner,
+)
+from maml_jax.types import Dataset
 
 pytestmark = pytest.mark.slow
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'examples'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
-IMPORTED = {'on_glyphs'}  # runs as part of other examples
+IMPORTED = {'gallery', 'on_glyphs'}  # run as part of other examples
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +74,107 @@ def test_nnx_network_learns(import_example, glyphs, monkeypatch):
   state, result = import_example('nnx_network').main(steps=60, width=8)
   (random, interval), (learned, _) = result['random'], result['learned']
   assert learned > random + 2 * interval
+
+
+def test_oscillator_learns(import_example, tmp_path):
+  module, figure = import_example('oscillator'), tmp_path / 'figure.png'
+  errors = module.main(100, num_tasks=8, adam_steps=(5,), output=figure)
+  learned = errors['step 5'].mean()
+  assert learned < errors['step 0'].mean() - 0.02
+  assert learned < errors['random start, 5 steps of Adam'].mean() - 0.02
+  assert_is_picture(figure)
+
+
+def test_oscillator_solves_its_equation(import_example):
+  """Compares the targets with numerical integration."""
+  task = import_example('oscillator').sample_episode(jax.random.key(0), ())
+  t, zeta, omega, u0, v0 = (
+    np.asarray(task.query.inputs[name], np.float64)
+    for name in ('t', 'zeta', 'omega', 'u0', 'v0')
+  )
+  solution = scipy.integrate.solve_ivp(
+    lambda t, y: (y[1], -2 * zeta * omega * y[1] - omega**2 * y[0]),
+    (t[0], t[-1]),
+    (u0, v0),
+    t_eval=t,
+    rtol=1e-8,
+  )
+  np.testing.assert_allclose(task.query.targets, solution.y[0], atol=1e-4)
+  assert not task.support.targets
+
+
+def test_neural_field_learns(import_example, glyphs, monkeypatch, tmp_path):
+  monkeypatch.setenv('MAML_JAX_DATA', str(glyphs))
+  module, figure = import_example('neural_field'), tmp_path / 'figure.png'
+  monkeypatch.setattr(module, 'WIDTH', 32)
+  scores = module.main(60, num_tasks=8, adam_steps=(3,), output=figure)
+  learned = scores['step 3'].mean()
+  assert learned > scores['step 0'].mean() + 1
+  assert learned > scores['Adam, 3'].mean() + 1
+  assert_is_picture(figure)
+
+
+def test_segmentation_learns(import_example, glyphs, monkeypatch, tmp_path):
+  monkeypatch.setenv('MAML_JAX_DATA', str(glyphs))
+  module, figure = import_example('segmentation'), tmp_path / 'figure.png'
+  monkeypatch.setattr(module, 'WIDTH', 8)
+  monkeypatch.setattr(module, 'RATES', (1e-2,))
+  scores = module.main(60, num_tasks=6, shots=(5,), output=figure)
+  means = {name: x.mean() for name, x in scores[5].items()}
+  assert means['learned start, 3 steps'] > means['no adaptation'] + 0.05
+  assert means['random start, 50 steps of Adam'] > 0.05
+  assert_is_picture(figure)
+
+
+def test_segmentation_masks_only_the_target(import_example):
+  """Each image is uniform, with the number of its class as value."""
+  module = import_example('segmentation')
+  classes = np.arange(10)
+  images = np.broadcast_to(
+    (100 + classes[:, None, None, None]).astype(np.uint8), (10, 28, 28, 1)
+  )
+  dataset = Dataset(
+    *map(jnp.asarray, (images, classes[:, None], classes * 0 + 1))
+  )
+  scene, mask = module.sample_scene(jax.random.key(0), dataset, 3)
+  np.testing.assert_array_equal(mask, (scene[..., 0] * 255).round() == 103)
+
+
+def test_interval_and_rate_of_the_baseline(import_example, capsys):
+  """Adam minimizes (x - target)^2 on each task, from 0."""
+  gallery = import_example('gallery')
+  target = np.array([0.5, 2.0], np.float32)
+  tasks = Episode(Batch(target, ()), Batch(target, target))
+
+  def loss(params, stats, support):
+    return (params - support.inputs) ** 2, stats
+
+  def apply(params, stats, inputs, *, train):
+    return params, stats
+
+  def score(outputs, targets):
+    return -abs(outputs - targets)
+
+  args = loss, apply, (1e-3, 0.1, 1e3), 60, tasks, tasks, score
+  outputs = gallery.fit_tuned(*args, jnp.zeros(()))
+  assert capsys.readouterr().out.endswith(': 0.1\n')
+  np.testing.assert_allclose(outputs, target, atol=0.05)
+  gallery.print_intervals({'error': np.array([1.0, 2.0, 3.0])}, 'dB')
+  assert capsys.readouterr().out.split() == [
+    'error',
+    '2.000',
+    '±',
+    '2.484',
+    'dB',
+  ]
+
+
+def assert_is_picture(path):
+  """Checks that the file is small enough to be committed, and not empty."""
+  with PIL.Image.open(path) as image:
+    assert image.width > 400 and image.height > 200
+    assert len(image.convert('L').getcolors()) > 30
+  assert path.stat().st_size < 100_000
 
 
 def test_inner_loop_updates_statistics_like_nnx(import_example):
