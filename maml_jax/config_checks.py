@@ -198,12 +198,12 @@ def learner_configs(
   Raises:
     UserError: they exclude each other.
   """
-  inner, outer = (
-    kind(
-      **{f.name: fields[f'{name}.{f.name}'] for f in dataclasses.fields(kind)}
-    )
-    for name, kind in (('inner', InnerConfig), ('outer', OuterConfig))
-  )
+
+  def section(name, kind):
+    names = (field.name for field in dataclasses.fields(kind))
+    return kind(**{field: fields[f'{name}.{field}'] for field in names})
+
+  inner, outer = section('inner', InnerConfig), section('outer', OuterConfig)
   check_settings(inner, outer)
   return inner, outer
 
@@ -255,14 +255,15 @@ def norm_modes(field: str, norm: Any) -> list[str]:
   """
   if isinstance(norm, str):
     return [norm]
-  pairs = norm if isinstance(norm, tuple) else [None]
-  for pair in pairs:
-    if not (isinstance(pair, tuple) and list(map(type, pair)) == [str, str]):
-      raise UserError(
-        f'{field}={printable(norm)}: neither a mode such as support nor pairs '
-        "such as (('conv4', 'support'), ('*', 'global'))"
-      )
-  return [mode for _, mode in pairs]
+  if not isinstance(norm, tuple) or not all(
+    isinstance(pair, tuple) and list(map(type, pair)) == [str, str]
+    for pair in norm
+  ):
+    raise UserError(
+      f'{field}={printable(norm)}: neither a mode such as support nor pairs '
+      "such as (('conv4', 'support'), ('*', 'global'))"
+    )
+  return [mode for _, mode in norm]
 
 
 def _types() -> dict[str, type]:

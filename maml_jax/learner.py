@@ -12,7 +12,7 @@ and `types.SUPPORT` belong to a single task.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +242,7 @@ def make_learner(
       return score(params, stats, query)
 
     first, first_stats = start(params, stats, support)
-    args = {'first_order': now.gradient == 'first_order'}
+    args: dict[str, Any] = {'first_order': now.gradient == 'first_order'}
     if now.loss_steps == 'all':
       args['observe'] = refreshed(score_query, support)
     inputs = first, first_stats

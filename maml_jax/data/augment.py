@@ -144,8 +144,9 @@ def draw_crop_box(key, height, width):
   # One call draws all numbers, because each call takes long to compile.
   draws = jax.random.uniform(key, (2 * MAX_CROP_TRIES + 2,))
   area = height * width * _scale_to(*CROP_AREA, draws[:MAX_CROP_TRIES])
+  narrowest, widest = map(math.log, CROP_RATIO)
   log_ratio = _scale_to(
-    *map(math.log, CROP_RATIO), draws[MAX_CROP_TRIES : 2 * MAX_CROP_TRIES]
+    narrowest, widest, draws[MAX_CROP_TRIES : 2 * MAX_CROP_TRIES]
   )
   ratio = jnp.exp(log_ratio)
   heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)

@@ -8,6 +8,7 @@ Q queries per class.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from maml_jax.types import Batch, Episode
 from maml_jax.utils.errors import UserError
@@ -81,7 +82,7 @@ def _check_sizes(index, size, *, ways, shots, queries):
   num_classes, max_images = index.shape
   if ways > num_classes:
     raise UserError(f'{ways} ways, but the data set has {num_classes} classes')
-  is_known = not isinstance(size, jax.core.Tracer)
+  is_known = not isinstance(size, Tracer)
   sizes = np.asarray(size) if is_known else np.full(num_classes, max_images)
   short = np.flatnonzero(sizes < shots + queries)
   if not len(short):

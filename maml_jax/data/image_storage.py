@@ -43,7 +43,7 @@ class ImageStorage(NamedTuple):
     """Returns the memory of stored images in bytes, including padding."""
     return num_images * math.prod(self.shape)
 
-  def pack(self, images: np.ndarray) -> np.ndarray:
+  def pack(self, images: np.ndarray | Array) -> np.ndarray | Array:
     """Converts images on the host, uint8 [M, H, W, C] -> [M, *shape]."""
     if self.tile is None:
       return images

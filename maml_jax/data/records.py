@@ -106,7 +106,7 @@ class DatasetSpec:
   name: str
   image_shape: tuple[int, int, int]
   layout: str
-  find_records: Callable[[Path | None], Splits]
+  find_records: Callable[..., Splits]
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   num_classes: Mapping[str, int] | None = None

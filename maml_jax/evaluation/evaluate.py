@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +45,6 @@ from maml_jax.experiment.task_source import (
 )
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.learner import Learner, accuracy
-from maml_jax.types import Model
 from maml_jax.utils import console, distributed
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import expand_path
@@ -347,7 +347,7 @@ def _measure_curve(e: Evaluation) -> tuple[dict | None, dict]:
     return learner.adapt_and_observe(params, stats, episode.support, observe)
 
   arrays = e.measure('curve', learner, measure, e.config.eval.curve_tasks)
-  curve = {'num_tasks': len(arrays['curve_query_loss'])}
+  curve: dict[str, Any] = {'num_tasks': len(arrays['curve_query_loss'])}
   for name, x in arrays.items():
     _, batch, key = name.split('_')
     curve.setdefault(batch, {})[key] = x.mean(0, dtype=np.float64).tolist()
@@ -358,7 +358,7 @@ def _measure_curve(e: Evaluation) -> tuple[dict | None, dict]:
 
 
 def _mean_train_features(
-  e: Evaluation, model: Model, learner: Learner
+  e: Evaluation, features: Callable, learner: Learner
 ) -> np.ndarray | None:
   """Returns the mean features of training images, [1, D], for SimpleShot.
 
@@ -387,7 +387,7 @@ def _mean_train_features(
   @jax.jit
   def mean_features(images):
     inputs = setup.scale_images(config, images)
-    return model.features(params, stats, inputs, train=train)[0].mean(0)
+    return features(params, stats, inputs, train=train)[0].mean(0)
 
   # Batches of one size, with images of many classes each.
   batches = np.random.RandomState(0).permutation(rows)
@@ -404,14 +404,14 @@ def _measure_baselines(
   """Measures the baselines of `baselines` on the same tasks."""
   # Its inner loop only collects the statistics that the norm mode needs.
   not_adapted = setup.phase_learner(e.config, e.phase, frozen=('*',))
-  model = setup.phase_model(e.config, e.phase)
-  center = _mean_train_features(e, model, not_adapted)
+  features = setup.phase_model(e.config, e.phase).features
+  assert features is not None
+  center = _mean_train_features(e, features, not_adapted)
 
   def measure(params, stats, episode):
     params, stats, _ = not_adapted.adapt(params, stats, episode.support)
     support, query = (
-      model.features(params, stats, batch.inputs, train=False)[0]
-      for batch in episode
+      features(params, stats, batch.inputs, train=False)[0] for batch in episode
     )
     logits = not_adapted.predict(params, stats, episode.query.inputs)
     outputs = {'no_adaptation': logits}

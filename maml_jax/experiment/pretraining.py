@@ -38,6 +38,7 @@ def pretraining_learner(config, num_classes: int) -> Learner:
     if pretrain.head == 'linear':
       logits, stats = model.apply(params, stats, images, train=True)
     else:
+      assert model.features is not None
       features, stats = model.features(params, stats, images, train=True)
       kernel = params['classifier']['kernel']
       logits = config.model.temperature * cosine_logits(features, kernel)

@@ -190,11 +190,13 @@ def load_split(config, phase: Phase) -> Dataset:
   root = config.data.root if phase.data_root is None else phase.data_root
   dataset = data.load_dataset(phase.data, phase.split, root or None)
   name = f'{phase.data} {phase.split}'
-  require_enough_images(name, dataset.size, **phase.shape)
+  require_enough_images(name, dataset.size.tolist(), **phase.shape)
   return dataset
 
 
-def model_images(config, phase: Phase, images: np.ndarray) -> np.ndarray:
+def model_images(
+  config, phase: Phase, images: np.ndarray | Array
+) -> np.ndarray | Array:
   """Converts images of a phase to the size and channels of the model.
 
   Args:

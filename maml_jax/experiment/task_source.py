@@ -93,8 +93,8 @@ def train_tasks(
   """
   phase = setup.train_phase(config)
   if config.data.name in data.REGRESSIONS:
-    sample = _regression_sampler(config, phase)
-    return TrainTasks((), lambda key, _: sample(key), None, '')
+    sample_regression = _regression_sampler(config, phase)
+    return TrainTasks((), lambda key, _: sample_regression(key), None, '')
   if dataset is None:
     dataset = setup.load_split(config, phase)
   transform = setup.phase_transform(config, phase)
@@ -117,8 +117,9 @@ def train_tasks(
 
   # Positions are drawn on the host, without the images.
   cpu = jax.local_devices(backend='cpu')[0]
-  rows = jax.device_put((dataset.index, dataset.size), cpu)
-  draw = partial(draw_task_positions, dataset=Dataset((), *rows), **phase.shape)
+  index, size = jax.device_put((dataset.index, dataset.size), cpu)
+  rows = dataset._replace(images=(), index=index, size=size)
+  draw = partial(draw_task_positions, dataset=rows, **phase.shape)
   gather = _image_gatherer(config, dataset.images, draw)
   return TrainTasks((), build, gather, placement)
 
@@ -154,19 +155,19 @@ def class_batches(config, sharding: TaskSharding) -> tuple[TrainTasks, int]:
     rows = draw(key)
     return batch(key, storage.take(images, rows), labels[rows])
 
-  placement, host_data = choose_placement(config, sharding, dataset), None
+  def sample_with_images(key, labels, images):
+    return batch(key, images, labels[draw(key)])
+
+  placement = choose_placement(config, sharding, dataset)
   storage = _storage(sharding, dataset)
   if placement == 'device':
-    shared = storage.pack(dataset.images), labels
+    shared = sharding.replicate((storage.pack(dataset.images), labels))
+    tasks = TrainTasks(shared, sample, None, placement)
   else:
-    shared = labels
-
-    def sample(key, labels, images):
-      return batch(key, images, labels[draw(key)])
-
-    host_data = _image_gatherer(config, dataset.images, draw)
-  shared = sharding.replicate(shared)
-  return TrainTasks(shared, sample, host_data, placement), len(dataset.size)
+    gather = _image_gatherer(config, dataset.images, draw)
+    shared = sharding.replicate(labels)
+    tasks = TrainTasks(shared, sample_with_images, gather, placement)
+  return tasks, len(dataset.size)
 
 
 def _labels(dataset: Dataset) -> np.ndarray:
@@ -319,7 +320,9 @@ def _regression_sampler(config, phase: Phase) -> Callable:
   return partial(sample, shots=phase.shots, queries=phase.queries)
 
 
-def _image_gatherer(config, images: np.ndarray, draw: Callable) -> Callable:
+def _image_gatherer(
+  config, images: np.ndarray | Array, draw: Callable
+) -> Callable:
   """Returns `host_data` of `TrainTasks`: the images of each task.
 
   Args:

@@ -139,7 +139,8 @@ class Classifier(NamedTuple):
       replace_file(path) as new,
       new.open('wb') as file,
     ):
-      np.savez(file, facts=np.array(json.dumps(metadata)), **arrays)
+      facts = np.array(json.dumps(metadata))
+      np.savez(file, allow_pickle=False, facts=facts, **arrays)
 
 
 def load_classifier(path: str | os.PathLike) -> Classifier:
@@ -238,7 +239,7 @@ def _phase_from_json(fields: dict) -> Phase:
 
 def _unflatten(arrays: dict[str, np.ndarray]) -> dict:
   """Converts {'params/encoder/...': array} to nested dicts."""
-  trees = {'params': {}, 'stats': {}}
+  trees: dict = {'params': {}, 'stats': {}}
   for name, array in arrays.items():
     *parents, last = name.split('/')
     tree = trees

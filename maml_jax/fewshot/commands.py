@@ -175,16 +175,19 @@ def _default_output(support: pathlib.Path) -> pathlib.Path:
   Support sets with the same name have numbered folders.
   """
   support = support.resolve()
-  for n in itertools.count(1):
-    output = pathlib.Path('adapted', support.name + (f'-{n}' if n > 1 else ''))
+
+  def is_usable(output):
     if not output.exists():
-      return output
+      return True
     try:
       metadata = json.loads((output / PREDICTION_FILES[1]).read_text())
-      if metadata.get('support') == str(support):
-        return output
+      return metadata.get('support') == str(support)
     except (OSError, ValueError, AttributeError):  # of another program
-      continue
+      return False
+
+  endings = ('' if n == 1 else f'-{n}' for n in itertools.count(1))
+  outputs = (pathlib.Path('adapted', support.name + end) for end in endings)
+  return next(filter(is_usable, outputs))
 
 
 @contextlib.contextmanager

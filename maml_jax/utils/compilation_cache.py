@@ -27,7 +27,7 @@ def enable_compilation_cache(least_seconds: float | None = None) -> None:
   if least_seconds is not None:
     name = 'jax_persistent_cache_min_compile_time_secs'
     jax.config.update(name, least_seconds)
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values['jax_compilation_cache_dir'] is None:
     folder = os.environ.get('MAML_JAX_CACHE') or '~/.cache/maml_jax/xla'
     folder = expand_path(folder)
     remove_damaged_entries(folder)

@@ -107,11 +107,12 @@ def initialize(
   is_launched = detect or launched_as_multiprocess(os.environ)
   if not is_explicit and not is_launched:
     return
-  if is_explicit and not 0 <= process_id < num_processes:
-    raise UserError(
-      f'--process_id={process_id}: must be in 0..{num_processes - 1} with '
-      f'--num_processes={num_processes}'
-    )
+  if num_processes is not None and process_id is not None:
+    if not 0 <= process_id < num_processes:
+      raise UserError(
+        f'--process_id={process_id}: must be in 0..{num_processes - 1} with '
+        f'--num_processes={num_processes}'
+      )
   # JAX would catch SIGTERM, which `signals.StopSignal` does during training.
   jax.config.update('jax_enable_preemption_service', False)
   try:
@@ -217,7 +218,7 @@ class LaggedMax:
     return float(result)
 
 
-def connect_devices(devices: Sequence[jax.Device]) -> None:
+def connect_devices(devices: Sequence) -> None:
   """Connects the devices of all processes, if there are several.
 
   CPU devices wait at most 30 seconds for each other while connecting, and

@@ -89,7 +89,7 @@ def find_fonts() -> list[Path]:
     UserError: matplotlib is not installed.
   """
   package = importlib.util.find_spec('matplotlib')
-  if package is None:
+  if package is None or package.origin is None:
     raise UserError(
       'glyphs: the fonts of matplotlib are needed: pip install matplotlib'
     )
@@ -154,7 +154,7 @@ def _render_image(char: str, font: Path, i: int) -> bytes:
   warp = warp @ [[1, shear], [0, 1]] @ np.diag(rng.uniform(0.9, 1.1, 2))
   shift = rng.uniform(-1, 1, 2)
   buffer = io.BytesIO()
-  image = draw_character(char, font, warp, shift, rng.integers(0, 3))
+  image = draw_character(char, font, warp, shift, int(rng.integers(0, 3)))
   image.save(buffer, 'png')
   return buffer.getvalue()
 
@@ -175,7 +175,8 @@ def draw_character(char: str, font: Path, warp=NO_WARP, shift=(0, 0), stroke=0):
   from PIL import Image, ImageDraw  # saves start-up time
 
   loaded = _load_font(font)
-  left, top, right, bottom = loaded.getbbox(char, stroke_width=stroke)
+  box = loaded.getbbox(char, stroke_width=stroke)
+  left, top, right, bottom = map(int, box)
   glyph = Image.new('L', (max(1, right - left), max(1, bottom - top)))
   ImageDraw.Draw(glyph).text(
     (-left, -top), char, 255, loaded, stroke_width=stroke
