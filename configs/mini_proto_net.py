@@ -11,9 +11,7 @@ from maml_jax.methods import with_method
 
 def get_config():
   config = with_method(load_preset('mini_5w1s'), 'proto_net')
-  config.data.update(
-    augment_support='random_crop', augment_query='random_crop'
-  )
+  config.data.update(augment_support='random_crop', augment_query='random_crop')
   config.model.update(
     encoder='wide_convnet4', normalize_features=True, temperature=10.0
   )

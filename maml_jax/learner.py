@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
 from maml_jax import inner_loop
 from maml_jax.learner_config import InnerConfig, OuterConfig, check_settings
@@ -31,6 +32,7 @@ from maml_jax.sharding import mean_over_tasks
 from maml_jax.types import (
   EPISODE,
   SUPPORT,
+  Array,
   Batch,
   Episode,
   MetaState,
@@ -92,17 +94,17 @@ class Learner(NamedTuple):
   inner: InnerConfig
 
 
-def cross_entropy(logits, targets):
+def cross_entropy(logits: Array, targets: Array) -> Array:
   """Returns the mean cross entropy of `logits` [N, W], `targets` [N] int."""
   return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
 
-def squared_error(outputs, targets):
+def squared_error(outputs: Array, targets: Array) -> Array:
   """Returns the mean squared error of two arrays of one shape."""
   return jnp.square(outputs - targets).mean()
 
 
-def accuracy(logits, targets):
+def accuracy(logits: Array, targets: Array) -> Array:
   """Returns the accuracy in [0, 1]; `logits` [N, W], `targets` [N] int."""
   return (logits.argmax(-1) == targets).mean()
 
@@ -298,17 +300,17 @@ def make_learner(
 
 
 def meta_gradient(
-  learner,
-  params,
-  stats,
-  tasks,
+  learner: Learner,
+  params: PyTree,
+  stats: PyTree,
+  tasks: PyTree,
   *,
-  make_episode=None,
-  shared=(),
-  epoch=0,
-  mesh=None,
-  tasks_per_chunk=None,
-):
+  make_episode: Callable | None = None,
+  shared: PyTree = (),
+  epoch: int | Array = 0,
+  mesh: Mesh | None = None,
+  tasks_per_chunk: int | None = None,
+) -> tuple[PyTree, PyTree, dict[str, Array]]:
   """Computes the outer gradient of a meta-batch: the mean over its T tasks.
 
   MAML, Finn et al. 2017, equation 1 and algorithm 2, line 10.

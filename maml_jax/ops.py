@@ -23,13 +23,17 @@ where the primitive is defined. `lowered_as` runs those of another platform.
 """
 
 import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from maml_jax.types import Array
 
 __all__ = [
   'conv',
@@ -50,7 +54,9 @@ __all__ = [
 ]
 
 
-def conv(image, kernel, *, stride=1, padding=None):
+def conv(
+  image: Array, kernel: Array, *, stride: int = 1, padding: int | None = None
+) -> Array:
   """Returns the 2-D convolution (cross-correlation) of images and a kernel.
 
   Args:
@@ -85,7 +91,7 @@ def conv(image, kernel, *, stride=1, padding=None):
   return _bind(conv_p, image, kernel, stride=stride, padding=padding)
 
 
-def max_pool(x, scale=None):
+def max_pool(x: Array, scale: Array | None = None) -> Array:
   """Returns the pixel of each 2 x 2 window at which `scale * x` is largest.
 
   `scale * max_pool(x, scale) + bias` is the maximum of `scale * x + bias`, for
@@ -155,7 +161,7 @@ def _register_lowering(prim, impl, platform):
 
 
 @contextlib.contextmanager
-def lowered_as(platform):
+def lowered_as(platform: str) -> Iterator[None]:
   """Compiles convolution and pooling on CPUs as for another platform.
 
   This is for tests and benchmarks: the results are the same up to rounding.
@@ -209,7 +215,7 @@ def _bind_merged(prim, count, operands, **kw):
 # stored in tiles, strided slices and interior padding are much faster.
 
 
-def window_corners(x):
+def window_corners(x: Array) -> list[Array]:
   """Returns the pixels of each 2 x 2 window of `x` [N, H, W, C].
 
   Returns:
@@ -281,7 +287,8 @@ def _make_pooling_primitive(name, impl, tpu):
   def jvp(primals, tangents, **kw):
     out = _bind(prim, *primals, **kw)
     if len(primals) == 1 or type(tangents[0]) is ad.Zero:
-      return out, ad.Zero.from_primal_value(out)
+      zero: Any = ad.Zero  # whose type lacks the method
+      return out, zero.from_primal_value(out)
     return out, _bind(prim, tangents[0], primals[1], **kw)
 
   def batch(operands, axes, **kw):
@@ -390,12 +397,16 @@ def _conv_nhwc(image, kernel, stride, padding, groups=1, batch_groups=1):
   )
 
 
-def conv_direct(image, kernel, *, stride, padding):
+def conv_direct(
+  image: Array, kernel: Array, *, stride: int, padding: int
+) -> Array:
   """Lowers `conv_p` for one task to `lax.conv_general_dilated`."""
   return _conv_nhwc(image, kernel, stride, padding)
 
 
-def conv_padded_channels(image, kernel, *, stride, padding):
+def conv_padded_channels(
+  image: Array, kernel: Array, *, stride: int, padding: int
+) -> Array:
   """Lowers `conv_p` for one task, with C padded to a multiple of 4.
 
   This is up to 3 times faster on CPUs for images with 3 channels.
@@ -407,7 +418,7 @@ def conv_padded_channels(image, kernel, *, stride, padding):
   return _conv_nhwc(image, kernel, stride, padding)
 
 
-def kernel_grad_direct(image, g, *, padding):
+def kernel_grad_direct(image: Array, g: Array, *, padding: int) -> Array:
   """Lowers `kernel_grad_p` for one task to one convolution.
 
   Its batch axis is C and its channel axis is N.
@@ -417,7 +428,9 @@ def kernel_grad_direct(image, g, *, padding):
   ).transpose(1, 2, 0, 3)
 
 
-def conv_grouped(image, kernel, *, stride, padding):
+def conv_grouped(
+  image: Array, kernel: Array, *, stride: int, padding: int
+) -> Array:
   """Lowers `conv_p` for T tasks to one convolution with T groups."""
   t, n, h, w, c = image.shape
   image = jnp.moveaxis(image, 0, 3).reshape(n, h, w, t * c)
@@ -426,7 +439,7 @@ def conv_grouped(image, kernel, *, stride, padding):
   return jnp.moveaxis(out.reshape(*out.shape[:3], t, -1), 3, 0)
 
 
-def kernel_grad_grouped(image, g, *, padding):
+def kernel_grad_grouped(image: Array, g: Array, *, padding: int) -> Array:
   """Lowers `kernel_grad_p` for T tasks to one convolution with T groups."""
   t, n, h, w, c = image.shape
   image = image.transpose(4, 2, 3, 0, 1).reshape(c, h, w, t * n)
@@ -435,7 +448,7 @@ def kernel_grad_grouped(image, g, *, padding):
   return out.reshape(*out.shape[:3], t, -1).transpose(3, 1, 2, 0, 4)
 
 
-def kernel_grad_batch_grouped(image, g, *, padding):
+def kernel_grad_batch_grouped(image: Array, g: Array, *, padding: int) -> Array:
   """Lowers `kernel_grad_p` for T tasks to one convolution of T batch groups.
 
   XLA runs this as the backward-filter function of cuDNN, which it does not for
@@ -448,7 +461,7 @@ def kernel_grad_batch_grouped(image, g, *, padding):
   return out.reshape(*out.shape[:3], t, -1).transpose(3, 1, 2, 0, 4)
 
 
-def kernel_grad_per_image(image, g, *, padding):
+def kernel_grad_per_image(image: Array, g: Array, *, padding: int) -> Array:
   """Lowers `kernel_grad_p` for one task to a loop over the images.
 
   This is faster on CPUs because the images are not transposed.
@@ -463,7 +476,7 @@ def kernel_grad_per_image(image, g, *, padding):
   return lax.scan(add, _make_varying(zero, _varying_axes(image)), (image, g))[0]
 
 
-def map_over_tasks(lowering):
+def map_over_tasks(lowering: Callable) -> Callable:
   """Returns the lowering for T tasks that runs `lowering` on each in turn.
 
   XLA runs grouped convolutions on CPUs 3 times slower than separate ones.
@@ -475,7 +488,7 @@ def map_over_tasks(lowering):
   return run
 
 
-def in_float32(lowering):
+def in_float32(lowering: Callable) -> Callable:
   """Returns a lowering that computes narrower dtypes in float32.
 
   CPUs are slow at convolving narrower dtypes. Operands and result are rounded

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -306,7 +306,7 @@ def list_tfds_records(
   return []
 
 
-def load_tfds_builder(folder: Path):
+def load_tfds_builder(folder: Path) -> Any:
   """Loads the TFDS builder of prepared files.
 
   Raises:

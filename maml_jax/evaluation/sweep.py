@@ -5,7 +5,7 @@ query images, a cell uses the first ones of each class.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,9 @@ def _format_cell(cell: dict) -> str:
   return f'{value:>16} {difference:13}'
 
 
-def make_grid_measure(learner: Learner, queries, steps, ways: int) -> Callable:
+def make_grid_measure(
+  learner: Learner, queries: Sequence[int], steps: Sequence[int], ways: int
+) -> Callable:
   """Makes `measure(params, stats, episode)` for all cells of one norm mode.
 
   Args:

@@ -6,8 +6,8 @@ the training split, D features.
 """
 
 import jax
-import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from maml_jax.experiment import setup
 from maml_jax.learner import Learner, accuracy
@@ -17,7 +17,7 @@ from maml_jax.types import Array
 __all__ = ['cosine_logits', 'pretraining_learner']
 
 
-def pretraining_learner(config, num_classes: int) -> Learner:
+def pretraining_learner(config: ConfigDict, num_classes: int) -> Learner:
   """Returns a learner whose loss is that of a classifier of all classes.
 
   Its `loss(params, stats, episode)` ignores the support set; the head has one

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from maml_jax import data
 from maml_jax.data.episodes import (
@@ -79,7 +80,7 @@ class EvalTasks(NamedTuple):
 
 
 def train_tasks(
-  config, sharding: TaskSharding, dataset: Dataset | None = None
+  config: ConfigDict, sharding: TaskSharding, dataset: Dataset | None = None
 ) -> TrainTasks:
   """Returns the tasks of meta-training.
 
@@ -124,7 +125,9 @@ def train_tasks(
   return TrainTasks((), build, gather, placement)
 
 
-def class_batches(config, sharding: TaskSharding) -> tuple[TrainTasks, int]:
+def class_batches(
+  config: ConfigDict, sharding: TaskSharding
+) -> tuple[TrainTasks, int]:
   """Returns batches of training images of all classes, in place of tasks.
 
   Each is drawn independently and uniformly, with replacement, and has an empty
@@ -181,7 +184,7 @@ def _labels(dataset: Dataset) -> np.ndarray:
 
 
 def eval_tasks(
-  config, phase: Phase, num_tasks: int, sharding: TaskSharding
+  config: ConfigDict, phase: Phase, num_tasks: int, sharding: TaskSharding
 ) -> EvalTasks:
   """Returns the first `num_tasks` fixed tasks of a phase.
 
@@ -255,7 +258,9 @@ def task_classes(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
   return np.searchsorted(ends, positions[..., 0], 'right').astype(np.int32)
 
 
-def choose_placement(config, sharding: TaskSharding, dataset: Dataset) -> str:
+def choose_placement(
+  config: ConfigDict, sharding: TaskSharding, dataset: Dataset
+) -> str:
   """Returns where to store the images of a data set: 'device' or 'host'."""
   if config.data.placement != 'auto':
     return config.data.placement
@@ -265,6 +270,7 @@ def choose_placement(config, sharding: TaskSharding, dataset: Dataset) -> str:
 
 def _storage(sharding: TaskSharding, dataset: Dataset) -> ImageStorage:
   """Returns the format in which the devices store the images."""
+  assert sharding.mesh is not None
   return image_storage(dataset.images.shape[1:], mesh_platform(sharding.mesh))
 
 

@@ -79,7 +79,7 @@ class FewShotLearner(NamedTuple):
 
   def fit(
     self,
-    images,
+    images: Sequence | np.ndarray,
     labels: Sequence,
     *,
     num_steps: int | None = None,

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -78,7 +78,7 @@ class Classifier(NamedTuple):
       *jax.tree.map(np.asarray, (self.params, self.stats)),
     )
 
-  def predict_proba(self, images) -> np.ndarray:
+  def predict_proba(self, images: Sequence | np.ndarray) -> np.ndarray:
     """Returns the probability of each class for each image.
 
     Args:
@@ -93,7 +93,7 @@ class Classifier(NamedTuple):
     logits = self.logits(prepare_images(self.config, images))
     return softmax(logits, axis=-1)
 
-  def predict(self, images) -> np.ndarray:
+  def predict(self, images: Sequence | np.ndarray) -> np.ndarray:
     """Returns the most probable class of each image.
 
     The prediction for an image does not depend on the other images, unless the

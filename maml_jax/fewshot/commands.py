@@ -13,8 +13,10 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from maml_jax import data
@@ -51,7 +53,7 @@ MAX_LEFT_OUT = 40  # support images left out, one at a time, of 50 images
 MAX_TABLE_ROWS = 40  # of printed tables; the files contain all rows
 
 
-def adapt(flags, config) -> None:
+def adapt(flags: Any, config: ConfigDict) -> None:
   """Runs --mode=adapt: adapts a checkpoint to the classes of a folder.
 
   Args:
@@ -107,7 +109,7 @@ def adapt(flags, config) -> None:
     raise UserError('none of the query images is readable')
 
 
-def predict(flags, config) -> None:
+def predict(flags: Any, config: ConfigDict) -> None:
   """Runs --mode=predict: classifies images with a model saved by `adapt`.
 
   Args:

@@ -21,7 +21,9 @@ MIN_PEAK = 17
 LABEL_TYPES = {'string': str, 'boolean': bool, 'number': (int, float)}
 
 
-def prepare_images(config: ConfigDict, images) -> np.ndarray:
+def prepare_images(
+  config: ConfigDict, images: Sequence | np.ndarray
+) -> np.ndarray:
   """Converts images to the size and channels of the checkpoint's data set.
 
   Args:

@@ -115,7 +115,9 @@ class Section:
       )
     return default
 
-  def get_choice(self, key: str, choices: Collection, default: Any = REQUIRED):
+  def get_choice(
+    self, key: str, choices: Collection, default: Any = REQUIRED
+  ) -> Any:
     """Reads a string that must be one of `choices`, see `get`."""
     value = self.get(key, str, default)
     if value is not default:

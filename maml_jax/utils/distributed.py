@@ -18,6 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +165,7 @@ def describe_devices() -> str:
   return f'{jax.device_count()} x {jax.devices()[0].device_kind}{more}'
 
 
-def on_main_process(function: Callable):
+def on_main_process(function: Callable) -> Any:
   """Calls a function on the main process and returns its result on all.
 
   Args:

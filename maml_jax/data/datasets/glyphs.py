@@ -18,11 +18,16 @@ import importlib.util
 import io
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from maml_jax.data import records
 from maml_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+  from PIL import Image
 
 __all__ = [
   'IMAGES_PER_CLASS',
@@ -159,7 +164,13 @@ def _render_image(char: str, font: Path, i: int) -> bytes:
   return buffer.getvalue()
 
 
-def draw_character(char: str, font: Path, warp=NO_WARP, shift=(0, 0), stroke=0):
+def draw_character(
+  char: str,
+  font: Path,
+  warp: np.ndarray = NO_WARP,
+  shift: npt.ArrayLike = (0, 0),
+  stroke: int = 0,
+) -> 'Image.Image':
   """Draws a character, centered and scaled to the box, and warps it.
 
   Args:
