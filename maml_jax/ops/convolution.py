@@ -1,38 +1,32 @@
-"""Convolution and max pooling with fast and correct higher-order derivatives.
+"""Convolution with fast and correct higher-order derivatives.
 
 Legend: N images, H x W pixels, C input channels, O output channels, k kernel
 size, T tasks.
 
-**Convolution** is bilinear, so two operations are closed under
+Convolution is bilinear, so two operations are closed under
 differentiation: the convolution and the gradient of its kernel. Every
 derivative of either, of any order, in forward or reverse mode, is again one of
 the two. Each is lowered to one convolution (on CPUs, a loop of convolutions)
 in the layout that compilers optimize best (image NHWC, kernel HWIO, result
-NHWC). Automatic
-differentiation of `lax.conv_general_dilated` writes kernel gradients in other
-layouts, which XLA runs 15 to 30 times slower on a CPU inside a loop.
-
-**Max pooling** finds the winner of each window once and stores its position.
-Picking the winners and placing gradients at their positions are linear
-operations and transposes of each other. The gradient of `max` over a reshaped
-window finds the maximum a second time, by equality, which fails silently if
-the compiler recomputes the input with different rounding.
-
-Each primitive has a default lowering and others for single platforms, chosen
-where the primitive is defined. `lowered_as` runs those of another platform.
+NHWC). Automatic differentiation of `lax.conv_general_dilated` writes kernel
+gradients in other layouts, which XLA runs 15 to 30 times slower on a CPU inside
+a loop.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
+from maml_jax.ops.primitives import (
+  bind,
+  bind_merged,
+  make_primitive,
+  make_varying,
+  move_axes_to_front,
+  varying_axes,
+)
 from maml_jax.types import Array
 
 __all__ = [
@@ -47,10 +41,7 @@ __all__ = [
   'kernel_grad_grouped',
   'kernel_grad_p',
   'kernel_grad_per_image',
-  'lowered_as',
   'map_over_tasks',
-  'max_pool',
-  'window_corners',
 ]
 
 
@@ -88,242 +79,7 @@ def conv(
     raise ValueError(f'padding must be in 0..{size - 1}, got {padding}')
   if size == 1 and stride > 1:
     image, stride = image[:, ::stride, ::stride], 1
-  return _bind(conv_p, image, kernel, stride=stride, padding=padding)
-
-
-def max_pool(x: Array, scale: Array | None = None) -> Array:
-  """Returns the pixel of each 2 x 2 window at which `scale * x` is largest.
-
-  `scale * max_pool(x, scale) + bias` is the maximum of `scale * x + bias`, for
-  a quarter of the arithmetic. Ties are resolved in favor of the first pixel.
-
-  Args:
-    x: [N, H, W, C]; an odd last row or column is dropped.
-    scale: [1 or N, 1, 1, C]; only its sign matters; default 1.
-
-  Returns:
-    [N, H // 2, W // 2, C], values of `x`.
-  """
-  compared = lax.stop_gradient(x)
-  if scale is not None:
-    sign = jnp.sign(lax.stop_gradient(scale))
-    compared = compared * sign.astype(x.dtype)
-  return _bind(_pick_p, x, _bind(_winner_p, compared), size=x.shape[1:3])
-
-
-def _varying_axes(x):
-  """Returns the mesh axes of `jax.shard_map` over which `x` varies."""
-  return jax.typeof(x).manual_axis_type.varying
-
-
-def _make_varying(x, axes):
-  """Casts `x` so that it varies over all of `axes`."""
-  missing = tuple(axes - _varying_axes(x))
-  return lax.pcast(x, missing, to='varying') if missing else x
-
-
-def _bind(prim, *operands, **kw):
-  """Binds a primitive after making its operands vary over the same axes."""
-  axes = frozenset().union(*map(_varying_axes, operands))
-  return prim.bind(*(_make_varying(x, axes) for x in operands), **kw)
-
-
-# The lowerings of each primitive: platform -> implementation; None: default.
-_LOWERINGS: dict[Primitive, dict] = {}
-
-
-def _make_primitive(name, default, **platforms):
-  """Returns a primitive without derivatives.
-
-  Args:
-    name: the name of the primitive, also a scope in profiles.
-    default: the lowering for all platforms that are not named.
-    **platforms: other lowerings, by platform: cpu, gpu or tpu.
-  """
-
-  def abstract_eval(*operands, **kw):
-    out = jax.eval_shape(partial(default, **kw), *operands)
-    return operands[0].update(shape=out.shape, dtype=out.dtype)
-
-  prim = Primitive(name)
-  prim.def_impl(default)
-  prim.def_abstract_eval(abstract_eval)
-  _LOWERINGS[prim] = {None: default, **platforms}
-  for platform, impl in _LOWERINGS[prim].items():
-    _register_lowering(prim, impl, platform)
-  return prim
-
-
-def _register_lowering(prim, impl, platform):
-  impl = jax.named_scope(prim.name)(impl)
-  rule = mlir.lower_fun(impl, multiple_results=False)
-  mlir.register_lowering(prim, rule, platform=platform)
-
-
-@contextlib.contextmanager
-def lowered_as(platform: str) -> Iterator[None]:
-  """Compiles convolution and pooling on CPUs as for another platform.
-
-  This is for tests and benchmarks: the results are the same up to rounding.
-
-  Args:
-    platform: cpu, gpu or tpu.
-  """
-  for prim, lowerings in _LOWERINGS.items():
-    impl = lowerings.get(platform, lowerings[None])
-    _register_lowering(prim, impl, 'cpu')
-  jax.clear_caches()
-  try:
-    yield
-  finally:
-    for prim, lowerings in _LOWERINGS.items():
-      _register_lowering(prim, lowerings.get('cpu', lowerings[None]), 'cpu')
-    jax.clear_caches()
-
-
-def _move_axes_to_front(operands, axes):
-  """Returns the size of the vmap axis, and the operands with it in front."""
-  pairs = list(zip(operands, axes, strict=True))
-  count = next(x.shape[axis] for x, axis in pairs if axis is not None)
-  return count, [
-    jnp.broadcast_to(x, (count, *x.shape))
-    if axis is None
-    else jnp.moveaxis(x, axis, 0)
-    for x, axis in pairs
-  ]
-
-
-def _bind_merged(prim, count, operands, **kw):
-  """Binds a primitive with the vmap axis merged into the next axis.
-
-  Returns:
-    The result with the two axes separated again, and the index of the vmap
-    axis, 0, as batching rules do.
-  """
-  out = _bind(prim, *(x.reshape(-1, *x.shape[2:]) for x in operands), **kw)
-  return out.reshape(count, -1, *out.shape[1:]), 0
-
-
-# Pooling. A winner is 0 (top left), 1 (top right), 2 (bottom left) or 3 (bottom
-# right). pick_p and place_p are linear in their first operand.
-#
-#   winner_p  x [N, H, W, C] -> [N, H//2, W//2, C] int8
-#   pick_p    x [N, H, W, C], winner -> [N, H//2, W//2, C]
-#   place_p   g [N, H//2, W//2, C], winner -> [N, H, W, C], zero elsewhere
-#
-# CPUs and GPUs reshape images to windows. On TPUs, where the last two axes are
-# stored in tiles, strided slices and interior padding are much faster.
-
-
-def window_corners(x: Array) -> list[Array]:
-  """Returns the pixels of each 2 x 2 window of `x` [N, H, W, C].
-
-  Returns:
-    Four arrays [N, H // 2, W // 2, C]: top left, top right, bottom left and
-    bottom right. An odd last row or column is dropped.
-  """
-  n, h, w, c = x.shape
-  x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
-  return [x[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
-
-
-def _strided_corners(x):
-  """Returns `window_corners(x)`, by strided slices."""
-  n, h, w, c = x.shape
-  return [
-    lax.slice(x, (0, i, j, 0), (n, h // 2 * 2, w // 2 * 2, c), (1, 2, 2, 1))
-    for i in (0, 1)
-    for j in (0, 1)
-  ]
-
-
-def _find_winner(x, *, corners=window_corners):
-  """Returns the position of the maximum of each window: int8, 0..3."""
-  a, b, c, d = corners(x)
-  top_column, bottom_column = b > a, d > c
-  row = jnp.where(bottom_column, d, c) > jnp.where(top_column, b, a)
-  column = jnp.where(row, bottom_column, top_column)
-  return 2 * row.astype(jnp.int8) + column.astype(jnp.int8)
-
-
-def _pick(x, winner, *, size, corners=window_corners):
-  """Returns the pixels at the positions `winner`; `size` is unused."""
-  del size
-  a, b, c, d = corners(x)
-  bottom = jnp.where(winner == 2, c, d)
-  return jnp.where(winner < 2, jnp.where(winner == 0, a, b), bottom)
-
-
-def _place(g, winner, *, size):
-  """Returns an image of height and width `size` with `g` at the winners."""
-  n, h, w, c = g.shape
-  position = jnp.arange(4, dtype=winner.dtype).reshape(1, 1, 2, 1, 2, 1)
-  is_winner = winner[:, :, None, :, None] == position
-  x = jnp.where(is_winner, g[:, :, None, :, None], jnp.zeros((), g.dtype))
-  x = x.reshape(n, 2 * h, 2 * w, c)
-  rows, columns = size[0] - 2 * h, size[1] - 2 * w
-  return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
-
-
-def _place_by_padding(g, winner, *, size):
-  """Returns `_place(g, winner, size=size)`, by interior padding."""
-  zero = jnp.zeros((), g.dtype)
-
-  def place_corner(i, j):
-    padding = [
-      (offset, n - offset - (2 * m - 1), 1)
-      for offset, n, m in zip((i, j), size, g.shape[1:3], strict=True)
-    ]
-    part = jnp.where(winner == 2 * i + j, g, zero)
-    return lax.pad(part, zero, [(0, 0, 0), *padding, (0, 0, 0)])
-
-  top = place_corner(0, 0) + place_corner(0, 1)
-  return top + (place_corner(1, 0) + place_corner(1, 1))
-
-
-def _make_pooling_primitive(name, impl, tpu):
-  """Returns a primitive that is linear in its first operand, if it has two."""
-
-  def jvp(primals, tangents, **kw):
-    out = _bind(prim, *primals, **kw)
-    if len(primals) == 1 or type(tangents[0]) is ad.Zero:
-      zero: Any = ad.Zero  # whose type lacks the method
-      return out, zero.from_primal_value(out)
-    return out, _bind(prim, tangents[0], primals[1], **kw)
-
-  def batch(operands, axes, **kw):
-    return _bind_merged(prim, *_move_axes_to_front(operands, axes), **kw)
-
-  prim = _make_primitive(name, impl, tpu=tpu)
-  ad.primitive_jvps[prim] = jvp
-  batching.primitive_batchers[prim] = batch
-  return prim
-
-
-def _set_transpose(prim, other):
-  """Registers `other` as the transpose of `prim` in its first operand."""
-
-  def rule(ct, first, winner, **kw):
-    if type(ct) is ad.Zero:
-      return ad.Zero(first.aval), None
-    return _bind(other, ct, winner, **kw), None
-
-  ad.primitive_transposes[prim] = rule
-
-
-_winner_p = _make_pooling_primitive(
-  'max_pool_winner',
-  _find_winner,
-  tpu=partial(_find_winner, corners=_strided_corners),
-)
-_pick_p = _make_pooling_primitive(
-  'max_pool_pick', _pick, tpu=partial(_pick, corners=_strided_corners)
-)
-_place_p = _make_pooling_primitive(
-  'max_pool_place', _place, tpu=_place_by_padding
-)
-_set_transpose(_pick_p, _place_p)
-_set_transpose(_place_p, _pick_p)
+  return bind(conv_p, image, kernel, stride=stride, padding=padding)
 
 
 # Convolution. Operands may have a leading axis of T tasks with one kernel per
@@ -365,7 +121,7 @@ def _undo_stride(g, image_shape, size, stride, padding):
 def _conv_wrt_image(g, image, kernel, *, stride, padding):
   size = kernel.shape[-3]
   g = _undo_stride(g, image.aval.shape, size, stride, padding)
-  return _bind(
+  return bind(
     conv_p, g, _flip_kernel(kernel), stride=1, padding=size - 1 - padding
   )
 
@@ -373,16 +129,16 @@ def _conv_wrt_image(g, image, kernel, *, stride, padding):
 def _conv_wrt_kernel(g, image, kernel, *, stride, padding):
   size = kernel.aval.shape[-3]
   g = _undo_stride(g, image.shape, size, stride, padding)
-  return _bind(kernel_grad_p, image, g, padding=padding)
+  return bind(kernel_grad_p, image, g, padding=padding)
 
 
 def _kernel_grad_wrt_image(kernel, image, g, *, padding):
   padding = kernel.shape[-3] - 1 - padding
-  return _bind(conv_p, g, _flip_kernel(kernel), stride=1, padding=padding)
+  return bind(conv_p, g, _flip_kernel(kernel), stride=1, padding=padding)
 
 
 def _kernel_grad_wrt_g(kernel, image, g, *, padding):
-  return _bind(conv_p, image, kernel, stride=1, padding=padding)
+  return bind(conv_p, image, kernel, stride=1, padding=padding)
 
 
 def _conv_nhwc(image, kernel, stride, padding, groups=1, batch_groups=1):
@@ -473,7 +229,7 @@ def kernel_grad_per_image(image: Array, g: Array, *, padding: int) -> Array:
 
   size = image.shape[1] + 2 * padding - g.shape[1] + 1
   zero = jnp.zeros((size, size, image.shape[-1], g.shape[-1]), image.dtype)
-  return lax.scan(add, _make_varying(zero, _varying_axes(image)), (image, g))[0]
+  return lax.scan(add, make_varying(zero, varying_axes(image)), (image, g))[0]
 
 
 def map_over_tasks(lowering: Callable) -> Callable:
@@ -533,12 +289,12 @@ def _make_conv_primitive(name, wrt_first, wrt_second, default, **platforms):
     return run
 
   def batch(operands, axes, **kw):
-    count, operands = _move_axes_to_front(operands, axes)
+    count, operands = move_axes_to_front(operands, axes)
     if operands[0].ndim == 5:
-      return _bind(prim, *operands, **kw), 0
-    return _bind_merged(prim, count, operands, **kw)
+      return bind(prim, *operands, **kw), 0
+    return bind_merged(prim, count, operands, **kw)
 
-  prim = _make_primitive(
+  prim = make_primitive(
     name,
     select_by_rank(default),
     **{key: select_by_rank(pair) for key, pair in platforms.items()},
