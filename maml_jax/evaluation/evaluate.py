@@ -428,6 +428,13 @@ def _measure_baselines(
     }
 
   arrays = e.measure('baselines', not_adapted, measure)
+  return _compare_baselines(arrays, maml_accuracy), arrays
+
+
+def _compare_baselines(
+  arrays: Mapping[str, np.ndarray], maml_accuracy: np.ndarray
+) -> list[dict]:
+  """Returns accuracy and paired difference from MAML of each baseline."""
   descriptions = {
     name: text for name, (_, text) in baselines.FEATURE_BASELINES.items()
   }
@@ -450,4 +457,4 @@ def _measure_baselines(
         'difference_interval': half_width,
       }
     )
-  return rows, arrays
+  return rows

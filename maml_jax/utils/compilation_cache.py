@@ -47,12 +47,18 @@ def remove_damaged_entries(folder: pathlib.Path) -> None:
       return
     now = time.time_ns()
     for file in files:
-      if file.stat().st_mtime_ns >= checked:
-        content = file.read_bytes()
-        try:
-          if not content.startswith(ZSTANDARD_MAGIC):
-            zlib.decompress(content)
-        except zlib.error:
-          file.unlink()
+      if file.stat().st_mtime_ns >= checked and _is_damaged(file):
+        file.unlink()
     stamp.touch()
     os.utime(stamp, ns=(now, now))
+
+
+def _is_damaged(file: pathlib.Path) -> bool:
+  content = file.read_bytes()
+  if content.startswith(ZSTANDARD_MAGIC):
+    return False
+  try:
+    zlib.decompress(content)
+  except zlib.error:
+    return True
+  return False
