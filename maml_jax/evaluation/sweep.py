@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maml_jax.config import NORMS
-from maml_jax.evaluation.evaluate import Evaluation
+from maml_jax.evaluation.measurement import Evaluation
 from maml_jax.evaluation.statistics import (
   mean_interval,
   paired_difference,

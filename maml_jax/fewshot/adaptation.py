@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from maml_jax import config as config_lib
-from maml_jax.evaluation.evaluate import EVAL_IGNORED_FIELDS
+from maml_jax.evaluation.measurement import EVAL_IGNORED_FIELDS
 from maml_jax.experiment import checkpoint as checkpoint_lib
 from maml_jax.experiment import setup
 from maml_jax.experiment.run_dir import require_same_config
