@@ -5,7 +5,7 @@
 #   make test-all  all tests
 #   make test-training  train every method on glyphs (40 minutes)
 #   make test-methods   compare every method with op-by-op execution (20 minutes)
-#   make lint      check format and lint
+#   make lint      check format, lint and types
 #   make format    apply them
 #   make docs      build docs/ into site/, to be opened at site/index.html
 #   make aot       create .venv-aot, to compile for TPUs without one; with
@@ -42,6 +42,11 @@ test-methods: .venv/installed
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	@if .venv/bin/pyright --version >/dev/null 2>&1; then \
+	  .venv/bin/pyright --pythonpath .venv/bin/python; \
+	else \
+	  echo 'pyright does not run here (it needs node): types are not checked'; \
+	fi
 
 format: .venv/installed
 	.venv/bin/ruff check --fix .

@@ -8,6 +8,4 @@ from maml_jax.config import load_preset
 
 
 def get_config():
-  config = load_preset('mini_5w1s')
-  config.data.name = 'cub'
-  return config
+  return load_preset('mini_5w1s', {'data.name': 'cub'})

@@ -8,6 +8,4 @@ from maml_jax.config import load_preset
 
 
 def get_config():
-  config = load_preset('mini_5w5s')
-  config.data.name = 'cub'
-  return config
+  return load_preset('mini_5w5s', {'data.name': 'cub'})

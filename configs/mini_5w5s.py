@@ -8,7 +8,4 @@ from maml_jax.config import load_preset
 
 
 def get_config():
-  config = load_preset('mini_5w1s')
-  config.task.shots = 5
-  config.eval.queries = 5
-  return config
+  return load_preset('mini_5w1s', {'task.shots': 5, 'eval.queries': 5})

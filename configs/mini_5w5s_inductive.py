@@ -8,6 +8,4 @@ from maml_jax.config import load_preset
 
 
 def get_config():
-  config = load_preset('mini_5w1s_inductive')
-  config.task.shots = 5
-  return config
+  return load_preset('mini_5w1s_inductive', {'task.shots': 5})

@@ -8,7 +8,7 @@ from maml_jax.config import load_preset
 
 
 def get_config():
-  config = load_preset('mini_5w1s')
-  config.data.name = 'tiered_imagenet'
-  config.model.encoder = 'wide_convnet4'
-  return config
+  return load_preset(
+    'mini_5w1s',
+    {'data.name': 'tiered_imagenet', 'model.encoder': 'wide_convnet4'},
+  )

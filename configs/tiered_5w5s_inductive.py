@@ -8,7 +8,7 @@ from maml_jax.config import load_preset
 
 
 def get_config():
-  config = load_preset('mini_5w5s_inductive')
-  config.data.name = 'tiered_imagenet'
-  config.model.encoder = 'wide_convnet4'
-  return config
+  return load_preset(
+    'mini_5w5s_inductive',
+    {'data.name': 'tiered_imagenet', 'model.encoder': 'wide_convnet4'},
+  )

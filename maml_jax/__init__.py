@@ -7,12 +7,24 @@
 The algorithm, for any model and any loss, is in `maml_jax.learner`.
 """
 
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from maml_jax.fewshot.adaptation import FewShotLearner
+  from maml_jax.fewshot.classifier import Classifier
+
 __all__ = ['load', 'load_classifier']
 
 __version__ = '0.1.0'
 
 
-def load(checkpoint, *, which='best', norm=None):
+def load(
+  checkpoint: str | os.PathLike,
+  *,
+  which: str = 'best',
+  norm: str | tuple | None = None,
+) -> 'FewShotLearner':
   """Loads a checkpoint that adapts to a few images of new classes.
 
       learner = maml_jax.load('checkpoints/glyphs_5w1s')
@@ -43,7 +55,7 @@ def load(checkpoint, *, which='best', norm=None):
   return adaptation.load(checkpoint, which=which, norm=norm)
 
 
-def load_classifier(path):
+def load_classifier(path: str | os.PathLike) -> 'Classifier':
   """Loads a classifier that `Classifier.save` or --mode=adapt has saved.
 
       classifier = maml_jax.load_classifier('adapted/birds/model.npz')

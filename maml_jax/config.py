@@ -1,7 +1,8 @@
 """Configs: loading, overriding, comparing and storing them.
 
 The fields and their meaning are in `default_config`, the checks in
-`config_checks`. Errors are one-line `UserError`s.
+`config_checks`, fields of earlier versions in `config_versions`. Errors are
+one-line `UserError`s.
 """
 
 import ast
@@ -10,7 +11,7 @@ import os
 import pathlib
 import runpy
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
@@ -18,7 +19,6 @@ from ml_collections import ConfigDict, FieldReference
 from maml_jax import default_config
 from maml_jax.config_checks import (
   NORMS,
-  RENAMED_AUGMENTATIONS,
   TYPE_NAMES,
   flatten,
   learner_configs,
@@ -27,6 +27,7 @@ from maml_jax.config_checks import (
   to_tuples,
   validate,
 )
+from maml_jax.config_versions import RENAMED_FIELDS, REPLACED_FIELDS, upgrade
 from maml_jax.utils.errors import UserError, printable, suggest
 
 __all__ = [
@@ -51,73 +52,6 @@ PRESET_DIRS = (PACKAGE / 'presets', PACKAGE.parent / 'configs')
 
 MAX_LITERAL_LENGTH = 10_000  # characters; longer values are strings
 
-# Fields that were renamed, with their old names, for older configs.
-RENAMED_FIELDS = {
-  'train.num_tasks': 'train.meta_batch_size',
-  'train.chunk': 'train.tasks_per_chunk',
-  'train.start': 'train.init_from',
-  'outer.clip': 'outer.clip_value',
-}
-# Fields that were replaced, with the new field and its value for each old one.
-REPLACED_FIELDS = {
-  'inner.first_order': (
-    'outer.gradient',
-    {False: 'exact', True: 'first_order'},
-  ),
-  'inner.reset_classifier': ('inner.head', {False: 'learned', True: 'zero'}),
-}
-# Fields that were added; older configs imply the default.
-ADDED_FIELDS = (
-  'model.normalize_features',
-  'model.context_size',
-  *(
-    f'inner.{name}'
-    for name in (
-      'optimizer',
-      'b1',
-      'b2',
-      'eps',
-      'eps_root',
-      'proximal',
-      'head',
-      'zero',
-      'learn_lr',
-      'lr_bounds',
-      'per_step',
-      'precondition',
-      'rule',
-      'class_weights',
-    )
-  ),
-  *(
-    f'outer.{name}'
-    for name in (
-      'gradient',
-      'first_order_epochs',
-      'loss_steps',
-      'loss_epochs',
-      'temperature',
-      'cg_steps',
-      'cg_damping',
-      'lr_scale',
-    )
-  ),
-  'train.init_from',
-  'train.objective',
-  'pretrain.batch_size',
-  'pretrain.head',
-  'pretrain.label_smoothing',
-  'eval.data',
-  'eval.data_root',
-  'eval.baselines',
-  'eval.grid',
-  'eval.grid_norms',
-  'eval.grid_queries',
-  'eval.grid_steps',
-)
-# The same, with the value that older configs imply.
-IMPLIED_VALUES = {'eval.curve_tasks': 0}
-
 
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """Loads a config, applies overrides and checks it.
@@ -133,11 +67,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
   return override(_run_config_file(path), overrides)
 
 
-def load_preset(name: str) -> ConfigDict:
+def load_preset(
+  name: str, changes: Mapping[str, Any] | None = None
+) -> ConfigDict:
   """Loads a preset, to be changed by another preset.
 
   Args:
     name: such as 'mini_5w1s'.
+    changes: new values of fields, such as {'task.shots': 5}.
 
   Returns:
     A locked config, not checked.
@@ -147,7 +84,9 @@ def load_preset(name: str) -> ConfigDict:
   """
   if (file := _find_preset(name)) is None:
     raise UserError(f'no preset {name}{suggest(name, preset_names())}')
-  return _run_config_file(str(file))
+  config = _run_config_file(str(file))
+  config.update_from_flattened_dict(changes or {})
+  return config
 
 
 def preset_names() -> list[str]:
@@ -242,7 +181,7 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
   """Returns the locked config of a JSON text by this or an earlier version."""
   tree = to_tuples(json.loads(text))
-  _upgrade(tree)
+  upgrade(tree, flatten(default_config.get_config()))
   config = ConfigDict(tree)
   for section in ('model', 'eval'):  # norm may be a string or a tuple
     if section in config and 'norm' in config[section]:
@@ -250,35 +189,6 @@ def from_json(text: str) -> ConfigDict:
       del config[section].norm
       config[section].norm = norm
   return config.lock()
-
-
-def _upgrade(tree: dict[str, Any]) -> None:
-  """Renames and adds fields so that an older config is a current one."""
-  for old, new in RENAMED_FIELDS.items():
-    section, name = old.split('.')
-    if name in tree.get(section, {}):
-      tree[section].setdefault(new.split('.')[1], tree[section].pop(name))
-  for section in ('data', 'val', 'eval'):
-    fields = tree.get(section, {})
-    for name in ('augment_support', 'augment_query'):
-      if isinstance(fields.get(name), str):
-        fields[name] = RENAMED_AUGMENTATIONS.get(fields[name], fields[name])
-  for old, (new, values) in REPLACED_FIELDS.items():
-    (section, name), (new_section, new_name) = old.split('.'), new.split('.')
-    if name in tree.get(section, {}) and new_section in tree:
-      value = values.get(tree[section].pop(name))
-      tree[new_section].setdefault(new_name, value)
-  defaults = flatten(default_config.get_config())
-  if 'train' in tree:
-    pretrain = tree.setdefault('pretrain', {})  # a new section
-    scale = pretrain.pop('cosine_scale', None)  # now model.temperature
-    if scale and tree['train'].get('objective') == 'classes':
-      tree['model']['temperature'] = scale
-  added = {field: defaults[field] for field in ADDED_FIELDS} | IMPLIED_VALUES
-  for field, value in added.items():
-    section, name = field.split('.')
-    if section in tree:
-      tree[section].setdefault(name, value)
 
 
 def _find_preset(name: str) -> pathlib.Path | None:

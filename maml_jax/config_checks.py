@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maml_jax import default_config
+from maml_jax.config_versions import RENAMED_AUGMENTATIONS
 from maml_jax.learner_config import (
   INNER_CHOICES,
   OUTER_CHOICES,
@@ -24,7 +25,6 @@ from maml_jax.utils.errors import UserError, check_choice, printable
 
 __all__ = [
   'NORMS',
-  'RENAMED_AUGMENTATIONS',
   'TYPE_NAMES',
   'flatten',
   'learner_configs',
@@ -51,14 +51,6 @@ AUGMENTATIONS = (
   'random_resized_crop',
   'resize_center_crop',
 )
-# Values of earlier versions.
-RENAMED_AUGMENTATIONS = {
-  'crop': 'random_crop',
-  'color': 'color_jitter',
-  'resize': 'random_resized_crop',
-  'enlarge': 'resize_center_crop',
-}
-
 DATA_SETS = (
   'glyphs',
   'omniglot',
@@ -103,23 +95,30 @@ CHOICES = {
   'eval.augment_support': AUGMENTATIONS,
 }
 
-# Smallest valid values; 0 for all other numbers.
-MINIMUM = {
-  'task.ways': 1,
-  'task.shots': 1,
-  'task.queries': 1,
-  'train.steps_per_epoch': 1,
-  'train.meta_batch_size': 1,
-  'train.steps_per_call': 1,
-  'pretrain.batch_size': 1,
-  'val.num_tasks': 1,
-  'val.ways': 1,
-  'val.shots': 1,
-  'val.queries': 1,
-  'eval.ways': 1,
-  'eval.shots': 1,
-  'eval.queries': 1,
-  'outer.cg_steps': 1,
+# Smallest and largest valid numbers. Larger integers are mistakes, and would
+# take memory or time without end; other numbers only need to be finite.
+MAX_INTEGER = 10**6
+DEFAULT_RANGE = (0, MAX_INTEGER)
+RANGES = {
+  'seed': (0, 2**32 - 1),  # JAX drops higher bits
+  **{
+    f'{section}.{name}': (1, MAX_INTEGER)
+    for section in ('task', 'val', 'eval')
+    for name in ('ways', 'shots', 'queries')
+  },
+  'model.width': (0, 4096),
+  'model.context_size': (0, 4096),
+  'inner.num_steps': (0, 10**4),
+  'outer.cg_steps': (1, MAX_INTEGER),
+  'outer.warmup_epochs': (0, 10**9),
+  'train.num_epochs': (0, 10**9),
+  'train.steps_per_epoch': (1, 10**9),
+  'train.meta_batch_size': (1, MAX_INTEGER),
+  'train.steps_per_call': (1, MAX_INTEGER),
+  'pretrain.batch_size': (1, MAX_INTEGER),
+  'val.num_tasks': (1, MAX_INTEGER),
+  'val.num_steps': (0, 10**4),
+  'eval.num_steps': (0, 10**4),
 }
 POSITIVE = (
   'model.norm_eps',
@@ -127,21 +126,6 @@ POSITIVE = (
   'outer.clip_value',
   'outer.temperature',
 )
-
-# Largest valid integers. Larger values are mistakes, and would take memory or
-# time without end.
-DEFAULT_MAXIMUM = 10**6
-MAXIMUM = {
-  'seed': 2**32 - 1,  # JAX drops higher bits
-  'model.width': 4096,
-  'model.context_size': 4096,
-  'inner.num_steps': 10**4,
-  'val.num_steps': 10**4,
-  'eval.num_steps': 10**4,
-  'outer.warmup_epochs': 10**9,
-  'train.num_epochs': 10**9,
-  'train.steps_per_epoch': 10**9,
-}
 MAX_LENGTH = 4096  # characters of a string, or items of a list
 MAX_STEP = 2**31 - 1  # meta-iterations are counted in int32
 
@@ -198,12 +182,12 @@ def learner_configs(
   Raises:
     UserError: they exclude each other.
   """
-  inner, outer = (
-    kind(
-      **{f.name: fields[f'{name}.{f.name}'] for f in dataclasses.fields(kind)}
-    )
-    for name, kind in (('inner', InnerConfig), ('outer', OuterConfig))
-  )
+
+  def section(name, kind):
+    names = (field.name for field in dataclasses.fields(kind))
+    return kind(**{field: fields[f'{name}.{field}'] for field in names})
+
+  inner, outer = section('inner', InnerConfig), section('outer', OuterConfig)
   check_settings(inner, outer)
   return inner, outer
 
@@ -255,14 +239,15 @@ def norm_modes(field: str, norm: Any) -> list[str]:
   """
   if isinstance(norm, str):
     return [norm]
-  pairs = norm if isinstance(norm, tuple) else [None]
-  for pair in pairs:
-    if not (isinstance(pair, tuple) and list(map(type, pair)) == [str, str]):
-      raise UserError(
-        f'{field}={printable(norm)}: neither a mode such as support nor pairs '
-        "such as (('conv4', 'support'), ('*', 'global'))"
-      )
-  return [mode for _, mode in pairs]
+  if not isinstance(norm, tuple) or not all(
+    isinstance(pair, tuple) and list(map(type, pair)) == [str, str]
+    for pair in norm
+  ):
+    raise UserError(
+      f'{field}={printable(norm)}: neither a mode such as support nor pairs '
+      "such as (('conv4', 'support'), ('*', 'global'))"
+    )
+  return [mode for _, mode in norm]
 
 
 def _types() -> dict[str, type]:
@@ -299,10 +284,9 @@ def _check_numbers(fields: dict[str, Any], types: dict[str, type]) -> None:
     value = fields[field]
     if kind not in (int, float) or field in POSITIVE:
       continue
-    minimum = MINIMUM.get(field, 0)
+    minimum, maximum = RANGES.get(field, DEFAULT_RANGE)
     if not minimum <= value < math.inf:
       raise UserError(f'config.{field}={value}: must be at least {minimum}')
-    maximum = MAXIMUM.get(field, DEFAULT_MAXIMUM)
     if kind is int and value > maximum:
       raise UserError(
         f'config.{field}={printable(value)}: must be at most {maximum}'
@@ -414,8 +398,6 @@ def _check_items(field: str, items: tuple, kind: type) -> None:
     if type(item) is not kind:
       item = printable(repr(item))
       raise UserError(f'config.{field}: {item} is not {TYPE_NAMES[kind]}')
-    if kind is int and not 0 <= item <= DEFAULT_MAXIMUM:
+    if kind is int and not 0 <= item <= MAX_INTEGER:
       item = printable(item)
-      raise UserError(
-        f'config.{field}: {item} is not within 0..{DEFAULT_MAXIMUM}'
-      )
+      raise UserError(f'config.{field}: {item} is not within 0..{MAX_INTEGER}')

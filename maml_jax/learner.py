@@ -12,12 +12,13 @@ and `types.SUPPORT` belong to a single task.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
 from maml_jax import inner_loop
 from maml_jax.learner_config import InnerConfig, OuterConfig, check_settings
@@ -31,6 +32,7 @@ from maml_jax.sharding import mean_over_tasks
 from maml_jax.types import (
   EPISODE,
   SUPPORT,
+  Array,
   Batch,
   Episode,
   MetaState,
@@ -92,17 +94,17 @@ class Learner(NamedTuple):
   inner: InnerConfig
 
 
-def cross_entropy(logits, targets):
+def cross_entropy(logits: Array, targets: Array) -> Array:
   """Returns the mean cross entropy of `logits` [N, W], `targets` [N] int."""
   return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
 
-def squared_error(outputs, targets):
+def squared_error(outputs: Array, targets: Array) -> Array:
   """Returns the mean squared error of two arrays of one shape."""
   return jnp.square(outputs - targets).mean()
 
 
-def accuracy(logits, targets):
+def accuracy(logits: Array, targets: Array) -> Array:
   """Returns the accuracy in [0, 1]; `logits` [N, W], `targets` [N] int."""
   return (logits.argmax(-1) == targets).mean()
 
@@ -141,49 +143,17 @@ def make_learner(
       function for.
   """
   outer = outer or OuterConfig()
-  if metric_fns is None:
-    metric_fns = {'accuracy': accuracy}
-  if inner.head == 'prototype' and model.features is None:
-    raise UserError(
-      "inner.head='prototype' needs the features of the model: pass "
-      'Model(init, apply, features)'
-    )
-  if support_loss_fn and inner.class_weights != 'none':
-    raise UserError(
-      f'inner.class_weights={inner.class_weights} does not go with a '
-      'support_loss_fn: weight its classes there'
-    )
+  _check(model, inner, support_loss_fn)
   check_settings(inner, outer)
+  support_loss = support_loss_fn or _make_support_loss(model, inner, loss_fn)
+  start, run_steps, observed = _make_adaptation(model, inner, support_loss)
+  predict, score = _make_scores(model, outer, loss_fn, metric_fns)
 
   def init(key):
     params, stats = model.init(key)
     return inner_loop.init_learned(
       inner, params, jax.random.fold_in(key, 1)
     ), stats
-
-  def default_support_loss(params, stats, support):
-    outputs, stats = model.apply(params, stats, support.inputs, train=True)
-    if inner.class_weights == 'balanced':
-      return inner_loop.balanced_loss(loss_fn, outputs, support.targets), stats
-    return loss_fn(outputs, support.targets), stats
-
-  support_loss = support_loss_fn or default_support_loss
-
-  def start(params, stats, support):
-    """Returns the parameters and statistics that a task starts from."""
-    params = inner_loop.reset_params(inner, params)
-    if inner.head != 'prototype':
-      return params, stats
-    params, new_stats = inner_loop.with_prototypes(
-      model, params, stats, support
-    )
-    return params, stats if inner.num_steps else new_stats
-
-  def run_steps(params, stats, support, **args):
-    params, stats, losses, seen = inner_loop.adapt(
-      support_loss, inner, params, stats, support, **args
-    )
-    return params, refresh_support_stats(params, stats, support), losses, seen
 
   def adapt(params, stats, support):
     return run_steps(*start(params, stats, support), support)[:3]
@@ -196,38 +166,12 @@ def make_learner(
       params,
       stats,
       support,
-      refreshed(observe, support),
+      observed(observe, support),
       at,
     )
 
-  def refreshed(observe, support):
-    return lambda params, stats: observe(
-      params, refresh_support_stats(params, stats, support)
-    )
-
-  def refresh_support_stats(params, stats, support):
-    """Recomputes the support moments under the adapted parameters."""
-    if not isinstance(stats, Mapping) or SUPPORT not in stats:
-      return stats
-    _, last = model.apply(params, stats, support.inputs, train=True)
-    return {**stats, SUPPORT: last[SUPPORT]}
-
-  def predict(params, stats, inputs):
-    params = inner_loop.model_params(params)
-    return model.apply(params, stats, inputs, train=False)[0]
-
   def evaluate(params, stats, batch):
     return score(params, stats, batch)[1]
-
-  def score(params, stats, batch):
-    """Returns the outer loss and the metrics of the query pass."""
-    outputs = predict(params, stats, batch.inputs)
-    fns = {**metric_fns, 'loss': loss_fn}
-    metrics = {name: fn(outputs, batch.targets) for name, fn in fns.items()}
-    if outer.temperature == 1:
-      return metrics['loss'], metrics
-    scaled = jax.tree.map(lambda x: x / outer.temperature, outputs)
-    return loss_fn(scaled, batch.targets), metrics
 
   def loss(params, stats, episode, epoch=0):
     now = outer.at_epoch(epoch) if isinstance(epoch, int) else outer
@@ -242,9 +186,9 @@ def make_learner(
       return score(params, stats, query)
 
     first, first_stats = start(params, stats, support)
-    args = {'first_order': now.gradient == 'first_order'}
+    args: dict[str, Any] = {'first_order': now.gradient == 'first_order'}
     if now.loss_steps == 'all':
-      args['observe'] = refreshed(score_query, support)
+      args['observe'] = observed(score_query, support)
     inputs = first, first_stats
     if now.gradient in ('reptile', 'implicit'):
       inputs = lax.stop_gradient(inputs)
@@ -260,21 +204,12 @@ def make_learner(
       value = lax.stop_gradient(value)
       value += reptile_surrogate(inner_loop.model_params(first), adapted)
     elif now.gradient == 'implicit':
-      combine, start_adapted, others = inner_loop.split_adapted(inner, first)
-      require_constant_stats(
-        lambda *args: support_loss(combine(*args), first_stats, support)[1],
-        start_adapted,
-        others,
-      )
-      value, residual = implicit_surrogate(
-        lambda *args: support_loss(combine(*args), task_stats, support)[0],
-        lambda *args: refreshed(score_query, support)(
-          combine(*args), task_stats
-        )[0],
-        start_adapted,
-        inner_loop.split_adapted(inner, adapted)[1],
-        others,
-        inner.proximal,
+      value, residual = _implicit_loss(
+        lambda params, stats: support_loss(params, stats, support),
+        observed(score_query, support),
+        (first, first_stats),
+        (adapted, task_stats),
+        inner,
         now,
       )
       metrics |= {'cg_residual': residual}
@@ -297,18 +232,150 @@ def make_learner(
   )
 
 
+def _check(model: Model, inner: InnerConfig, support_loss_fn) -> None:
+  """Raises UserError for settings that need another model or loss."""
+  if inner.head == 'prototype' and model.features is None:
+    raise UserError(
+      "inner.head='prototype' needs the features of the model: pass "
+      'Model(init, apply, features)'
+    )
+  if support_loss_fn and inner.class_weights != 'none':
+    raise UserError(
+      f'inner.class_weights={inner.class_weights} does not go with a '
+      'support_loss_fn: weight its classes there'
+    )
+
+
+def _make_support_loss(
+  model: Model, inner: InnerConfig, loss_fn: Callable
+) -> Callable:
+  """Returns the default inner loss: `loss_fn` of the outputs."""
+
+  def support_loss(params, stats, support):
+    outputs, stats = model.apply(params, stats, support.inputs, train=True)
+    if inner.class_weights == 'balanced':
+      return inner_loop.balanced_loss(loss_fn, outputs, support.targets), stats
+    return loss_fn(outputs, support.targets), stats
+
+  return support_loss
+
+
+def _make_adaptation(
+  model: Model, inner: InnerConfig, support_loss: Callable
+) -> tuple[Callable, Callable, Callable]:
+  """Makes the functions that adapt to a support set.
+
+  Returns:
+    `start(params, stats, support) -> (params, stats)` that a task starts from;
+    `run_steps(params, stats, support, **args)`, see `inner_loop.adapt`; and
+    `observed(observe, support)`, which returns `observe` with the statistics
+    after the last pass over the support set.
+  """
+
+  def start(params, stats, support):
+    params = inner_loop.reset_params(inner, params)
+    if inner.head != 'prototype':
+      return params, stats
+    params, new_stats = inner_loop.with_prototypes(
+      model, params, stats, support
+    )
+    return params, stats if inner.num_steps else new_stats
+
+  def run_steps(params, stats, support, **args):
+    params, stats, losses, seen = inner_loop.adapt(
+      support_loss, inner, params, stats, support, **args
+    )
+    return params, refresh_support_stats(params, stats, support), losses, seen
+
+  def observed(observe, support):
+    return lambda params, stats: observe(
+      params, refresh_support_stats(params, stats, support)
+    )
+
+  def refresh_support_stats(params, stats, support):
+    """Recomputes the support moments under the adapted parameters."""
+    if not isinstance(stats, Mapping) or SUPPORT not in stats:
+      return stats
+    _, last = model.apply(params, stats, support.inputs, train=True)
+    return {**stats, SUPPORT: last[SUPPORT]}
+
+  return start, run_steps, observed
+
+
+def _make_scores(
+  model: Model, outer: OuterConfig, loss_fn: Callable, metric_fns: dict | None
+) -> tuple[Callable, Callable]:
+  """Makes `predict(params, stats, inputs)` and `score(params, stats, batch)`.
+
+  `score` returns the outer loss and the metrics of the query pass.
+  """
+  if metric_fns is None:
+    metric_fns = {'accuracy': accuracy}
+  fns = {**metric_fns, 'loss': loss_fn}
+
+  def predict(params, stats, inputs):
+    params = inner_loop.model_params(params)
+    return model.apply(params, stats, inputs, train=False)[0]
+
+  def score(params, stats, batch):
+    outputs = predict(params, stats, batch.inputs)
+    metrics = {name: fn(outputs, batch.targets) for name, fn in fns.items()}
+    if outer.temperature == 1:
+      return metrics['loss'], metrics
+    scaled = jax.tree.map(lambda x: x / outer.temperature, outputs)
+    return loss_fn(scaled, batch.targets), metrics
+
+  return predict, score
+
+
+def _implicit_loss(
+  support_loss: Callable,
+  score_query: Callable,
+  first: tuple[PyTree, PyTree],
+  adapted: tuple[PyTree, PyTree],
+  inner: InnerConfig,
+  outer: OuterConfig,
+) -> tuple[Array, Array]:
+  """Returns the outer loss of iMAML, and the residual of its linear system.
+
+  Args:
+    support_loss: `support_loss(params, stats) -> (loss [], stats)`.
+    score_query: `score_query(params, stats) -> (loss [], metrics)`.
+    first: parameters and statistics that the task starts from.
+    adapted: those after the inner loop.
+    inner: the settings of the inner loop.
+    outer: the settings of the outer loss.
+  """
+  (first_params, first_stats), (params, stats) = first, adapted
+  combine, start_adapted, others = inner_loop.split_adapted(inner, first_params)
+  require_constant_stats(
+    lambda *args: support_loss(combine(*args), first_stats)[1],
+    start_adapted,
+    others,
+  )
+  return implicit_surrogate(
+    lambda *args: support_loss(combine(*args), stats)[0],
+    lambda *args: score_query(combine(*args), stats)[0],
+    start_adapted,
+    inner_loop.split_adapted(inner, params)[1],
+    others,
+    inner.proximal,
+    outer,
+  )
+
+
 def meta_gradient(
-  learner,
-  params,
-  stats,
-  tasks,
+  learner: Learner,
+  params: PyTree,
+  stats: PyTree,
+  tasks: PyTree,
   *,
-  make_episode=None,
-  shared=(),
-  epoch=0,
-  mesh=None,
-  tasks_per_chunk=None,
-):
+  make_episode: Callable | None = None,
+  shared: PyTree = (),
+  epoch: int | Array = 0,
+  mesh: Mesh | None = None,
+  tasks_per_chunk: int | None = None,
+) -> tuple[PyTree, PyTree, dict[str, Array]]:
   """Computes the outer gradient of a meta-batch: the mean over its T tasks.
 
   MAML, Finn et al. 2017, equation 1 and algorithm 2, line 10.

@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.scipy.sparse.linalg import cg
 
 from maml_jax.learner_config import OuterConfig
-from maml_jax.types import SUPPORT, PyTree
+from maml_jax.types import SUPPORT, Array, PyTree
 from maml_jax.utils.errors import UserError
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 MIN_STEP_WEIGHT = 0.03
 
 
-def step_weights(num_steps: int, epoch, loss_epochs: int) -> jax.Array:
+def step_weights(num_steps: int, epoch: int | Array, loss_epochs: int) -> Array:
   """Returns the weights of the query losses after each inner step: [K].
 
   MAML++, Antoniou et al. 2019, arXiv 1810.09502, section 4, as in its authors'

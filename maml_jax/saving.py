@@ -43,13 +43,14 @@ def save_params(path: str | os.PathLike, params: PyTree, stats: PyTree) -> None:
   flat, _ = flatten({'params': params, 'stats': stats})
   dtypes = {name: str(x.dtype) for name, x in flat.items()}
   metadata = json.dumps({'format': FORMAT_VERSION, 'dtypes': dtypes})
-  arrays = {name: _to_numpy(x) for name, x in flat.items()}
+  arrays = {METADATA: np.array(metadata)}
+  arrays |= {name: _to_numpy(x) for name, x in flat.items()}
   with (
     oserror_as_user_error(path),
     replace_file(path) as new,
     new.open('wb') as file,
   ):
-    np.savez(file, **{METADATA: np.array(metadata)}, **arrays)
+    np.savez(file, allow_pickle=False, **arrays)
 
 
 def load_params(
@@ -132,15 +133,16 @@ def _to_numpy(x: Array) -> np.ndarray:
   """Converts an array of any dtype to one that NumPy can store."""
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.random.key_data(x)
-  x = np.asarray(x)
-  is_extended = x.dtype.kind == 'V'  # such as bfloat16
-  return x.view(f'u{x.dtype.itemsize}') if is_extended else x
+  array = np.asarray(x)
+  is_extended = array.dtype.kind == 'V'  # such as bfloat16
+  return array.view(f'u{array.dtype.itemsize}') if is_extended else array
 
 
 def _from_numpy(x: np.ndarray, dtype: str, like) -> Array:
   if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
     names = {str(jax.random.key(0, impl=n).dtype): n for n in KEY_TYPES}
-    return jax.random.wrap_key_data(x, impl=names[str(like.dtype)])
+    data = jnp.asarray(x)
+    return jax.random.wrap_key_data(data, impl=names[str(like.dtype)])
   if str(x.dtype) != dtype and dtype == str(like.dtype):
     x = x.view(like.dtype)
   return jnp.asarray(x)

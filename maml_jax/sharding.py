@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maml_jax.types import PyTree
 from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.trees import combine, is_inexact, partition
@@ -42,7 +44,7 @@ _WAIT_FOR_DEVICES = '--xla_cpu_collective_call_terminate_timeout_seconds=86400'
 _FORCED_DEVICE_COUNT = 'xla_force_host_platform_device_count'
 
 
-def make_mesh(devices=None):
+def make_mesh(devices: Sequence | None = None) -> Mesh:
   """Returns a one-dimensional mesh over `devices`, default all of them."""
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
@@ -60,7 +62,7 @@ def first_devices(number: int) -> list:
   ]
 
 
-def one_device_per_core(meta_batch_size, tasks_per_chunk=1):
+def one_device_per_core(meta_batch_size: int, tasks_per_chunk: int = 1) -> None:
   """Makes JAX use each CPU core as a device, as far as the tasks divide evenly.
 
   One CPU device runs many small operations on a single core; several devices
@@ -71,7 +73,7 @@ def one_device_per_core(meta_batch_size, tasks_per_chunk=1):
     meta_batch_size: T, tasks per meta-batch.
     tasks_per_chunk: tasks vectorized at a time on one device.
   """
-  is_configured = jax.config.jax_num_cpu_devices > 0
+  is_configured = jax.config.values['jax_num_cpu_devices'] > 0
   if is_configured or _FORCED_DEVICE_COUNT in os.environ.get('XLA_FLAGS', ''):
     return
   if hasattr(os, 'sched_getaffinity'):
@@ -91,7 +93,7 @@ def one_device_per_core(meta_batch_size, tasks_per_chunk=1):
     os.environ['XLA_FLAGS'] = f'{_WAIT_FOR_DEVICES} {flags}'.strip()
 
 
-def default_tasks_per_chunk(mesh):
+def default_tasks_per_chunk(mesh: Mesh) -> int | None:
   """Returns how many tasks a device should vectorize; None: all of them.
 
   A CPU runs the kernels of several tasks one after another anyway, and faster
@@ -105,7 +107,7 @@ def default_tasks_per_chunk(mesh):
   return 1 if mesh_platform(mesh) in ('cpu', 'tpu') else None
 
 
-def mesh_platform(mesh) -> str:
+def mesh_platform(mesh: Mesh) -> str:
   """Returns the platform of the devices of a mesh, such as 'cpu' or 'tpu'.
 
   It may differ from `jax.default_backend()`.
@@ -113,7 +115,9 @@ def mesh_platform(mesh) -> str:
   return mesh.devices.flat[0].platform
 
 
-def mean_over_tasks(fn, mesh=None, tasks_per_chunk=None):
+def mean_over_tasks(
+  fn: Callable, mesh: Mesh | None = None, tasks_per_chunk: int | None = None
+) -> Callable:
   """Maps `fn` over the tasks of a meta-batch and averages part of its results.
 
   Each device processes its tasks chunk by chunk; the tasks of a chunk are
@@ -144,6 +148,7 @@ def mean_over_tasks(fn, mesh=None, tasks_per_chunk=None):
   local = _on_one_device(split, tasks_per_chunk)
 
   def on_device(shared, tasks):
+    assert mesh is not None
     # Without this cast, jax.grad would sum the gradients of shared params over
     # devices, including the inner gradients of different tasks.
     to_varying = partial(lax.pcast, axis_name=TASK_AXIS, to='varying')
@@ -181,7 +186,9 @@ def _first(tree):
   return jax.tree.map(lambda x: x[0], tree)
 
 
-def map_tasks(fn, mesh=None, tasks_per_chunk=None):
+def map_tasks(
+  fn: Callable, mesh: Mesh | None = None, tasks_per_chunk: int | None = None
+) -> Callable:
   """Maps `fn` over tasks, distributed as in `mean_over_tasks`.
 
   Args:
@@ -239,7 +246,7 @@ def _on_one_device(fn, tasks_per_chunk):
   return local
 
 
-def uses_all_gather(mesh) -> bool:
+def uses_all_gather(mesh: Mesh) -> bool:
   """Returns whether sums over devices use an all-gather, not an all-reduce.
 
   This is the case on CPUs, where an all-reduce between processes adds in a
@@ -249,7 +256,7 @@ def uses_all_gather(mesh) -> bool:
   return mesh_platform(mesh) == 'cpu'
 
 
-def constrain_replicated(tree, mesh):
+def constrain_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
   """Constrains arrays to be replicated over all devices; call under jit."""
   return lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
@@ -269,8 +276,9 @@ class TaskSharding(NamedTuple):
   tasks_per_chunk: int | None
   query_splits: int = 1
 
-  def replicate(self, tree):
+  def replicate(self, tree: PyTree) -> PyTree:
     """Replicates arrays over all devices; every process passes the same."""
+    assert self.mesh is not None
     sharding = NamedSharding(self.mesh, P())
     if not distributed.is_multiprocess():
       return jax.device_put(tree, sharding)
@@ -290,7 +298,7 @@ class TaskSharding(NamedTuple):
     slices = sharding.addressable_devices_indices_map(task_ids.shape).values()
     return np.unique(np.concatenate([task_ids[at] for at in slices]))
 
-  def shard(self, tree, axis: int):
+  def shard(self, tree: PyTree, axis: int) -> PyTree:
     """Shards arrays along the task axis.
 
     Args:
@@ -317,6 +325,7 @@ class TaskSharding(NamedTuple):
     Args:
       num_bytes: its size as the devices store it, including padding.
     """
+    assert self.mesh is not None
     device = self.mesh.local_devices[0]
     memory = (device.memory_stats() or {}).get('bytes_limit')
     if memory is None:  # CPU devices share the memory of the host
@@ -384,8 +393,11 @@ def nearest_multiples(number: int, unit: int) -> list[int]:
 
 
 def require_divisible(
-  num_tasks, num_devices, tasks_per_chunk=None, unit='device(s)'
-):
+  num_tasks: int,
+  num_devices: int,
+  tasks_per_chunk: int | None = None,
+  unit: str = 'device(s)',
+) -> None:
   """Checks that tasks divide evenly over devices and chunks.
 
   Args:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from maml_jax.config import flatten, learner_configs
@@ -51,8 +52,12 @@ from maml_jax.inner_loop import (
   require_adapted_head,
 )
 from maml_jax.learner import Learner, meta_gradient
-from maml_jax.sharding import constrain_replicated, nearest_multiples
-from maml_jax.types import Episode, MetaState, PyTree
+from maml_jax.sharding import (
+  TaskSharding,
+  constrain_replicated,
+  nearest_multiples,
+)
+from maml_jax.types import Array, Episode, MetaState, PyTree
 from maml_jax.utils import console, distributed
 from maml_jax.utils.errors import NonFiniteError
 from maml_jax.utils.signals import StopSignal
@@ -78,14 +83,14 @@ def make_train_step(
   tx: optax.GradientTransformation,
   sample_episode: Callable,
   *,
-  key,
+  key: Array,
   meta_batch_size: int,
   max_steps: int,
   steps_per_epoch: int = 1,
-  mesh=None,
+  mesh: Mesh | None = None,
   tasks_per_chunk: int | None = None,
   query_splits: int = 1,
-):
+) -> Callable:
   """Makes the jitted function that runs meta-iterations.
 
   Args:
@@ -187,7 +192,9 @@ def _query_split(x, split, query_splits: int):
   return lax.dynamic_slice_in_dim(x, split * size, size)
 
 
-def init_state(learner: Learner, tx, key) -> MetaState:
+def init_state(
+  learner: Learner, tx: optax.GradientTransformation, key: Array
+) -> MetaState:
   """Returns the state before the first meta-iteration."""
   params, stats = learner.init(key)
   params = learner.reset_head(params)
@@ -205,7 +212,7 @@ def resume_state(fresh: MetaState, saved: Checkpoint) -> MetaState:
   )
 
 
-def train(config, workdir: str | os.PathLike) -> int:
+def train(config: ConfigDict, workdir: str | os.PathLike) -> int:
   """Meta-trains for `config.train.num_epochs` epochs, resuming if possible.
 
   Call `experiment.setup.configure_jax` first to use all CPU cores.
@@ -326,7 +333,7 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
   return context, sharding.replicate(state)
 
 
-def may_split_queries(config) -> bool:
+def may_split_queries(config: ConfigDict) -> bool:
   """Returns whether several devices may share the query set of a task."""
   if is_transductive(config.model.norm) or config.train.objective != 'tasks':
     return False
@@ -344,7 +351,11 @@ def _make_tasks(config, sharding) -> tuple[TrainTasks, Callable]:
 
 
 def make_programs(
-  config, make_learner, tx, tasks: TrainTasks, sharding
+  config: ConfigDict,
+  make_learner: Callable,
+  tx: optax.GradientTransformation,
+  tasks: TrainTasks,
+  sharding: TaskSharding,
 ) -> Callable:
   """Returns `run_at(epoch) -> step`, see `make_train_step`.
 
@@ -433,7 +444,9 @@ def _loop(c: LoopContext, state: MetaState) -> int:
     c.writer.save(state)
 
 
-def run_epoch(c: LoopContext, state: MetaState, step: int):
+def run_epoch(
+  c: LoopContext, state: MetaState, step: int
+) -> tuple[MetaState, int]:
   """Runs meta-iterations to the end of an epoch or until a stop is requested.
 
   The metrics of a call are read while the next call runs, so that the device

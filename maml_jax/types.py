@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 __all__ = [
   'EPISODE',
@@ -68,9 +69,9 @@ class Dataset(NamedTuple):
     size: [classes] int32, number of images per class.
   """
 
-  images: Array
-  index: Array
-  size: Array
+  images: np.ndarray | Array
+  index: np.ndarray | Array
+  size: np.ndarray | Array
 
 
 class MetaState(NamedTuple):

@@ -6,10 +6,10 @@ import pathlib
 import pytest
 
 from maml_jax import config as config_lib
-from maml_jax import default_config
+from maml_jax import config_versions, default_config
 from maml_jax.data.augment import AUGMENTATIONS
 
-REPLACED = [(old, *new) for old, new in config_lib.REPLACED_FIELDS.items()]
+REPLACED = [(old, *new) for old, new in config_versions.REPLACED_FIELDS.items()]
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -43,7 +43,7 @@ def test_lists_are_converted_to_tuples():
 def rename_fields_back(config):
   """Returns a config as a dict with the field names of earlier versions."""
   tree = config.to_dict()
-  for old, new in config_lib.RENAMED_FIELDS.items():
+  for old, new in config_versions.RENAMED_FIELDS.items():
     section, name = old.split('.')
     tree[section][name] = tree[section].pop(new.split('.')[1])
   return tree
@@ -56,7 +56,7 @@ def test_old_field_names_are_upgraded():
     'train.init_from': 'runs/a',
     'outer.clip_value': 2.5,
   }
-  assert fields.keys() == set(config_lib.RENAMED_FIELDS.values())
+  assert fields.keys() == set(config_versions.RENAMED_FIELDS.values())
   config = load(*(f'{field}={value}' for field, value in fields.items()))
   upgraded = config_lib.from_json(json.dumps(rename_fields_back(config)))
   config_lib.validate(upgraded)
@@ -64,7 +64,7 @@ def test_old_field_names_are_upgraded():
 
 
 @pytest.mark.parametrize(
-  'old, new', list(config_lib.RENAMED_AUGMENTATIONS.items())
+  'old, new', list(config_versions.RENAMED_AUGMENTATIONS.items())
 )
 def test_old_augmentation_names_are_upgraded(old, new):
   assert new in AUGMENTATIONS
@@ -87,8 +87,8 @@ def test_old_augmentation_names_are_upgraded(old, new):
 def test_added_fields_get_the_values_of_earlier_versions():
   tree = default_config.get_config().to_dict()
   defaults = config_lib.flatten(default_config.get_config())
-  added = {field: defaults[field] for field in config_lib.ADDED_FIELDS}
-  added |= config_lib.IMPLIED_VALUES
+  added = {field: defaults[field] for field in config_versions.ADDED_FIELDS}
+  added |= config_versions.IMPLIED_VALUES
   for field in added:
     section, name = field.split('.')
     del tree[section][name]

@@ -89,8 +89,7 @@ def test_choices_equal_registries_and_are_documented():
 def test_checked_fields_exist():
   fields = config_lib.flatten(default_config.get_config()).keys()
   assert config_checks.CHOICES.keys() <= fields
-  assert config_checks.MINIMUM.keys() <= fields
-  assert config_checks.MAXIMUM.keys() <= fields
+  assert config_checks.RANGES.keys() <= fields
   assert set(config_checks.POSITIVE) <= fields
   assert set(config_checks.NORM_FIELDS) <= fields
 

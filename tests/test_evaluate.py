@@ -18,7 +18,7 @@ from maml_jax import config as config_lib
 from maml_jax import data
 from maml_jax.data import images as image_lib
 from maml_jax.data.episodes import draw_positions, task_keys
-from maml_jax.evaluation import evaluate, runner
+from maml_jax.evaluation import evaluate, measurement, runner
 from maml_jax.evaluation.statistics import expected_at_chance, mean_interval
 from maml_jax.experiment import checkpoint, setup, task_source, transfer
 from maml_jax.experiment.formatting import describe_data
@@ -322,7 +322,7 @@ def test_folders_of_images_have_results_of_their_own(
   for root in ('birds', 'fish', 'birds/'):
     config = small_run.config(eval__data='folder', eval__data_root=root)
     phase = setup.eval_phase(config)
-    e = evaluate.Evaluation(config, untrained, tmp_path, phase, 'x')
+    e = measurement.Evaluation(config, untrained, tmp_path, phase, 'x')
     names.append(e.name)
     assert describe_data(e.metadata()) == (
       f'folder {root} test (trained on glyphs)'

@@ -20,7 +20,7 @@ LAYERS = [
   {'experiment', 'saving'},
   {'learner', 'models', 'data', 'config', 'methods'},
   {'config_checks', 'inner_loop', 'ops', 'outer_loss', 'sharding'},
-  {'default_config', 'learner_config', 'types'},
+  {'config_versions', 'default_config', 'learner_config', 'types'},
   {'utils'},
 ]
 # Modules that count as one package.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_run
 
-from maml_jax.evaluation import evaluate, results, sweep
+from maml_jax.evaluation import evaluate, measurement, results, sweep
 from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment import checkpoint, setup, task_source, transfer
 from maml_jax.learner import Batch, Episode, InnerConfig, make_learner
@@ -163,7 +163,7 @@ def test_default_norms_are_all_that_the_checkpoint_has_statistics_for(
   run, tmp_path, monkeypatch
 ):
   zeros = {name: np.zeros((TASKS, 2, 2)) for name in ('accuracy', 'loss')}
-  monkeypatch.setattr(evaluate.Evaluation, 'measure', lambda *args: zeros)
+  monkeypatch.setattr(measurement.Evaluation, 'measure', lambda *args: zeros)
   config = small_run.config(**FIELDS | {'eval__grid_norms': ''})
   result = sweep.evaluate_grid(config, run, tmp_path)
   norms = list(dict.fromkeys(c['norm'] for c in result['cells']))
@@ -179,7 +179,7 @@ def test_norm_without_statistics_in_the_checkpoint_is_rejected(run, tmp_path):
 def test_saved_grid_is_reused_unless_overwritten_or_changed(
   result, run, workdir, monkeypatch
 ):
-  monkeypatch.setattr(evaluate.Evaluation, 'measure', None)  # not callable
+  monkeypatch.setattr(measurement.Evaluation, 'measure', None)  # not callable
   config = small_run.config(**FIELDS)
   assert sweep.evaluate_grid(config, run, workdir, overwrite=False) == result
   with pytest.raises(TypeError):
@@ -213,7 +213,7 @@ def test_interrupted_grid_resumes(result, run, workdir, tmp_path, monkeypatch):
   monkeypatch.setattr(
     evaluate,
     'make_task_runner',
-    functools.partial(evaluate.make_task_runner, batch_size=8),
+    functools.partial(measurement.make_task_runner, batch_size=8),
   )
   monkeypatch.setattr(results, 'collect_metrics', collect_until_interrupt)
   with pytest.raises(Interrupted):

@@ -130,6 +130,7 @@ def load_dataset(
       warnings.warn(f'{arrays} is damaged: rebuilding it', stacklevel=2)
     _rebuild_arrays(dataset_spec, split, directory, data_dir)
     dataset = store.read_arrays(directory, dataset_spec, split)
+    assert dataset is not None
   return dataset
 
 

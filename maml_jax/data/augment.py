@@ -9,11 +9,12 @@ those of torchvision.
 # differs from PyTorch-MAML: values are not rounded to 8 bits after each step.
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from maml_jax.types import Episode
+from maml_jax.types import Array, Episode
 from maml_jax.utils.errors import UserError
 
 __all__ = [
@@ -41,18 +42,18 @@ MAX_CROP_TRIES = 10  # random boxes before falling back to the center crop
 RESIZE_RATIO = (256, 224)  # numerator, denominator
 
 
-def identity(key, image):
+def identity(key: Array, image: Array) -> Array:
   """Returns the image unchanged."""
   del key
   return image
 
 
-def random_flip(key, image):
+def random_flip(key: Array, image: Array) -> Array:
   """Flips the image horizontally with probability 1/2."""
   return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
-def random_shift(key, image):
+def random_shift(key: Array, image: Array) -> Array:
   """Pads each edge with 8 black pixels and crops a random window."""
   padded = jnp.pad(
     image, ((CROP_PADDING, CROP_PADDING), (CROP_PADDING, CROP_PADDING), (0, 0))
@@ -61,7 +62,7 @@ def random_shift(key, image):
   return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
 
 
-def jitter_colors(key, image):
+def jitter_colors(key: Array, image: Array) -> Array:
   """Changes brightness, contrast and saturation, in random order.
 
   Each one is scaled by a factor uniform in 0.6..1.4. Saturation is omitted for
@@ -82,7 +83,7 @@ def jitter_colors(key, image):
   return adjust_colors(image, order, factors)
 
 
-def adjust_colors(image, order, factors):
+def adjust_colors(image: Array, order: Array, factors: Array) -> Array:
   """Scales brightness (0), contrast (1) and saturation (2) in a given order.
 
   Each step blends the image with black, with its mean gray level, or with its
@@ -114,7 +115,7 @@ def _to_grayscale(image):
   return jnp.sum(image * weights, axis=-1, keepdims=True)
 
 
-def random_resized_crop(key, image):
+def random_resized_crop(key: Array, image: Array) -> Array:
   """Resizes a random box to the size of the image; see `draw_crop_box`."""
   top, left, box_height, box_width = draw_crop_box(key, *image.shape[:2])
   height, width, _ = image.shape
@@ -125,7 +126,7 @@ def random_resized_crop(key, image):
   )
 
 
-def draw_crop_box(key, height, width):
+def draw_crop_box(key: Array, height: int, width: int) -> tuple[Array, ...]:
   """Draws the box of a resized crop like torchvision's RandomResizedCrop.
 
   The area is uniform in 8..100 % of the image area, the aspect ratio is
@@ -144,8 +145,9 @@ def draw_crop_box(key, height, width):
   # One call draws all numbers, because each call takes long to compile.
   draws = jax.random.uniform(key, (2 * MAX_CROP_TRIES + 2,))
   area = height * width * _scale_to(*CROP_AREA, draws[:MAX_CROP_TRIES])
+  narrowest, widest = map(math.log, CROP_RATIO)
   log_ratio = _scale_to(
-    *map(math.log, CROP_RATIO), draws[MAX_CROP_TRIES : 2 * MAX_CROP_TRIES]
+    narrowest, widest, draws[MAX_CROP_TRIES : 2 * MAX_CROP_TRIES]
   )
   ratio = jnp.exp(log_ratio)
   heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
@@ -188,7 +190,7 @@ def _center_crop_box(height, width):
   )
 
 
-def resize_center_crop(key, image):
+def resize_center_crop(key: Array, image: Array) -> Array:
   """Resizes by 256/224 and crops the center; this is deterministic."""
   del key
 
@@ -202,7 +204,7 @@ def resize_center_crop(key, image):
   return resample(image, weights(height), weights(width))
 
 
-def resample(image, rows, columns):
+def resample(image: Array, rows: Array, columns: Array) -> Array:
   """Returns an image whose rows and columns are weighted sums of the input's.
 
   Args:
@@ -222,7 +224,13 @@ def resample(image, rows, columns):
   )
 
 
-def bilinear_weights(size, start, scale, low, high):
+def bilinear_weights(
+  size: int,
+  start: float | Array,
+  scale: float | Array,
+  low: float | Array,
+  high: float | Array,
+) -> Array:
   """Returns the weights of antialiased bilinear resampling along one axis.
 
   The center of output pixel i is `start + (i + 1/2) * scale`, in input pixels.
@@ -270,7 +278,7 @@ AUGMENTATIONS = {
 }
 
 
-def augment_batch(name, key, images):
+def augment_batch(name: str, key: Array, images: Array) -> Array:
   """Augments each of N images with its own random key.
 
   Args:
@@ -290,7 +298,9 @@ def augment_batch(name, key, images):
   return jax.vmap(AUGMENTATIONS[name])(keys, floats) * 255
 
 
-def with_augmentation(transform, *, support='none', query='none'):
+def with_augmentation(
+  transform: Callable, *, support: str = 'none', query: str = 'none'
+) -> Callable:
   """Returns a transform that augments the images before another transform.
 
   Args:

@@ -17,7 +17,7 @@ MAX_CLASSES = 10  # of a group, in messages
 
 def image_digest(pixels: np.ndarray) -> int:
   """Returns a 64-bit digest of the pixels of an image."""
-  digest = sha256(np.ascontiguousarray(pixels)).digest()
+  digest = sha256(np.ascontiguousarray(pixels).data).digest()
   return int.from_bytes(digest[:8], 'little')
 
 

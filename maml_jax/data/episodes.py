@@ -5,11 +5,14 @@ gathered from the host or the device. Shape legend: T tasks, W ways, S shots,
 Q queries per class.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from maml_jax.types import Batch, Episode
+from maml_jax.types import Array, Batch, Dataset, Episode
 from maml_jax.utils.errors import UserError
 
 __all__ = [
@@ -25,7 +28,15 @@ __all__ = [
 ]
 
 
-def draw_positions(key, index, size, *, ways, shots, queries):
+def draw_positions(
+  key: Array,
+  index: np.ndarray | Array,
+  size: np.ndarray | Array,
+  *,
+  ways: int,
+  shots: int,
+  queries: int,
+) -> Array:
   """Draws W distinct classes and S + Q distinct images of each, uniformly.
 
   Args:
@@ -55,7 +66,9 @@ def draw_positions(key, index, size, *, ways, shots, queries):
   return jnp.take_along_axis(index[classes], columns, axis=1)
 
 
-def check_dataset(dataset, *, ways, shots, queries):
+def check_dataset(
+  dataset: Dataset, *, ways: int, shots: int, queries: int
+) -> None:
   """Checks that tasks can be drawn from a data set without repeating images.
 
   `sample_episode` does so itself, unless the data set is an argument of a
@@ -81,7 +94,7 @@ def _check_sizes(index, size, *, ways, shots, queries):
   num_classes, max_images = index.shape
   if ways > num_classes:
     raise UserError(f'{ways} ways, but the data set has {num_classes} classes')
-  is_known = not isinstance(size, jax.core.Tracer)
+  is_known = not isinstance(size, Tracer)
   sizes = np.asarray(size) if is_known else np.full(num_classes, max_images)
   short = np.flatnonzero(sizes < shots + queries)
   if not len(short):
@@ -96,7 +109,7 @@ def _check_sizes(index, size, *, ways, shots, queries):
   )
 
 
-def split_episode(images, *, shots):
+def split_episode(images: Array, *, shots: int) -> Episode:
   """Splits the images of one task into support and query, and labels them.
 
   Args:
@@ -118,7 +131,9 @@ def split_episode(images, *, shots):
   return Episode(make_batch(images[:, :shots]), make_batch(images[:, shots:]))
 
 
-def draw_task_positions(key, dataset, *, ways, shots, queries):
+def draw_task_positions(
+  key: Array, dataset: Dataset, *, ways: int, shots: int, queries: int
+) -> Array:
   """Returns the image positions [W, S + Q] of the task of `sample_episode`.
 
   Args:
@@ -139,7 +154,9 @@ def draw_task_positions(key, dataset, *, ways, shots, queries):
   )
 
 
-def build_episode(key, images, *, shots, transform):
+def build_episode(
+  key: Array, images: Array, *, shots: int, transform: Callable
+) -> Episode:
   """Returns the `Episode` of the images at the positions of a task.
 
   Args:
@@ -152,7 +169,15 @@ def build_episode(key, images, *, shots, transform):
   return transform(transform_key, split_episode(images, shots=shots))
 
 
-def sample_episode(key, dataset, *, ways, shots, queries, transform):
+def sample_episode(
+  key: Array,
+  dataset: Dataset,
+  *,
+  ways: int,
+  shots: int,
+  queries: int,
+  transform: Callable,
+) -> Episode:
   """Draws one task, a pure function of `key` and the data set.
 
   Args:
@@ -177,7 +202,9 @@ def sample_episode(key, dataset, *, ways, shots, queries, transform):
   return build_episode(key, images, shots=shots, transform=transform)
 
 
-def make_transform(mean=None, std=None):
+def make_transform(
+  mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Callable:
   """Makes a transform of uint8 images to float32, optionally normalized.
 
   Args:
@@ -204,7 +231,7 @@ def make_transform(mean=None, std=None):
   return transform
 
 
-def task_keys(key, step, num_tasks):
+def task_keys(key: Array, step: int | Array, num_tasks: int) -> Array:
   """Returns the keys [T] of the tasks of one meta-iteration.
 
   They do not depend on the number of devices.
@@ -212,7 +239,15 @@ def task_keys(key, step, num_tasks):
   return jax.random.split(jax.random.fold_in(key, step), num_tasks)
 
 
-def draw_distinct_tasks(key, dataset, num_tasks, *, ways, shots, queries):
+def draw_distinct_tasks(
+  key: Array,
+  dataset: Dataset,
+  num_tasks: int,
+  *,
+  ways: int,
+  shots: int,
+  queries: int,
+) -> np.ndarray:
   """Draws a fixed sequence of distinct tasks.
 
   Two tasks are equal if they have the same classes with the same support and

@@ -82,5 +82,7 @@ def find_layout(paths: Iterable[PurePath]) -> FolderLayout:
     root += names
   if not is_split_level and root and split_of_folder(root[-1]):
     is_split_level, split_names = True, {root.pop()}
-  splits = {name: split_of_folder(name) for name in sorted(split_names)}
-  return FolderLayout(PurePath(*root), splits if is_split_level else {})
+  splits = {}
+  for name in sorted(split_names) if is_split_level else ():
+    splits[name] = split_of_folder(name)
+  return FolderLayout(PurePath(*root), splits)

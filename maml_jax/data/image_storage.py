@@ -43,7 +43,7 @@ class ImageStorage(NamedTuple):
     """Returns the memory of stored images in bytes, including padding."""
     return num_images * math.prod(self.shape)
 
-  def pack(self, images: np.ndarray) -> np.ndarray:
+  def pack(self, images: np.ndarray | Array) -> np.ndarray | Array:
     """Converts images on the host, uint8 [M, H, W, C] -> [M, *shape]."""
     if self.tile is None:
       return images
@@ -66,7 +66,7 @@ class ImageStorage(NamedTuple):
     return images.reshape(*positions.shape, *self.image_shape)
 
 
-def image_storage(image_shape, platform: str) -> ImageStorage:
+def image_storage(image_shape: tuple[int, ...], platform: str) -> ImageStorage:
   """Returns the format in which devices of a platform store images.
 
   Args:
@@ -74,4 +74,5 @@ def image_storage(image_shape, platform: str) -> ImageStorage:
     platform: 'cpu', 'gpu', 'tpu' or another platform of JAX.
   """
   tile = TPU_TILE if platform == 'tpu' else None
-  return ImageStorage(tuple(image_shape), tile)
+  height, width, channels = image_shape
+  return ImageStorage((height, width, channels), tile)

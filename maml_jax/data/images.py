@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from maml_jax.data import records
 from maml_jax.data.file_kinds import describe_non_data
 from maml_jax.data.folder_layout import is_junk
 from maml_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+  from PIL import Image
 
 __all__ = [
   'Picture',
@@ -162,7 +165,7 @@ def describe_error(error: Exception) -> str:
   return f'broken: {str(error).partition(chr(10))[0][:100]}'
 
 
-def from_pil(image, spec: records.DatasetSpec) -> np.ndarray:
+def from_pil(image: 'Image.Image', spec: records.DatasetSpec) -> np.ndarray:
   """Converts a PIL image as `read_image` converts its file.
 
   Args:
@@ -234,7 +237,7 @@ def from_array(image: np.ndarray, spec: records.DatasetSpec) -> np.ndarray:
   return to_array(Image.fromarray(image), spec)
 
 
-def to_array(image, spec: records.DatasetSpec) -> np.ndarray:
+def to_array(image: 'Image.Image', spec: records.DatasetSpec) -> np.ndarray:
   """Converts a PIL image to the size and channels of a data set.
 
   Transparent pixels become white. For a data set of light ink on black
@@ -253,7 +256,7 @@ def to_array(image, spec: records.DatasetSpec) -> np.ndarray:
   return _to_light_on_black(pixels) if spec.light_on_dark else pixels
 
 
-def resize(image, spec: records.DatasetSpec) -> np.ndarray:
+def resize(image: 'Image.Image', spec: records.DatasetSpec) -> np.ndarray:
   """Converts a PIL image like `to_array`, but does not invert it."""
   from PIL import Image  # saves start-up time
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class folders by split: train/CLASS/*.jpg, val/CLASS/*.jpg, test/CLASS/*.jpg, \
 or other formats; also in zip archives"""
 
 MAX_BYTES = 2**28  # per encoded image
+TFDS_FEATURES = 'tensorflow_datasets.core.features.'  # safe to import
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -106,7 +107,7 @@ class DatasetSpec:
   name: str
   image_shape: tuple[int, int, int]
   layout: str
-  find_records: Callable[[Path | None], Splits]
+  find_records: Callable[..., Splits]
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   num_classes: Mapping[str, int] | None = None
@@ -306,7 +307,7 @@ def list_tfds_records(
   return []
 
 
-def load_tfds_builder(folder: Path):
+def load_tfds_builder(folder: Path) -> Any:
   """Loads the TFDS builder of prepared files.
 
   Raises:
@@ -322,12 +323,12 @@ def load_tfds_builder(folder: Path):
     pending += node if isinstance(node, list) else ()
     for key in ('pythonClassName', 'type'):
       name = node.get(key, '') if isinstance(node, dict) else ''
-      if isinstance(name, str) and '.' in name:
-        if not name.startswith('tensorflow_datasets.core.features.'):
-          raise UserError(
-            f'unsafe TFDS files in {folder}: feature {printable(name)} is not'
-            ' part of TFDS'
-          )
+      is_module = isinstance(name, str) and '.' in name
+      if is_module and not name.startswith(TFDS_FEATURES):
+        raise UserError(
+          f'unsafe TFDS files in {folder}: feature {printable(name)} is not'
+          ' part of TFDS'
+        )
   return tfds.builder_from_directory(folder)
 
 

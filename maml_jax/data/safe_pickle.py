@@ -6,7 +6,7 @@ import pickle
 import pickletools
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -191,7 +191,9 @@ def find_byte_ranges(path: Path, prefix: bytes) -> list[ByteRange]:
         else:
           continue
         if matches:
-          size = len(content.encode() if is_text else content)
+          if is_text and isinstance(content, str):
+            content = content.encode()
+          size = len(content)
           ranges.append(ByteRange(path, file.tell() - size, size, is_text))
   except Exception as error:  # a broken pickle can raise nearly anything
     raise UserError(f'cannot read the pickle {path}: {error}') from error
@@ -204,7 +206,7 @@ def _check_opcodes(file) -> None:
   for opcode, content, _ in pickletools.genops(file):
     if opcode.name in _FORBIDDEN_OPCODES:
       raise UserError(f'opcode {opcode.name} is not allowed')
-    if opcode.name in _MEMO_OPCODES and int(content) > size:
+    if opcode.name in _MEMO_OPCODES and int(content or 0) > size:
       raise UserError(
         f'memo index {content} exceeds the file size of {size} bytes'
       )
@@ -245,7 +247,8 @@ class _Array(np.ndarray):
         f'data of an array of shape {printable(shape)} has the wrong type or'
         ' size'
       )
-    super().__setstate__((1, shape, dtype, bool(fortran_order), content))
+    valid: Any = 1, shape, dtype, bool(fortran_order), content
+    super().__setstate__(valid)
 
 
 class _DType:
@@ -254,7 +257,8 @@ class _DType:
   __slots__ = ('_code', '_order')
 
   def __init__(self, code, *_):
-    self._code, self._order = str(code), '='
+    self._code = str(code)
+    self._order: Literal['<', '>', '|', '='] = '='
     if not re.fullmatch(r'[biufSUO]\d{0,6}', self._code):
       raise UserError(f'dtype {printable(code)} is not supported')
 

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -123,7 +123,6 @@ def write_arrays(
   class_name = builder.info.features['label'].int2str
   rotations = range(spec.rotations)  # in units of 90 degrees
   digests = {}
-  reader = _ImageReader(spec)
   with atomic_directory(arrays_dir(root, split)) as temporary:
     path = temporary / 'image.npy'
     shape = (len(rotations) * len(examples), *spec.image_shape)
@@ -132,16 +131,12 @@ def write_arrays(
       preallocate(file.fileno(), os.fstat(file.fileno()).st_size)
     rotated = stack.reshape(len(rotations), len(examples), *spec.image_shape)
     num_read = 0
-    for record in track(examples, 'images', f'{spec.name}: decode {split}'):
-      label, key = class_name(record['label']), record['key'].decode()
-      decode = functools.partial(decode_image, record['image'], spec)
-      pixels = reader.read(label, key, decode)
-      if pixels is not None:
-        digests.setdefault(label, array('Q')).append(image_digest(pixels))
-        for k in rotations:
-          rotated[k, num_read] = np.rot90(pixels, k)
-        num_read += 1
-    reader.check_classes()
+    bar = track(examples, 'images', f'{spec.name}: decode {split}')
+    for label, pixels in _decoded(bar, class_name, spec):
+      digests.setdefault(label, array('Q')).append(image_digest(pixels))
+      for k in rotations:
+        rotated[k, num_read] = np.rot90(pixels, k)
+      num_read += 1
     stack.flush()
     if num_read < len(examples):
       kept = rotated[:, :num_read].reshape(-1, *spec.image_shape)
@@ -158,6 +153,20 @@ def write_arrays(
       temporary, {name: _file_digest(temporary / name) for name in ARRAY_FILES}
     )
   return digests
+
+
+def _decoded(
+  examples: Iterable[dict], class_name: Callable, spec: records.DatasetSpec
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the class and the pixels of each image that can be decoded."""
+  reader = _ImageReader(spec)
+  for record in examples:
+    label, key = class_name(record['label']), record['key'].decode()
+    decode = functools.partial(decode_image, record['image'], spec)
+    pixels = reader.read(label, key, decode)
+    if pixels is not None:
+      yield label, pixels
+  reader.check_classes()
 
 
 def decode_image(encoded: bytes, spec: records.DatasetSpec) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maml_jax.models.layers import normalize
+from maml_jax.types import Array
 
 __all__ = [
   'FEATURE_BASELINES',
@@ -24,7 +25,9 @@ COSINE_SCALE = 10.0  # factor on cosines
 COSINE_LR = 0.1
 
 
-def simple_shot(support, targets, query, ways):
+def simple_shot(
+  support: Array, targets: Array, query: Array, ways: int
+) -> Array:
   """Returns the logits of `nearest_centroid` on normalized features.
 
   SimpleShot, Wang et al. 2019, arXiv 1911.04623, CL2N.
@@ -38,7 +41,9 @@ def simple_shot(support, targets, query, ways):
   return nearest_centroid(normalize(support), targets, normalize(query), ways)
 
 
-def cosine_head(support, targets, query, ways):
+def cosine_head(
+  support: Array, targets: Array, query: Array, ways: int
+) -> Array:
   """Returns the logits of a cosine classifier trained on the support set.
 
   The `Baseline++` of Chen et al. 2019, arXiv 1904.04232, equation 2, but
@@ -71,7 +76,9 @@ def cosine_head(support, targets, query, ways):
   return logits(weights, query)
 
 
-def nearest_centroid(support, targets, query, ways):
+def nearest_centroid(
+  support: Array, targets: Array, query: Array, ways: int
+) -> Array:
   """Returns the negative squared distance to the mean of each class.
 
   The classifier of prototypical networks, Snell et al. 2017, arXiv 1703.05175,
@@ -91,7 +98,14 @@ def nearest_centroid(support, targets, query, ways):
   return -jnp.square(query[:, None] - means[None]).sum(-1)
 
 
-def linear_head(support, targets, query, ways, *, strength=1.0):
+def linear_head(
+  support: Array,
+  targets: Array,
+  query: Array,
+  ways: int,
+  *,
+  strength: float = 1.0,
+) -> Array:
   """Returns the logits of a logistic regression trained to convergence.
 
   The `Baseline` of Chen et al. 2019, arXiv 1904.04232, and Tian et al. 2020,

@@ -46,7 +46,7 @@ def collect_metrics(
   run: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
   partial_file: pathlib.Path,
   identity: Mapping,
-  advance: Callable[[int], None],
+  advance: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
   """Collects the metrics of all tasks, resuming from a partial file.
 
@@ -62,10 +62,11 @@ def collect_metrics(
   Returns:
     Metrics by name, [T, ...] each.
   """
-  identity = json.dumps(identity, sort_keys=True)
+  label = json.dumps(identity, sort_keys=True)
   saves = not distributed.is_multiprocess()  # their files might differ
-  found = _read_partial(partial_file, identity) if saves else {}
-  batches, saved = [found] if found else [], time.monotonic()
+  found = _read_partial(partial_file, label) if saves else {}
+  batches: list[Mapping[str, np.ndarray]] = [found] if found else []
+  saved = time.monotonic()
   start = len(next(iter(found.values()))) if found else 0
   advance(start)
   try:
@@ -73,11 +74,11 @@ def collect_metrics(
       batches.append(metrics)
       advance(len(next(iter(metrics.values()))))
       if saves and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-        batches, saved = [concatenate(batches)], time.monotonic()
-        _write_partial(partial_file, identity, batches[0])
+        batches[:], saved = [concatenate(batches)], time.monotonic()
+        _write_partial(partial_file, label, batches[0])
   finally:  # for example after Ctrl-C
     if saves and batches:
-      _write_partial(partial_file, identity, concatenate(batches))
+      _write_partial(partial_file, label, concatenate(batches))
   return concatenate(batches)
 
 

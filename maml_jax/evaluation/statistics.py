@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import bdtr, stdtrit
 
 from maml_jax.experiment.metrics import primary_metric
@@ -27,7 +28,7 @@ __all__ = [
 CONFIDENCE_LEVEL = 0.95
 
 
-def mean_interval(values) -> tuple[float, float]:
+def mean_interval(values: npt.ArrayLike) -> tuple[float, float]:
   """Returns a mean and half the width of its 95 % confidence interval.
 
   Student's t interval: exact for normal values, and the usual interval for
@@ -44,7 +45,9 @@ def mean_interval(values) -> tuple[float, float]:
   return float(values.mean()), float(_t_quantile(n) * error)
 
 
-def paired_difference(a, b) -> tuple[float, float]:
+def paired_difference(
+  a: npt.ArrayLike, b: npt.ArrayLike
+) -> tuple[float, float]:
   """Returns the mean of a - b and half the width of its 95 % interval.
 
   Args:
@@ -56,7 +59,7 @@ def paired_difference(a, b) -> tuple[float, float]:
   return mean_interval(a - b)
 
 
-def prefix_difference(values, n: int) -> tuple[float, float]:
+def prefix_difference(values: npt.ArrayLike, n: int) -> tuple[float, float]:
   """Compares the mean of the first n values with the mean of all N.
 
   The first n are part of the N, hence the variance s^2 (1/n - 1/N).
@@ -78,7 +81,7 @@ def prefix_difference(values, n: int) -> tuple[float, float]:
   return difference, float(_t_quantile(total) * error)
 
 
-def running_interval(values) -> tuple[np.ndarray, np.ndarray]:
+def running_interval(values: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
   """Returns `mean_interval` of the first 1, 2, ..., n values: [n] each."""
   values = np.asarray(values, np.float64)
   count = np.arange(1, len(values) + 1)
@@ -113,7 +116,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
   return float(interval.low), float(interval.high)
 
 
-def share_at_chance(accuracy, ways: int) -> float:
+def share_at_chance(accuracy: npt.ArrayLike, ways: int) -> float:
   """Returns the share of tasks, in [0, 1], with an accuracy of at most 1/W.
 
   Args:

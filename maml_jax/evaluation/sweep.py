@@ -5,7 +5,7 @@ query images, a cell uses the first ones of each class.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maml_jax.config import NORMS
-from maml_jax.evaluation.evaluate import Evaluation
+from maml_jax.evaluation.measurement import Evaluation
 from maml_jax.evaluation.statistics import (
   mean_interval,
   paired_difference,
@@ -163,7 +163,9 @@ def _format_cell(cell: dict) -> str:
   return f'{value:>16} {difference:13}'
 
 
-def make_grid_measure(learner: Learner, queries, steps, ways: int) -> Callable:
+def make_grid_measure(
+  learner: Learner, queries: Sequence[int], steps: Sequence[int], ways: int
+) -> Callable:
   """Makes `measure(params, stats, episode)` for all cells of one norm mode.
 
   Args:

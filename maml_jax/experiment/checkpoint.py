@@ -598,7 +598,7 @@ def _read_arrays(folder: pathlib.Path) -> PyTree:
   return handler.restore(folder, args=args)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
   """Returns the first line of an error, truncated."""
   if isinstance(error, OSError):
     return oserror_message(error)
@@ -620,7 +620,9 @@ def _canonical(metadata: Mapping) -> bytes:
 
 def main(argv: Sequence[str]) -> None:
   """Exports a checkpoint."""
-  parser = argparse.ArgumentParser(description=export.__doc__.split('\n')[0])
+  parser = argparse.ArgumentParser(
+    description=(export.__doc__ or '').split('\n')[0]
+  )
   parser.add_argument(
     'source', metavar='WORKDIR', help='directory of a run, or of one checkpoint'
   )

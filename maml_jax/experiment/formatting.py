@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from ml_collections import ConfigDict
+
 from maml_jax.experiment.metrics import is_transductive, primary_metric
 
 __all__ = [
@@ -46,7 +48,7 @@ def describe_protocol(norm: str | tuple, queries: int) -> str:
   return f'{protocol}, {queries} {noun} per class'
 
 
-def describe_validation_protocol(config) -> str:
+def describe_validation_protocol(config: ConfigDict) -> str:
   """Returns the protocol of a run's validation, in parentheses."""
   if config.task.ways == 1:
     return f'({config.val.queries} queries)'

@@ -1,5 +1,7 @@
 """The outer optimizer and its learning rate schedules, as in PyTorch."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import optax
 
@@ -14,14 +16,14 @@ SCHEDULES = ('constant', 'step', 'cosine')
 
 
 def make_schedule(
-  lr,
+  lr: float,
   *,
-  schedule='constant',
-  milestones=(),
-  gamma=0.1,
-  warmup_epochs=0,
-  steps_per_epoch=1,
-):
+  schedule: str = 'constant',
+  milestones: Sequence[int] = (),
+  gamma: float = 0.1,
+  warmup_epochs: int = 0,
+  steps_per_epoch: int = 1,
+) -> optax.Schedule:
   """Makes a learning rate schedule that changes between epochs.
 
   Args:
@@ -64,14 +66,14 @@ def make_schedule(
 
 
 def make_optimizer(
-  optimizer,
-  learning_rate,
+  optimizer: str,
+  learning_rate: float | optax.Schedule,
   *,
-  momentum=0.9,
-  weight_decay=0.0,
-  clip_value=None,
-  lr_scale=(),
-):
+  momentum: float = 0.9,
+  weight_decay: float = 0.0,
+  clip_value: float | None = None,
+  lr_scale: Sequence[tuple[str, float]] = (),
+) -> optax.GradientTransformation:
   """Makes the outer optimizer: clipping, weight decay, then the update rule.
 
   Args:

@@ -7,6 +7,7 @@ the training split, D features.
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
 from maml_jax.experiment import setup
 from maml_jax.learner import Learner, accuracy
@@ -16,7 +17,7 @@ from maml_jax.types import Array
 __all__ = ['cosine_logits', 'pretraining_learner']
 
 
-def pretraining_learner(config, num_classes: int) -> Learner:
+def pretraining_learner(config: ConfigDict, num_classes: int) -> Learner:
   """Returns a learner whose loss is that of a classifier of all classes.
 
   Its `loss(params, stats, episode)` ignores the support set; the head has one
@@ -37,6 +38,7 @@ def pretraining_learner(config, num_classes: int) -> Learner:
     if pretrain.head == 'linear':
       logits, stats = model.apply(params, stats, images, train=True)
     else:
+      assert model.features is not None
       features, stats = model.features(params, stats, images, train=True)
       kernel = params['classifier']['kernel']
       logits = config.model.temperature * cosine_logits(features, kernel)

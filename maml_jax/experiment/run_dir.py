@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from ml_collections import ConfigDict
 
@@ -36,7 +36,7 @@ RESUME_ADVICE = 'use another --workdir or --tag, or the config of that run'
 
 
 @contextlib.contextmanager
-def lock_run_dir(workdir: pathlib.Path, config: ConfigDict):
+def lock_run_dir(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
   """Locks a workdir for one training process and writes its config.
 
   The kernel releases the lock however the process ends. With several processes

@@ -7,12 +7,15 @@ functions here turn it into data, a learner and a transform.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from ml_collections import ConfigDict
 
 from maml_jax import data
 from maml_jax.config import flatten, learner_configs, require_enough_images
@@ -119,7 +122,7 @@ class Phase(NamedTuple):
     return {'ways': self.ways, 'shots': self.shots, 'queries': self.queries}
 
 
-def train_phase(config) -> Phase:
+def train_phase(config: ConfigDict) -> Phase:
   """Returns the phase of meta-training."""
   return Phase(
     split='train',
@@ -133,7 +136,7 @@ def train_phase(config) -> Phase:
   )
 
 
-def val_phase(config) -> Phase:
+def val_phase(config: ConfigDict) -> Phase:
   """Returns the phase of validation."""
   return Phase(
     split='val',
@@ -148,7 +151,7 @@ def val_phase(config) -> Phase:
   )
 
 
-def eval_phase(config) -> Phase:
+def eval_phase(config: ConfigDict) -> Phase:
   """Returns the phase of evaluation, maybe on another data set."""
   trained, name = config.data, config.eval.data or config.data.name
   root = config.eval.data_root
@@ -175,13 +178,13 @@ def _is_user_provided(name: str) -> bool:
   return name in data.SPECS and data.SPECS[name].user_provided
 
 
-def num_eval_tasks(config) -> int:
+def num_eval_tasks(config: ConfigDict) -> int:
   """Returns the number of tasks of an evaluation."""
   on_cpu = jax.default_backend() == 'cpu'
   return config.eval.num_tasks or (600 if on_cpu else 10_000)
 
 
-def load_split(config, phase: Phase) -> Dataset:
+def load_split(config: ConfigDict, phase: Phase) -> Dataset:
   """Loads the images of a phase on the host; see also `model_images`.
 
   Raises:
@@ -190,11 +193,13 @@ def load_split(config, phase: Phase) -> Dataset:
   root = config.data.root if phase.data_root is None else phase.data_root
   dataset = data.load_dataset(phase.data, phase.split, root or None)
   name = f'{phase.data} {phase.split}'
-  require_enough_images(name, dataset.size, **phase.shape)
+  require_enough_images(name, dataset.size.tolist(), **phase.shape)
   return dataset
 
 
-def model_images(config, phase: Phase, images: np.ndarray) -> np.ndarray:
+def model_images(
+  config: ConfigDict, phase: Phase, images: np.ndarray | Array
+) -> np.ndarray | Array:
   """Converts images of a phase to the size and channels of the model.
 
   Args:
@@ -219,7 +224,7 @@ def model_images(config, phase: Phase, images: np.ndarray) -> np.ndarray:
   return converted.reshape(*shape, *spec.image_shape)
 
 
-def phase_model(config, phase: Phase) -> Model:
+def phase_model(config: ConfigDict, phase: Phase) -> Model:
   """Returns the model of a phase."""
   args = dict(config.model)
   args['norm'] = phase.norm
@@ -238,9 +243,9 @@ def phase_model(config, phase: Phase) -> Model:
 
 
 def phase_learner(
-  config,
+  config: ConfigDict,
   phase: Phase,
-  metric_fns=None,
+  metric_fns: dict[str, Callable] | None = None,
   outer: OuterConfig | None = None,
   **inner,
 ) -> Learner:
@@ -271,7 +276,7 @@ def phase_learner(
   )
 
 
-def phase_transform(config, phase: Phase):
+def phase_transform(config: ConfigDict, phase: Phase) -> Callable:
   """Returns the transform from uint8 images to what the model takes.
 
   See `data.episodes.sample_episode`.
@@ -285,14 +290,14 @@ def phase_transform(config, phase: Phase):
   )
 
 
-def scale_images(config, images) -> Array:
+def scale_images(config: ConfigDict, images: np.ndarray | Array) -> Array:
   """Converts uint8 [N, H, W, C] to the float32 inputs of the model."""
   batch = Batch(jnp.asarray(images), ())
   transform = phase_transform(config, eval_phase(config))
   return transform(jax.random.key(0), Episode(batch, batch)).query.inputs
 
 
-def make_outer_optimizer(config):
+def make_outer_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """Returns the outer optimizer, including its learning rate schedule."""
   outer, milestones = config.outer, config.outer.milestones
   if outer.schedule == 'cosine' and not milestones:
@@ -315,12 +320,12 @@ def make_outer_optimizer(config):
   )
 
 
-def matmul_precision(config):
+def matmul_precision(config: ConfigDict) -> AbstractContextManager:
   """Returns a context with the matrix precision of `config.precision`."""
   return jax.default_matmul_precision(PRECISIONS[config.precision][1])
 
 
-def eval_sharding(config) -> TaskSharding:
+def eval_sharding(config: ConfigDict) -> TaskSharding:
   """Returns the sharding of an evaluation, over all devices."""
   distributed.connect_devices(jax.devices())
   mesh = make_mesh()
@@ -328,7 +333,7 @@ def eval_sharding(config) -> TaskSharding:
 
 
 def train_sharding(
-  config, *, split_queries: bool, devices: Sequence | None = None
+  config: ConfigDict, *, split_queries: bool, devices: Sequence | None = None
 ) -> TaskSharding:
   """Returns the sharding of training, over as many devices as possible.
 
@@ -363,7 +368,7 @@ def _tasks_per_chunk(config, mesh) -> int | None:
   return config.train.tasks_per_chunk or default_tasks_per_chunk(mesh)
 
 
-def configure_jax(config) -> None:
+def configure_jax(config: ConfigDict) -> None:
   """Configures devices, processes and the compilation cache for a run.
 
   Called by the command line, before JAX is used for the first time. Each CPU

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from maml_jax import data
 from maml_jax.data.episodes import (
@@ -79,7 +80,7 @@ class EvalTasks(NamedTuple):
 
 
 def train_tasks(
-  config, sharding: TaskSharding, dataset: Dataset | None = None
+  config: ConfigDict, sharding: TaskSharding, dataset: Dataset | None = None
 ) -> TrainTasks:
   """Returns the tasks of meta-training.
 
@@ -93,8 +94,8 @@ def train_tasks(
   """
   phase = setup.train_phase(config)
   if config.data.name in data.REGRESSIONS:
-    sample = _regression_sampler(config, phase)
-    return TrainTasks((), lambda key, _: sample(key), None, '')
+    sample_regression = _regression_sampler(config, phase)
+    return TrainTasks((), lambda key, _: sample_regression(key), None, '')
   if dataset is None:
     dataset = setup.load_split(config, phase)
   transform = setup.phase_transform(config, phase)
@@ -117,13 +118,16 @@ def train_tasks(
 
   # Positions are drawn on the host, without the images.
   cpu = jax.local_devices(backend='cpu')[0]
-  rows = jax.device_put((dataset.index, dataset.size), cpu)
-  draw = partial(draw_task_positions, dataset=Dataset((), *rows), **phase.shape)
+  index, size = jax.device_put((dataset.index, dataset.size), cpu)
+  rows = dataset._replace(images=(), index=index, size=size)
+  draw = partial(draw_task_positions, dataset=rows, **phase.shape)
   gather = _image_gatherer(config, dataset.images, draw)
   return TrainTasks((), build, gather, placement)
 
 
-def class_batches(config, sharding: TaskSharding) -> tuple[TrainTasks, int]:
+def class_batches(
+  config: ConfigDict, sharding: TaskSharding
+) -> tuple[TrainTasks, int]:
   """Returns batches of training images of all classes, in place of tasks.
 
   Each is drawn independently and uniformly, with replacement, and has an empty
@@ -154,19 +158,19 @@ def class_batches(config, sharding: TaskSharding) -> tuple[TrainTasks, int]:
     rows = draw(key)
     return batch(key, storage.take(images, rows), labels[rows])
 
-  placement, host_data = choose_placement(config, sharding, dataset), None
+  def sample_with_images(key, labels, images):
+    return batch(key, images, labels[draw(key)])
+
+  placement = choose_placement(config, sharding, dataset)
   storage = _storage(sharding, dataset)
   if placement == 'device':
-    shared = storage.pack(dataset.images), labels
+    shared = sharding.replicate((storage.pack(dataset.images), labels))
+    tasks = TrainTasks(shared, sample, None, placement)
   else:
-    shared = labels
-
-    def sample(key, labels, images):
-      return batch(key, images, labels[draw(key)])
-
-    host_data = _image_gatherer(config, dataset.images, draw)
-  shared = sharding.replicate(shared)
-  return TrainTasks(shared, sample, host_data, placement), len(dataset.size)
+    gather = _image_gatherer(config, dataset.images, draw)
+    shared = sharding.replicate(labels)
+    tasks = TrainTasks(shared, sample_with_images, gather, placement)
+  return tasks, len(dataset.size)
 
 
 def _labels(dataset: Dataset) -> np.ndarray:
@@ -180,7 +184,7 @@ def _labels(dataset: Dataset) -> np.ndarray:
 
 
 def eval_tasks(
-  config, phase: Phase, num_tasks: int, sharding: TaskSharding
+  config: ConfigDict, phase: Phase, num_tasks: int, sharding: TaskSharding
 ) -> EvalTasks:
   """Returns the first `num_tasks` fixed tasks of a phase.
 
@@ -254,7 +258,9 @@ def task_classes(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
   return np.searchsorted(ends, positions[..., 0], 'right').astype(np.int32)
 
 
-def choose_placement(config, sharding: TaskSharding, dataset: Dataset) -> str:
+def choose_placement(
+  config: ConfigDict, sharding: TaskSharding, dataset: Dataset
+) -> str:
   """Returns where to store the images of a data set: 'device' or 'host'."""
   if config.data.placement != 'auto':
     return config.data.placement
@@ -264,6 +270,7 @@ def choose_placement(config, sharding: TaskSharding, dataset: Dataset) -> str:
 
 def _storage(sharding: TaskSharding, dataset: Dataset) -> ImageStorage:
   """Returns the format in which the devices store the images."""
+  assert sharding.mesh is not None
   return image_storage(dataset.images.shape[1:], mesh_platform(sharding.mesh))
 
 
@@ -319,7 +326,9 @@ def _regression_sampler(config, phase: Phase) -> Callable:
   return partial(sample, shots=phase.shots, queries=phase.queries)
 
 
-def _image_gatherer(config, images: np.ndarray, draw: Callable) -> Callable:
+def _image_gatherer(
+  config, images: np.ndarray | Array, draw: Callable
+) -> Callable:
   """Returns `host_data` of `TrainTasks`: the images of each task.
 
   Args:

@@ -73,5 +73,6 @@ class TensorBoardWriter:
         'without TensorBoard',
         stacklevel=4,
       )
-      with contextlib.suppress(OSError, AttributeError):
-        writer.close()
+      if writer:
+        with contextlib.suppress(OSError):
+          writer.close()

@@ -65,7 +65,7 @@ def transfer_params(
   with_path = jax.tree_util.tree_map_with_path
   new_params = with_path(partial(take, params), wanted)
   if fresh_learned:
-    ways = tuple(map(_num_ways, (params, wanted)))
+    ways = _num_ways(params), _num_ways(wanted)
     new_params[INNER] = transfer_learned(
       learner.inner, params, fresh_learned, ways
     )

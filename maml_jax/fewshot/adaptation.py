@@ -16,12 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from maml_jax import config as config_lib
-from maml_jax.evaluation.evaluate import EVAL_IGNORED_FIELDS
+from maml_jax.evaluation.measurement import EVAL_IGNORED_FIELDS
 from maml_jax.experiment import checkpoint as checkpoint_lib
 from maml_jax.experiment import setup
 from maml_jax.experiment.run_dir import require_same_config
@@ -79,7 +80,7 @@ class FewShotLearner(NamedTuple):
 
   def fit(
     self,
-    images,
+    images: Sequence | np.ndarray,
     labels: Sequence,
     *,
     num_steps: int | None = None,
@@ -167,24 +168,27 @@ def load(
     UserError: there is no valid checkpoint, or it does not fit `config`.
   """
   saved = checkpoint_lib.load(checkpoint, which)
-  if config is None:
-    config = saved.config
-  require_same_config(saved.config, config, saved.path, EVAL_IGNORED_FIELDS)
-  phase = setup.eval_phase(config)
+  adapt_config = saved.config if config is None else config
+  require_same_config(
+    saved.config, adapt_config, saved.path, EVAL_IGNORED_FIELDS
+  )
+  phase = setup.eval_phase(adapt_config)
   phase = phase._replace(
-    ways=config.task.ways,
+    ways=adapt_config.task.ways,
     norm=_inductive(phase.norm) if norm is None else norm,
   )
-  learner = setup.phase_learner(config, phase)
+  learner = setup.phase_learner(adapt_config, phase)
   params, stats = transfer_params(learner, saved.params, saved.stats)
   return FewShotLearner(
     learner,
     params,
     stats,
-    config,
+    adapt_config,
     phase,
     saved.path,
-    lambda images: scale_images(config, prepare_images(config, images)),
+    lambda images: scale_images(
+      adapt_config, prepare_images(adapt_config, images)
+    ),
   )
 
 
@@ -298,7 +302,7 @@ def leave_one_out(
   program: AdaptationProgram,
   images: np.ndarray,
   labels: np.ndarray,
-  rows: Sequence[int],
+  rows: npt.ArrayLike,
 ) -> np.ndarray:
   """Classifies each of some images after adaptation to all the others.
 
@@ -312,9 +316,9 @@ def leave_one_out(
   Returns:
     Probabilities [n, W].
   """
-  config, rows = few_shot_learner.config, np.asarray(rows, np.int32)
+  config, left_out = few_shot_learner.config, np.asarray(rows, np.int32)
   others = np.arange(len(labels) - 1, dtype=np.int32)[None]
-  others = others + (others >= rows[:, None])  # [n, N - 1], all but the row
+  others = others + (others >= left_out[:, None])  # [n, N - 1], all but the row
 
   @jax.jit
   def predict_left_out(params, stats, images, labels):
@@ -326,7 +330,7 @@ def leave_one_out(
       inputs = scale_images(config, images[row][None])
       return program.learner.predict(adapted, adapted_stats, inputs)[0]
 
-    return lax.map(predict_one, (jnp.asarray(rows), jnp.asarray(others)))
+    return lax.map(predict_one, (jnp.asarray(left_out), jnp.asarray(others)))
 
   with setup.matmul_precision(config):
     logits = predict_left_out(

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -78,7 +78,7 @@ class Classifier(NamedTuple):
       *jax.tree.map(np.asarray, (self.params, self.stats)),
     )
 
-  def predict_proba(self, images) -> np.ndarray:
+  def predict_proba(self, images: Sequence | np.ndarray) -> np.ndarray:
     """Returns the probability of each class for each image.
 
     Args:
@@ -93,7 +93,7 @@ class Classifier(NamedTuple):
     logits = self.logits(prepare_images(self.config, images))
     return softmax(logits, axis=-1)
 
-  def predict(self, images) -> np.ndarray:
+  def predict(self, images: Sequence | np.ndarray) -> np.ndarray:
     """Returns the most probable class of each image.
 
     The prediction for an image does not depend on the other images, unless the
@@ -139,7 +139,8 @@ class Classifier(NamedTuple):
       replace_file(path) as new,
       new.open('wb') as file,
     ):
-      np.savez(file, facts=np.array(json.dumps(metadata)), **arrays)
+      facts = np.array(json.dumps(metadata))
+      np.savez(file, allow_pickle=False, facts=facts, **arrays)
 
 
 def load_classifier(path: str | os.PathLike) -> Classifier:
@@ -238,7 +239,7 @@ def _phase_from_json(fields: dict) -> Phase:
 
 def _unflatten(arrays: dict[str, np.ndarray]) -> dict:
   """Converts {'params/encoder/...': array} to nested dicts."""
-  trees = {'params': {}, 'stats': {}}
+  trees: dict = {'params': {}, 'stats': {}}
   for name, array in arrays.items():
     *parents, last = name.split('/')
     tree = trees

@@ -13,8 +13,10 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from maml_jax import data
@@ -57,7 +59,7 @@ MAX_LEFT_OUT = 40  # support images left out, one at a time, of 50 images
 MAX_TABLE_ROWS = 40  # of printed tables; the files contain all rows
 
 
-def adapt(flags, config) -> None:
+def adapt(flags: Any, config: ConfigDict) -> None:
   """Runs --mode=adapt: adapts a checkpoint to the classes of a folder.
 
   Args:
@@ -113,7 +115,7 @@ def adapt(flags, config) -> None:
     raise UserError('none of the query images is readable')
 
 
-def predict(flags, config) -> None:
+def predict(flags: Any, config: ConfigDict) -> None:
   """Runs --mode=predict: classifies images with a model saved by `adapt`.
 
   Args:
@@ -181,16 +183,19 @@ def _default_output(support: pathlib.Path) -> pathlib.Path:
   Support sets with the same name have numbered folders.
   """
   support = support.resolve()
-  for n in itertools.count(1):
-    output = pathlib.Path('adapted', support.name + (f'-{n}' if n > 1 else ''))
+
+  def is_usable(output):
     if not output.exists():
-      return output
+      return True
     try:
       metadata = json.loads((output / PREDICTION_FILES[1]).read_text())
-      if metadata.get('support') == str(support):
-        return output
+      return metadata.get('support') == str(support)
     except (OSError, ValueError, AttributeError):  # of another program
-      continue
+      return False
+
+  endings = ('' if n == 1 else f'-{n}' for n in itertools.count(1))
+  outputs = (pathlib.Path('adapted', support.name + end) for end in endings)
+  return next(filter(is_usable, outputs))
 
 
 @contextlib.contextmanager

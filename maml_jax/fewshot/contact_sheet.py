@@ -120,6 +120,7 @@ def query_row(
       p.is_correct,
     )
     for p in predictions[:MAX_QUERY_TILES]
+    if p.thumbnail is not None
   ]
   return Row(heading, tiles)
 
@@ -216,7 +217,7 @@ def _draw_text(pen, corner, text, size, color, width, bold=False) -> None:
 def _font(size: int, bold: bool):
   """Returns matplotlib's DejaVu Sans, or Pillow's font without matplotlib."""
   package = importlib.util.find_spec('matplotlib')
-  if package is None:
+  if package is None or package.origin is None:
     return ImageFont.load_default(size)
   folder = pathlib.Path(package.origin).parent / 'mpl-data' / 'fonts' / 'ttf'
   name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'

@@ -88,6 +88,7 @@ def _prototype_head(
   Proto-MAML, Triantafillou et al. 2020, arXiv 1903.03096.
   """
   params = inner_loop.model_params(params)
+  assert model.features is not None
   features, _ = model.features(params, stats, support.inputs, train=True)
   means = inner_loop.class_means(features, support.targets, ways)
   center = means.mean(0)  # subtracted to reduce rounding errors

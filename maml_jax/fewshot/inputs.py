@@ -21,7 +21,9 @@ MIN_PEAK = 17
 LABEL_TYPES = {'string': str, 'boolean': bool, 'number': (int, float)}
 
 
-def prepare_images(config: ConfigDict, images) -> np.ndarray:
+def prepare_images(
+  config: ConfigDict, images: Sequence | np.ndarray
+) -> np.ndarray:
   """Converts images to the size and channels of the checkpoint's data set.
 
   Args:
@@ -64,7 +66,7 @@ def prepare_images(config: ConfigDict, images) -> np.ndarray:
   return prepared
 
 
-def _split(images, channels: int) -> Sequence:
+def _split(images, channels: int) -> Sequence | np.ndarray:
   """Returns the single images of what the user passes as images.
 
   Args:
@@ -99,7 +101,7 @@ def _split(images, channels: int) -> Sequence:
 
 
 def encode_labels(
-  labels: Sequence, num_images: int
+  labels: Sequence | np.ndarray, num_images: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Numbers the classes.
 
@@ -114,7 +116,8 @@ def encode_labels(
     UserError: the labels are invalid, or there are fewer than two classes.
   """
   if isinstance(labels, Iterable) and not isinstance(labels, str | bytes):
-    values = labels.tolist() if hasattr(labels, 'tolist') else list(labels)
+    to_list = getattr(labels, 'tolist', None)
+    values = to_list() if to_list else list(labels)
   else:
     raise UserError(f'expected one label per image, got {labels!r}')
   if not isinstance(values, list) or len(values) != num_images:

@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
   @property
   def predicted(self) -> str:
     """The most probable class."""
-    return max(self.probabilities, key=self.probabilities.get)
+    return max(self.probabilities, key=self.probabilities.__getitem__)
 
   @property
   def probability(self) -> float:
@@ -90,7 +90,9 @@ def measure_accuracy(predictions: Sequence[Prediction]) -> dict | None:
 
   Support images do not count. Returns None if no image is left.
   """
-  outcomes = [p.is_correct for p in predictions if p.truth and not p.in_support]
+  outcomes = [
+    p.predicted == p.truth for p in predictions if p.truth and not p.in_support
+  ]
   return summarize_accuracy(sum(outcomes), len(outcomes)) if outcomes else None
 
 

@@ -26,7 +26,7 @@ def adapt(
   *,
   first_order: bool = False,
   observe: Callable | None = None,
-):
+) -> tuple[PyTree, PyTree, Array, PyTree]:
   """Fits `params` to one support set.
 
   Args:
@@ -74,7 +74,7 @@ def adapt_and_observe(
   support: PyTree,
   observe: Callable,
   at: tuple[int, ...] | None = None,
-):
+) -> PyTree:
   """Fits `params` to one support set and observes intermediate steps.
 
   Args:

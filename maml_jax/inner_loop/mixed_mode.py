@@ -1,5 +1,7 @@
 """Second derivatives of a loss in forward-over-reverse mode."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +10,7 @@ from maml_jax.utils.trees import combine, is_inexact, partition
 __all__ = ['mixed_mode_value_and_grad']
 
 
-def mixed_mode_value_and_grad(loss_fn):
+def mixed_mode_value_and_grad(loss_fn: Callable) -> Callable:
   """Returns `value_and_grad` whose derivative is taken forward-over-reverse.
 
   MixFlow-MG, Kemaev et al. 2025, arXiv 2505.00793. Let p be the adapted

@@ -81,7 +81,7 @@ def merge(first: Mapping, second: Mapping) -> dict:
   return merged
 
 
-def param_labels(config, params: PyTree) -> dict[str, str]:
+def param_labels(config: InnerConfig, params: PyTree) -> dict[str, str]:
   """Labels each parameter 'encoder', 'classifier' or 'frozen' by its path.
 
   Args:
@@ -126,7 +126,9 @@ def _check_rates(config, paths: Iterable[str]) -> None:
       )
 
 
-def split_adapted(config, params: PyTree) -> tuple[Callable, dict, dict]:
+def split_adapted(
+  config: InnerConfig, params: PyTree
+) -> tuple[Callable, dict, dict]:
   """Splits parameters into those that are adapted and the others.
 
   Args:
@@ -155,7 +157,7 @@ def require_matches(
       )
 
 
-def require_adapted_head(config, params: PyTree) -> None:
+def require_adapted_head(config: InnerConfig, params: PyTree) -> None:
   """Raises UserError if tasks start and end with a head of zeros.
 
   Args:
@@ -178,7 +180,7 @@ def require_adapted_head(config, params: PyTree) -> None:
       )
 
 
-def reset_params(config, params: PyTree) -> PyTree:
+def reset_params(config: InnerConfig, params: PyTree) -> PyTree:
   """Sets parameters that start at 0 in every task to 0.
 
   These are the head if `config.head` is 'zero', and those that `config.zero`

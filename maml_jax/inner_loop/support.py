@@ -43,6 +43,7 @@ def with_prototypes(
       f'classifier/bias [W]; available: {", ".join(sorted(flat))}'
     )
   ways = flat[head['kernel']].shape[1]
+  assert model.features is not None
   features, stats = model.features(params, stats, support.inputs, train=True)
   features = features.astype(flat[head['kernel']].dtype)
   means = class_means(features, support.targets, ways)

@@ -17,7 +17,7 @@ from maml_jax.models.layers import Head, normalize
 from maml_jax.models.mlp import MLP
 from maml_jax.models.norm import MODES, BatchNorm
 from maml_jax.models.resnet import BASE_WIDTHS, WIDE_WIDTHS, ResNet12, ResNet18
-from maml_jax.types import Model
+from maml_jax.types import Array, Model
 from maml_jax.utils.errors import UserError, check_choice
 
 __all__ = ['ENCODERS', 'Network', 'Norm', 'make_model']
@@ -58,7 +58,7 @@ class Network(nn.Module):
     return self.classifier(self.features(inputs, train=train))
 
   @nn.compact
-  def features(self, inputs, *, train):
+  def features(self, inputs: Array, *, train: bool) -> Array:
     context = {}
     if self.context_size:
       zeros = nn.initializers.zeros

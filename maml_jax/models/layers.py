@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from maml_jax import ops
+from maml_jax.types import Array
 
 __all__ = ['INITS', 'Conv', 'Dense', 'Film', 'Head', 'normalize']
 
 
-def normalize(x, axis: int = -1):
+def normalize(x: Array, axis: int = -1) -> Array:
   """Returns x with norm 1 along an axis; zeros stay zeros."""
   # The derivative of a norm is not defined at 0, where all of ReLU may be.
   squares = jnp.square(x).sum(axis, keepdims=True)

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maml_jax import ops
-from maml_jax.types import EPISODE, SUPPORT
+from maml_jax.types import EPISODE, SUPPORT, Array
 
 __all__ = ['MODES', 'BatchNorm', 'moments']
 
@@ -162,7 +162,7 @@ class BatchNorm(nn.Module):
     return 1 - 1 / jnp.maximum(count.value, 1)
 
 
-def moments(x, axes):
+def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
   """Returns the mean and biased variance over `axes`, kept with size 1."""
   mean = x.mean(axes, keepdims=True)
   return mean, jnp.square(x - mean).mean(axes, keepdims=True)

@@ -122,31 +122,33 @@ def convert_checkpoint(
       )
     content = _split_parts(content)
   state_dict = _state_dict(content, file)
-  config, notes = (config, []) if config else embedded_config(content, file)
+  run_config, notes = (config, []) if config else embedded_config(content, file)
   try:
-    params, stats = weights.from_torch(state_dict, config)
+    params, stats = weights.from_torch(state_dict, run_config)
   except UserError as error:
     raise UserError(f'{file}: {error}') from error
   params, stats = jax.tree.map(jnp.float32, (params, stats))
   training = content.get('training')
   training = training if isinstance(training, dict) else {}
-  step = _number(training, 'epoch') * config.train.steps_per_epoch
+  step = _number(training, 'epoch') * run_config.train.steps_per_epoch
   if MAML_JAX_KEY in content:
     step = _exported_config(content, file)[1]
   step = int(min(step, MAX_STEP))
-  opt_state = setup.make_outer_optimizer(config).init(params)
+  opt_state = setup.make_outer_optimizer(run_config).init(params)
   opt_state = _set_schedule_step(opt_state, step)
   try:
-    opt_state = _restore_moments(opt_state, training, list(state_dict), config)
+    opt_state = _restore_moments(
+      opt_state, training, list(state_dict), run_config
+    )
   except MISMATCH_ERRORS:
     notes = [
       *notes,
       'the outer optimizer starts from its initial state: the file contains no '
-      f'matching state of {config.outer.optimizer}',
+      f'matching state of {run_config.outer.optimizer}',
     ]
   state = MetaState(jnp.int32(step), params, stats, opt_state)
   accuracy = min(_number(training, 'max_va'), 1.0)
-  return ConvertedRun(config, state, accuracy, notes)
+  return ConvertedRun(run_config, state, accuracy, notes)
 
 
 def export_checkpoint(saved: Checkpoint) -> dict:

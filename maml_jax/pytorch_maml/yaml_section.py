@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 import yaml
+from yaml.composer import ComposerError
 
 from maml_jax.utils.errors import UserError, check_choice, printable, suggest
 
@@ -45,7 +46,7 @@ class _Loader(yaml.SafeLoader):
     if self.check_event(yaml.AliasEvent):
       mark = self.peek_event().start_mark
       message = 'aliases are not supported'
-      raise yaml.composer.ComposerError(None, None, message, mark)
+      raise ComposerError(None, None, message, mark)
     return super().compose_node(parent, index)
 
 
@@ -114,7 +115,9 @@ class Section:
       )
     return default
 
-  def get_choice(self, key: str, choices: Collection, default: Any = REQUIRED):
+  def get_choice(
+    self, key: str, choices: Collection, default: Any = REQUIRED
+  ) -> Any:
     """Reads a string that must be one of `choices`, see `get`."""
     value = self.get(key, str, default)
     if value is not default:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax import config as config_lib
-from maml_jax.config_checks import RENAMED_AUGMENTATIONS
+from maml_jax.config_versions import RENAMED_AUGMENTATIONS
 from maml_jax.experiment import metrics, metrics_log
 from maml_jax.utils.errors import UserError
 

@@ -27,7 +27,7 @@ def enable_compilation_cache(least_seconds: float | None = None) -> None:
   if least_seconds is not None:
     name = 'jax_persistent_cache_min_compile_time_secs'
     jax.config.update(name, least_seconds)
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values['jax_compilation_cache_dir'] is None:
     folder = os.environ.get('MAML_JAX_CACHE') or '~/.cache/maml_jax/xla'
     folder = expand_path(folder)
     remove_damaged_entries(folder)
@@ -47,12 +47,18 @@ def remove_damaged_entries(folder: pathlib.Path) -> None:
       return
     now = time.time_ns()
     for file in files:
-      if file.stat().st_mtime_ns >= checked:
-        content = file.read_bytes()
-        try:
-          if not content.startswith(ZSTANDARD_MAGIC):
-            zlib.decompress(content)
-        except zlib.error:
-          file.unlink()
+      if file.stat().st_mtime_ns >= checked and _is_damaged(file):
+        file.unlink()
     stamp.touch()
     os.utime(stamp, ns=(now, now))
+
+
+def _is_damaged(file: pathlib.Path) -> bool:
+  content = file.read_bytes()
+  if content.startswith(ZSTANDARD_MAGIC):
+    return False
+  try:
+    zlib.decompress(content)
+  except zlib.error:
+    return True
+  return False

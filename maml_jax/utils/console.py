@@ -6,6 +6,7 @@ Colors appear only on terminals and never carry information of their own.
 """
 
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -56,7 +57,8 @@ def console_settings(
     color = color and not os.environ.get('NO_COLOR')
     _settings = ConsoleSettings(quiet, color, sys.stdout)
     for stream in (sys.stdout, sys.stderr):
-      if hasattr(stream, 'reconfigure'):  # file names may not be valid UTF-8
+      # File names may not be valid UTF-8.
+      if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors='backslashreplace')
     if quiet:
       null = stack.enter_context(open(os.devnull, 'w'))

@@ -20,7 +20,7 @@ def require_devices() -> None:
   except Exception as error:  # also AssertionError, without a message
     reason = str(error).partition('\n')[0].partition(JAX_HINT)[0]
     reason = f' ({printable(reason)})' if reason else ''
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.values['jax_platforms']
     if not platforms:
       raise UserError(f'JAX finds no device{reason}') from error
     raise UserError(

@@ -18,6 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,11 +108,12 @@ def initialize(
   is_launched = detect or launched_as_multiprocess(os.environ)
   if not is_explicit and not is_launched:
     return
-  if is_explicit and not 0 <= process_id < num_processes:
-    raise UserError(
-      f'--process_id={process_id}: must be in 0..{num_processes - 1} with '
-      f'--num_processes={num_processes}'
-    )
+  if num_processes is not None and process_id is not None:
+    if not 0 <= process_id < num_processes:
+      raise UserError(
+        f'--process_id={process_id}: must be in 0..{num_processes - 1} with '
+        f'--num_processes={num_processes}'
+      )
   # JAX would catch SIGTERM, which `signals.StopSignal` does during training.
   jax.config.update('jax_enable_preemption_service', False)
   try:
@@ -163,7 +165,7 @@ def describe_devices() -> str:
   return f'{jax.device_count()} x {jax.devices()[0].device_kind}{more}'
 
 
-def on_main_process(function: Callable):
+def on_main_process(function: Callable) -> Any:
   """Calls a function on the main process and returns its result on all.
 
   Args:
@@ -217,7 +219,7 @@ class LaggedMax:
     return float(result)
 
 
-def connect_devices(devices: Sequence[jax.Device]) -> None:
+def connect_devices(devices: Sequence) -> None:
   """Connects the devices of all processes, if there are several.
 
   CPU devices wait at most 30 seconds for each other while connecting, and

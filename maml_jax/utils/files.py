@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 from maml_jax.utils.errors import UserError
 
@@ -30,7 +31,7 @@ def expand_path(path: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def new_directory(path: pathlib.Path):
+def new_directory(path: pathlib.Path) -> Iterator[None]:
   """Creates a directory, with its parents, unless it exists.
 
   If the block fails, the directories that were created and are still empty are
@@ -51,7 +52,7 @@ def new_directory(path: pathlib.Path):
 
 
 @contextlib.contextmanager
-def oserror_as_user_error(path: str | os.PathLike):
+def oserror_as_user_error(path: str | os.PathLike) -> Iterator[None]:
   """Converts an OSError raised in the block into a one-line UserError.
 
   Args:
@@ -107,7 +108,7 @@ def fsync(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def replace_file(path: pathlib.Path):
+def replace_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Replaces a file atomically and durably by one that the block writes.
 
   Readers see the old or the new content, never a part of it, even after a

@@ -1,6 +1,6 @@
 """Progress bars."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
@@ -32,7 +32,7 @@ def progress_bar(
   )
 
 
-def track(items: Iterable, unit: str, description: str) -> Iterator:
+def track(items: Iterable, unit: str, description: str) -> Iterable:
   """Iterates over `items` with a progress bar, shown only on a terminal."""
   disable = console.is_quiet() or None
   return tqdm(items, description, unit=f' {unit}', disable=disable, leave=False)

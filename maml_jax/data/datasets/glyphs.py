@@ -18,11 +18,16 @@ import importlib.util
 import io
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from maml_jax.data import records
 from maml_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+  from PIL import Image
 
 __all__ = [
   'IMAGES_PER_CLASS',
@@ -89,7 +94,7 @@ def find_fonts() -> list[Path]:
     UserError: matplotlib is not installed.
   """
   package = importlib.util.find_spec('matplotlib')
-  if package is None:
+  if package is None or package.origin is None:
     raise UserError(
       'glyphs: the fonts of matplotlib are needed: pip install matplotlib'
     )
@@ -154,12 +159,18 @@ def _render_image(char: str, font: Path, i: int) -> bytes:
   warp = warp @ [[1, shear], [0, 1]] @ np.diag(rng.uniform(0.9, 1.1, 2))
   shift = rng.uniform(-1, 1, 2)
   buffer = io.BytesIO()
-  image = draw_character(char, font, warp, shift, rng.integers(0, 3))
+  image = draw_character(char, font, warp, shift, int(rng.integers(0, 3)))
   image.save(buffer, 'png')
   return buffer.getvalue()
 
 
-def draw_character(char: str, font: Path, warp=NO_WARP, shift=(0, 0), stroke=0):
+def draw_character(
+  char: str,
+  font: Path,
+  warp: np.ndarray = NO_WARP,
+  shift: npt.ArrayLike = (0, 0),
+  stroke: int = 0,
+) -> 'Image.Image':
   """Draws a character, centered and scaled to the box, and warps it.
 
   Args:
@@ -175,7 +186,8 @@ def draw_character(char: str, font: Path, warp=NO_WARP, shift=(0, 0), stroke=0):
   from PIL import Image, ImageDraw  # saves start-up time
 
   loaded = _load_font(font)
-  left, top, right, bottom = loaded.getbbox(char, stroke_width=stroke)
+  box = loaded.getbbox(char, stroke_width=stroke)
+  left, top, right, bottom = map(int, box)
   glyph = Image.new('L', (max(1, right - left), max(1, bottom - top)))
   ImageDraw.Draw(glyph).text(
     (-left, -top), char, 255, loaded, stroke_width=stroke

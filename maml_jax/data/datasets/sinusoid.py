@@ -6,29 +6,29 @@ A task is one sine wave; its support and query sets are points on the wave.
 import jax
 import jax.numpy as jnp
 
-from maml_jax.types import Batch, Episode
+from maml_jax.types import Array, Batch, Episode
 
 __all__ = ['AMPLITUDE', 'PHASE', 'RANGE', 'draw_wave', 'sample_episode', 'sine']
 
 AMPLITUDE, PHASE, RANGE = (0.1, 5.0), (0.0, jnp.pi), (-5.0, 5.0)
 
 
-def draw_wave(key):
+def draw_wave(key: Array) -> tuple[Array, Array]:
   """Draws an amplitude [] and a phase [], float32, uniformly."""
-  keys = jax.random.split(key)
-  return tuple(
-    jax.random.uniform(k, (), jnp.float32, *bounds)
-    for k, bounds in zip(keys, (AMPLITUDE, PHASE), strict=True)
+  amplitude_key, phase_key = jax.random.split(key)
+  return (
+    jax.random.uniform(amplitude_key, (), jnp.float32, *AMPLITUDE),
+    jax.random.uniform(phase_key, (), jnp.float32, *PHASE),
   )
 
 
-def sine(wave, x):
+def sine(wave: tuple[Array, Array], x: Array) -> Array:
   """Returns amplitude * sin(x - phase), with the shape of `x`."""
   amplitude, phase = wave
   return amplitude * jnp.sin(x - phase)
 
 
-def sample_episode(key, *, shots, queries):
+def sample_episode(key: Array, *, shots: int, queries: int) -> Episode:
   """Draws one task, a pure function of `key`.
 
   Args:
