@@ -109,7 +109,7 @@ def _check_sizes(index, size, *, ways, shots, queries):
   )
 
 
-def split_episode(images: Array, *, shots: int) -> Episode:
+def split_episode(images: Array | np.ndarray, *, shots: int) -> Episode:
   """Splits the images of one task into support and query, and labels them.
 
   Args:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 
 import gradio as gr
+from gradio import themes
 
 from maml_jax import data
 from maml_jax.data.images import Picture, UnreadableImageError, read_image
@@ -91,7 +92,7 @@ def serve(
         height=1000,  # in notebooks
         max_file_size=MAX_FILE_SIZE,
         css=markup.CSS,
-        theme=gr.themes.Default(font='sans-serif', font_mono='monospace'),
+        theme=themes.Default(font='sans-serif', font_mono='monospace'),
       )
     except (OSError, OverflowError) as error:
       reason = str(error).partition('. ')[0]
@@ -214,7 +215,7 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
     with gr.Tab('Webcam'):
       webcam = gr.Image(sources='webcam', height=280)
       # Gradio would decode the image and keep a copy.
-      webcam.preprocess = lambda image: image and image.path
+      webcam.preprocess = lambda payload: payload and payload.path
     with gr.Tab('Files'):
       files = gr.File(file_count='multiple', height=280)
     return [pad, webcam, files]

@@ -132,9 +132,9 @@ def plot_episode(
   Returns:
     The path.
   """
-  logits = np.asarray(logits)
-  probability = softmax(logits, axis=-1).max(-1)
-  predicted = logits.argmax(-1)
+  scores = np.asarray(logits)
+  probability = softmax(scores, axis=-1).max(-1)
+  predicted = scores.argmax(-1)
   draw_episode(episode, predicted, probability, class_names).savefig(path)
   return pathlib.Path(path)
 

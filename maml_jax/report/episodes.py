@@ -144,7 +144,7 @@ def rebuild_tasks(
       np.asarray(dataset.images[positions[i]]),
       phase.shots,
       predicted[i].reshape(phase.ways, phase.queries),
-      [class_names[c] for c in classes[i]],
+      [class_names[int(c)] for c in classes[i]],
     )
     for i in indices
   ]

@@ -51,7 +51,7 @@ def plot_histogram(groups: Sequence[EvaluationGroup]) -> Figure | None:
     The figure; None if the values of single tasks are not known.
   """
   metric = groups[0].metric
-  groups = [g for g in groups if g.array(metric) is not None]
+  groups = [g for g in groups if g.has(metric)]
   if not groups:
     return None
   edges = [_bin_edges(group) for group in groups]

@@ -91,7 +91,7 @@ def pluralize(count: int, noun: str) -> str:
   return f'{count:,} {noun}{ending}'
 
 
-def format_norm(value: object) -> str:
+def format_norm(value: str | Sequence[tuple[str, str]] | None) -> str:
   """Formats a norm mode, or the norm modes per layer."""
   if isinstance(value, str):
     return value

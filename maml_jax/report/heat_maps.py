@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import matplotlib
+import matplotlib.colors
 import numpy as np
 from matplotlib.figure import Figure
 

@@ -69,15 +69,17 @@ class EvaluationGroup(NamedTuple):
     """The primary metric: 'accuracy' or, for regression, 'loss'."""
     return self.evaluations[0].metric
 
-  def array(self, name: str) -> np.ndarray | None:
-    """Returns an array of all seeds, [seeds, T, ...].
-
-    T is the smallest number of tasks of any seed. Returns None if a seed lacks
-    the array.
-    """
+  def has(self, name: str) -> bool:
+    """Returns whether all seeds have an array."""
     found = [e.arrays.get(name) for e in self.evaluations]
-    if any(array is None or not len(array) for array in found):
-      return None
+    return all(array is not None and len(array) for array in found)
+
+  def array(self, name: str) -> np.ndarray:
+    """Returns an array that all seeds have, [seeds, T, ...].
+
+    T is the smallest number of tasks of any seed.
+    """
+    found = [e.arrays[name] for e in self.evaluations]
     num_tasks = min(map(len, found))
     return np.stack([array[:num_tasks] for array in found])
 
@@ -183,7 +185,7 @@ def first_evaluations_with(
 def has_predictions(group: EvaluationGroup) -> bool:
   """Returns whether the prediction for every query image is known."""
   required = ('predicted', 'classes', 'accuracy', 'loss')
-  return all(group.array(name) is not None for name in required)
+  return all(group.has(name) for name in required)
 
 
 def differing_fields(run_groups: Sequence[RunGroup]) -> dict[str, list]:

@@ -20,8 +20,7 @@ def figure_to_svg(figure: Figure, alt: str) -> markup.Html:
     alt: a description for screen readers.
   """
   file = io.StringIO()
-  settings = {'svg.fonttype': 'none', 'svg.hashsalt': alt}
-  with matplotlib.rc_context(settings):
+  with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': alt}):
     figure.savefig(
       file, format='svg', transparent=True, metadata={'Date': None}
     )
@@ -33,7 +32,7 @@ def figure_to_svg(figure: Figure, alt: str) -> markup.Html:
   for name, (light, _) in PALETTE.items():
     text = text.replace(light, f'var(--{name})')
   text = re.sub(r'\n\s*', '\n', text)
-  view_box = re.search(r'viewBox="[^"]*"', text)[0]
+  view_box = re.findall(r'viewBox="[^"]*"', text)[0]
   title = markup.element('title', alt)
   body = text[text.index('>') + 1 :].strip()
   return markup.Html(

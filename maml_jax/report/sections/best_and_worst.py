@@ -66,7 +66,7 @@ def _tasks(
   accuracy, loss = (evaluation.arrays[n] for n in ('accuracy', 'loss'))
   best, worst = statistics.best_and_worst_tasks(accuracy, loss, count)
   dataset, class_names, reason = episodes.try_load_split(evaluation)
-  if reason:
+  if dataset is None:
     return join([head, note(reason)])
   try:
     tasks = episodes.rebuild_tasks(

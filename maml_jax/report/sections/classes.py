@@ -100,7 +100,7 @@ def _hardest_classes(
     tiles = np.stack([dataset.images[dataset.index[c, 0]] for c in shown])
     style = episodes.sprite_style(tiles[:, None])
     images = [
-      episodes.render_tile((i, 0), (len(shown), 1), names[c])
+      episodes.render_tile((i, 0), (len(shown), 1), names[int(c)])
       for i, c in enumerate(shown)
     ]
   rows = [
@@ -151,9 +151,7 @@ def _confused_pairs(confused, possible, names: Sequence[str]) -> Html:
   )
 
 
-def _confusion_matrix(
-  confused, possible, names: Sequence[str]
-) -> Figure | None:
+def _confusion_matrix(confused, possible, names: list[str]) -> Figure | None:
   """Plots the classes that occur; returns None if there are too many."""
   present = np.flatnonzero(possible.any(1))
   if len(present) > MAX_MATRIX_CLASSES:

@@ -50,7 +50,7 @@ def evaluations(
     for i, group in enumerate(run_group.evaluation_groups):
       rows.append(_evaluation_row(run_group, group))
       is_shown = group.evaluations[0].path in shown
-      if not is_shown and group.array(group.metric) is not None:
+      if not is_shown and group.has(group.metric):
         prefix = f'more_{run_group.number}_{i}_'
         others.append(_collapsed_panels(group, figure_writer, prefix))
   if not rows:

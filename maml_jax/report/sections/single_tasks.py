@@ -45,9 +45,7 @@ def single_tasks(
   groups = main_evaluations(run_groups)
   panels, texts = [], []
   for metric in ('accuracy', 'loss'):
-    shown = [
-      g for g in groups if g.metric == metric and g.array(metric) is not None
-    ]
+    shown = [g for g in groups if g.metric == metric and g.has(metric)]
     if shown:
       panels += task_panels(shown, figure_writer)
       texts.append(

@@ -128,7 +128,7 @@ def _comparison(groups: Sequence[EvaluationGroup]) -> Html:
   groups = [
     g
     for g in groups
-    if g.array(g.metric) is not None
+    if g.has(g.metric)
     and all(
       g.result.get(f) == groups[0].result.get(f) for f in SAME_TASK_FIELDS
     )
