@@ -50,7 +50,8 @@ def test_preset_is_short_valid_and_documented(path):
     assert config.data.name == 'mini_imagenet'
     assert (config.eval.ways, config.eval.shots) == (5, 1)
     return
-  if path.stem not in ('folder', 'mini_pretrain', 'sinusoid'):
+  unnamed = ('folder', 'mini_pretrain', 'mini_proto_net', 'sinusoid')
+  if path.stem not in unnamed:
     assert f'{config.task.ways}w{config.task.shots}s' in path.stem
   assert path.stem.startswith(config.data.name.split('_')[0])
 

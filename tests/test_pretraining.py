@@ -53,7 +53,9 @@ def test_loss_is_smoothed_cross_entropy_of_all_classes(small, head):
   if head == 'cosine':
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     kernel /= np.linalg.norm(kernel, axis=0)
-  logits = 5 * features @ kernel
+    logits = 5 * features @ kernel
+  else:
+    logits = features @ kernel  # the small model has no temperature
   log_p = scipy.special.log_softmax(logits, 1)
   targets = 0.9 * np.eye(NUM_CLASSES)[labels] + 0.1 / NUM_CLASSES
   episode = Episode((), Batch(images, labels))
