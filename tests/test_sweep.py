@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_run
 
-from maml_jax.evaluation import evaluate, measurement, results, sweep
+from maml_jax.evaluation import measurement, results, sweep
 from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment import checkpoint, setup, task_source, transfer
 from maml_jax.learner import Batch, Episode, InnerConfig, make_learner
@@ -211,7 +211,7 @@ def test_interrupted_grid_resumes(result, run, workdir, tmp_path, monkeypatch):
     return collect(run, partial_file, identity, lambda n: advanced.append(n))
 
   monkeypatch.setattr(
-    evaluate,
+    measurement,
     'make_task_runner',
     functools.partial(measurement.make_task_runner, batch_size=8),
   )
