@@ -54,7 +54,8 @@ def load_glyphs():
 def sample_tasks(sample_episode, shared, num_tasks, *args, seed=-1):
   """Returns an episode whose leaves have a leading axis of that length."""
   keys = jax.random.split(jax.random.key(seed), num_tasks)
-  return jax.vmap(lambda key: sample_episode(key, shared, *args))(keys)
+  sample = jax.vmap(lambda key: sample_episode(key, shared, *args))
+  return jax.jit(sample)(keys)
 
 
 def predict_by_step(learner, params, tasks):
