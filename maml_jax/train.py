@@ -23,7 +23,8 @@ from maml_jax.data.episodes import task_keys
 from maml_jax.evaluation.runner import phase_evaluator
 from maml_jax.evaluation.statistics import summarize
 from maml_jax.experiment import checkpoint, setup
-from maml_jax.experiment.checkpoint import Checkpoint, CheckpointWriter
+from maml_jax.experiment.checkpoint import Checkpoint
+from maml_jax.experiment.checkpoint_writer import CheckpointWriter
 from maml_jax.experiment.formatting import (
   describe_validation_protocol,
   format_metrics,

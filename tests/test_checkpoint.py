@@ -18,7 +18,7 @@ import small_run
 import tensorstore
 from hypothesis import example, given, settings
 
-from maml_jax.experiment import checkpoint
+from maml_jax.experiment import checkpoint, checkpoint_writer, orbax_io
 from maml_jax.train import resume_state
 from maml_jax.types import MetaState
 from maml_jax.utils.errors import NonFiniteError, UserError
@@ -39,7 +39,7 @@ def make_state(step: int) -> MetaState:
 
 
 def make_writer(path, step=None):
-  return checkpoint.CheckpointWriter(path, small_run.config(), step)
+  return checkpoint_writer.CheckpointWriter(path, small_run.config(), step)
 
 
 def save(path, *steps, resumed_from=None):
@@ -168,7 +168,7 @@ def test_unreadable_checkpoint_is_reported_before_training(
     pass
 
   monkeypatch.setattr(
-    checkpoint.ocp.PyTreeCheckpointHandler, 'finalize', finalize
+    orbax_io.ocp.PyTreeCheckpointHandler, 'finalize', finalize
   )
   workdir = tmp_path / 'runs' / 'a'
   saved = checkpoint.Checkpoint(
@@ -357,9 +357,9 @@ def update_digests(folder):
   digests = {
     file.relative_to(state).as_posix(): sha256(file.read_bytes())
     for file in sorted(state.rglob('*'))
-    if file.is_file() and file.name not in checkpoint.FILES_WITHOUT_DIGEST
+    if file.is_file() and file.name not in orbax_io.FILES_WITHOUT_DIGEST
   }
-  (state / checkpoint.DIGESTS_FILE).write_text(json.dumps(digests))
+  (state / orbax_io.DIGESTS_FILE).write_text(json.dumps(digests))
 
 
 @pytest.fixture
@@ -421,7 +421,7 @@ def test_invalid_metadata_is_rejected(manipulate, fields, message):
 def test_digests_of_outside_files_are_rejected(tmp_path, manipulate, name):
   folder = manipulate()
   (tmp_path / 'secret').write_text('secret')
-  digests = folder / 'state' / checkpoint.DIGESTS_FILE
+  digests = folder / 'state' / orbax_io.DIGESTS_FILE
   known = json.loads(digests.read_text())
   digests.write_text(json.dumps(known | {name: known['_METADATA']}))
   with pytest.raises(UserError, match='is missing'):

@@ -23,7 +23,13 @@ from PIL import Image
 
 from maml_jax import cli, data, saving
 from maml_jax.evaluation import evaluate, results
-from maml_jax.experiment import checkpoint, metrics_log, tensorboard
+from maml_jax.experiment import (
+  checkpoint,
+  checkpoint_writer,
+  metrics_log,
+  orbax_io,
+  tensorboard,
+)
 from maml_jax.fewshot.contact_sheet import save_contact_sheet
 from maml_jax.train import train
 from maml_jax.utils import compilation_cache, files
@@ -90,7 +96,7 @@ train(small_run.config(train__num_epochs=3), workdir)
   [
     ('maml_jax.experiment.metrics_log MetricsLog.train', 4),
     ('orbax.checkpoint PyTreeCheckpointHandler.finalize', 2),
-    ('maml_jax.experiment.checkpoint fsync', 1),
+    ('maml_jax.experiment.orbax_io fsync', 1),
     ('orbax.checkpoint JsonCheckpointHandler.finalize', 2),
     ('maml_jax.experiment.metrics_log MetricsLog.write', 3),
   ],
@@ -163,13 +169,13 @@ def fill_disk_at(monkeypatch, uninterrupted):
   'target, name, n, message',
   [
     (
-      checkpoint.CheckpointWriter,
+      checkpoint_writer.CheckpointWriter,
       'save',
       2,
       'cannot write a checkpoint in .*checkpoints',
     ),
     (
-      checkpoint.CheckpointWriter,
+      checkpoint_writer.CheckpointWriter,
       'save_if_best',
       1,
       'cannot write a checkpoint in',
@@ -201,8 +207,8 @@ def test_previous_checkpoint_is_kept_if_disk_fills_during_save(
   uninterrupted, tmp_path, fill_disk_at, monkeypatch, capfd
 ):
   """The check for free space before the save succeeds."""
-  monkeypatch.setattr(checkpoint, 'require_free_space', lambda *_: None)
-  with fill_disk_at(checkpoint.CheckpointWriter, 'save', 2) as full:
+  monkeypatch.setattr(checkpoint_writer, 'require_free_space', lambda *_: None)
+  with fill_disk_at(checkpoint_writer.CheckpointWriter, 'save', 2) as full:
     with pytest.raises(UserError, match='cannot write a checkpoint in'):
       train(small_run.config(**EPOCHS), tmp_path)
     full.close()
@@ -343,7 +349,7 @@ def test_resume_skips_a_damaged_checkpoint(uninterrupted, tmp_path):
   train(small_run.config(train__num_epochs=2), tmp_path)
   damaged = checkpoint.load(tmp_path, 'latest').path
   shutil.rmtree(damaged / 'state' / 'd', ignore_errors=True)
-  (damaged / 'state' / checkpoint.DIGESTS_FILE).write_text('{}')
+  (damaged / 'state' / orbax_io.DIGESTS_FILE).write_text('{}')
   with pytest.warns(UserWarning, match=f'skipping a damaged .*{damaged}'):
     assert_resume_is_bit_exact(uninterrupted, tmp_path)
 

@@ -31,11 +31,11 @@ RANK = {name: -i for i, layer in enumerate(LAYERS) for name in layer}
 OWNERS = {
   'PIL': ('data', 'fewshot', 'report'),
   'array_record': ('data',),
-  'etils': ('experiment.checkpoint',),
+  'etils': ('experiment.orbax_io',),
   'flax': ('models',),
   'gradio': ('fewshot.app',),
   'matplotlib': ('report',),
-  'orbax': ('experiment.checkpoint',),
+  'orbax': ('experiment.orbax_io',),
   'tensorboardX': ('experiment.tensorboard',),
   'tensorflow_datasets': ('data',),
   'torch': ('pytorch_maml',),

@@ -12,7 +12,13 @@ import pytest
 import small_run
 
 from maml_jax.data.episodes import sample_episode, task_keys
-from maml_jax.experiment import checkpoint, metrics_log, run_dir, setup
+from maml_jax.experiment import (
+  checkpoint,
+  checkpoint_writer,
+  metrics_log,
+  run_dir,
+  setup,
+)
 from maml_jax.sharding import DeviceLayout, make_mesh, map_tasks
 from maml_jax.train import (
   CallLengthController,
@@ -373,14 +379,16 @@ def test_run_that_diverges_at_once_has_no_checkpoint(small, tmp_path, capsys):
 
 
 def test_long_epochs_are_saved_before_they_end(small, tmp_path, monkeypatch):
-  steps, save = [], checkpoint.CheckpointWriter.save
+  steps, save = [], checkpoint_writer.CheckpointWriter.save
 
   def record_and_save(self, state):
     steps.append(int(state.step))
     save(self, state)
 
-  monkeypatch.setattr(checkpoint.CheckpointWriter, 'save', record_and_save)
-  monkeypatch.setattr(checkpoint, 'SECONDS_BETWEEN_SAVES', -1.0)
+  monkeypatch.setattr(
+    checkpoint_writer.CheckpointWriter, 'save', record_and_save
+  )
+  monkeypatch.setattr(checkpoint_writer, 'SECONDS_BETWEEN_SAVES', -1.0)
   train(small_run.config(train__num_epochs=1), tmp_path)
   assert steps[-1] == 5 and len(steps) > 1
 

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from maml_jax import config as config_lib
 from maml_jax.experiment import setup
-from maml_jax.experiment.checkpoint import Checkpoint, CheckpointWriter
+from maml_jax.experiment.checkpoint import Checkpoint
+from maml_jax.experiment.checkpoint_writer import CheckpointWriter
 from maml_jax.pytorch_maml import configs, weights
 from maml_jax.types import MetaState
 from maml_jax.utils.errors import NonFiniteError, UserError
