@@ -54,10 +54,10 @@ from maml_jax.experiment import setup  # noqa: E402
 from maml_jax.experiment.task_source import train_tasks  # noqa: E402
 from maml_jax.sharding import TaskSharding  # noqa: E402
 from maml_jax.train import (  # noqa: E402
-  init_state,
   make_programs,
   may_split_queries,
 )
+from maml_jax.train_step import init_state  # noqa: E402
 from maml_jax.types import Dataset  # noqa: E402
 from maml_jax.utils.errors import UserError, check_choice  # noqa: E402
 

@@ -25,7 +25,7 @@ from maml_jax.learner import (
 )
 from maml_jax.models import make_model
 from maml_jax.sharding import make_mesh, map_tasks, one_device_per_core
-from maml_jax.train import init_state, make_train_step
+from maml_jax.train_step import init_state, make_train_step
 from maml_jax.types import Dataset
 
 MAX_STEPS = 200  # maximum number of meta-iterations per call of a train step

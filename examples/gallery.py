@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from maml_jax import data
 from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.report.style import SERIES
-from maml_jax.train import init_state, make_train_step
+from maml_jax.train_step import init_state, make_train_step
 
 
 def meta_train(learner, sample_episode, shared, *, steps, rate, tasks=8):

@@ -17,7 +17,7 @@ from maml_jax.evaluation.statistics import summarize
 from maml_jax.experiment import setup
 from maml_jax.experiment.task_source import eval_tasks, train_tasks
 from maml_jax.learner import InnerConfig, make_learner
-from maml_jax.train import init_state, make_train_step
+from maml_jax.train_step import init_state, make_train_step
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'glyphs_5w1s.py'
 

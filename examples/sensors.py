@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from maml_jax.learner import Batch, Episode, InnerConfig, Model, make_learner
-from maml_jax.train import init_state, make_train_step
+from maml_jax.train_step import init_state, make_train_step
 
 SENSORS, WIDTH, READINGS, NOISE = 8, 64, 16, 0.1
 

@@ -78,7 +78,7 @@ class MetaState(NamedTuple):
   """Everything that meta-training carries from one step to the next.
 
   It holds no random key: step i draws its tasks from `fold_in(key, i)`, with
-  the `key` of `train.make_train_step`.
+  the `key` of `train_step.make_train_step`.
 
   Attributes:
     step: [] int32, number of meta-iterations completed.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from maml_jax import train
+from maml_jax import train_step
 from maml_jax.learner import Batch, Episode, InnerConfig, make_learner
 from maml_jax.models import make_model
 from maml_jax.sharding import TaskSharding, make_mesh
@@ -44,7 +44,7 @@ def main(address: str, num_processes: str, process_id: str, file: str) -> None:
   model = make_model('convnet4', WAYS, (SIDE, SIDE, 3), norm='global', width=4)
   inner = InnerConfig(num_steps=2, encoder_lr=0.05, classifier_lr=0.1)
   learner, tx = make_learner(model, inner), optax.adam(1e-2)
-  step = train.make_train_step(
+  step = train_step.make_train_step(
     learner,
     tx,
     sample_episode,
@@ -59,7 +59,7 @@ def main(address: str, num_processes: str, process_id: str, file: str) -> None:
     is_float = jnp.issubdtype(x.dtype, jnp.floating)
     return x.astype(jnp.float64) if is_float else x
 
-  state = train.init_state(learner, tx, jax.random.key(0))
+  state = train_step.init_state(learner, tx, jax.random.key(0))
   state = sharding.replicate(jax.tree.map(to_float64, state))
   state, metrics = step(state, (), STEPS)
   if distributed.is_main_process():

@@ -17,7 +17,7 @@ LAYERS = [
   {'program', ''},
   {'fewshot', 'pytorch_maml', 'report', 'train'},
   {'evaluation'},
-  {'experiment', 'saving'},
+  {'experiment', 'saving', 'train_step'},
   {'learner', 'models', 'data', 'config', 'methods'},
   {'config_checks', 'inner_loop', 'ops', 'outer_loss', 'sharding'},
   {'config_versions', 'default_config', 'learner_config', 'types'},

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from maml_jax import config as config_lib
-from maml_jax import data, train
+from maml_jax import data, train_step
 from maml_jax.data.episodes import sample_episode
 from maml_jax.experiment import setup
 from maml_jax.inner_loop import param_labels
@@ -42,8 +42,8 @@ def trace(config):
     return sample_episode(key, dataset, **phase.shape, transform=transform)
 
   def step(key, dataset):
-    state = train.init_state(learner, tx, key)
-    run = train.make_train_step(
+    state = train_step.init_state(learner, tx, key)
+    run = train_step.make_train_step(
       learner,
       tx,
       partial(draw, phase),

@@ -35,7 +35,8 @@ from maml_jax.pytorch_maml import (
   yaml_section,
 )
 from maml_jax.pytorch_maml.__main__ import main
-from maml_jax.train import init_state, resume_state
+from maml_jax.train import resume_state
+from maml_jax.train_step import init_state
 from maml_jax.utils.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

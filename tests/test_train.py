@@ -22,10 +22,9 @@ from maml_jax.experiment import (
 from maml_jax.sharding import DeviceLayout, make_mesh, map_tasks
 from maml_jax.train import (
   CallLengthController,
-  init_state,
-  make_train_step,
   train,
 )
+from maml_jax.train_step import init_state, make_train_step
 from maml_jax.utils import signals
 from maml_jax.utils.errors import UserError
 
