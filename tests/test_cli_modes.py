@@ -11,7 +11,7 @@ import pytest
 import small_run
 from ml_collections import ConfigDict
 
-from maml_jax import cli, data, train
+from maml_jax import cli, cli_flags, data, train
 from maml_jax import config as config_lib
 from maml_jax.evaluation import evaluate, sweep
 from maml_jax.experiment import checkpoint, setup
@@ -163,11 +163,11 @@ def test_home_directory_is_expanded_in_every_path(
     '--output=~',
     '--model=~/m',
   ]
-  flags, _ = cli.parse(['--mode=adapt', *argv[:-1], '--checkpoint=~'])
+  flags, _ = cli_flags.parse(['--mode=adapt', *argv[:-1], '--checkpoint=~'])
   assert flags.query == [f'{tmp_path}/q', 'b~']
   paths = flags.support, flags.output, flags.checkpoint
   assert paths == (f'{tmp_path}/s', f'{tmp_path}', f'{tmp_path}')
-  flags, _ = cli.parse(['--mode=predict', '~/p', '--model=~/m'])
+  flags, _ = cli_flags.parse(['--mode=predict', '~/p', '--model=~/m'])
   assert (flags.paths, flags.model) == ([f'{tmp_path}/p'], f'{tmp_path}/m')
   assert checkpoint.load('~/c/four').path == exported  # train.init_from
   assert data.prepared_dir('cub', '~/d').is_relative_to(tmp_path / 'd')

@@ -22,7 +22,7 @@ import jax
 import pytest
 import small_run
 
-from maml_jax import cli, data
+from maml_jax import cli, cli_flags, data
 from maml_jax import config as config_lib
 from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.models.norm import MODES
@@ -143,8 +143,8 @@ def check_main(words):
   """Checks that modes, flags, presets and fields exist and fit together."""
   if words == ['--help']:
     return
-  flags, overrides = cli.parse(words)
-  if 'config' not in cli.MODES[flags.mode].flags:
+  flags, overrides = cli_flags.parse(words)
+  if 'config' not in cli_flags.MODES[flags.mode].flags:
     return
   # A checkpoint may be a placeholder, so a shipped one provides the config.
   source = flags.checkpoint or flags.workdir or ''
@@ -293,7 +293,7 @@ def resolve(name):
   [
     ('data.md', '| `{}` |', (*data.SPECS, *data.REGRESSIONS, *AUGMENTATIONS)),
     ('norms.md', '| `{}` |', MODES),
-    ('commands.md', '| `--mode={}` |', cli.MODES),
+    ('commands.md', '| `--mode={}` |', cli_flags.MODES),
     ('models.md', '| `examples/{}.py` |', EXAMPLES),
   ],
   ids=['data', 'norms', 'modes', 'examples'],
@@ -305,7 +305,7 @@ def test_table_is_complete(page, row, names):
 
 def test_every_flag_is_documented():
   text = (DOCS / 'commands.md').read_text()
-  flags = vars(cli.make_parser().parse_args([])).keys() - {'paths'}
+  flags = vars(cli_flags.make_parser().parse_args([])).keys() - {'paths'}
   assert [name for name in flags if f'`--{name}' not in text] == []
 
 

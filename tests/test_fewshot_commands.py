@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from PIL import Image
 
 import maml_jax
-from maml_jax import cli, data
+from maml_jax import cli, cli_flags, data
 from maml_jax.fewshot import contact_sheet
 from maml_jax.fewshot import image_folders as folders_lib
 from maml_jax.utils import console, progress
@@ -574,7 +574,7 @@ def test_help_lists_modes_flags_and_exit_codes(capsys):
     cli.main(['--help'])
   assert exit_info.value.code == 0
   out = capsys.readouterr().out
-  for name, mode in cli.MODES.items():
+  for name, mode in cli_flags.MODES.items():
     assert f'  {name:8} {mode.about}' in out
   for word in (
     '--support',

@@ -24,7 +24,7 @@ LAYERS = [
   {'utils'},
 ]
 # Modules that count as one package.
-PROGRAM = ('__main__', 'cli', 'main')
+PROGRAM = ('__main__', 'cli', 'cli_flags', 'main')
 RANK = {name: -i for i, layer in enumerate(LAYERS) for name in layer}
 
 # Third-party packages that only some parts of the package may import.

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import png
 
-from maml_jax import cli, data
+from maml_jax import cli_flags, data
 from maml_jax import config as config_lib
 from maml_jax.data import records, safe_pickle, store
 from maml_jax.data.datasets import mini_imagenet
@@ -743,7 +743,7 @@ def test_every_integer_field_has_bounds():
 )
 def test_any_command_line_is_parsed_or_raises_user_error(words):
   with contextlib.suppress(UserError):
-    cli.parse([word for word in words if word not in ('-h', '--help')])
+    cli_flags.parse([word for word in words if word not in ('-h', '--help')])
 
 
 # Loading without running code
