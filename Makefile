@@ -28,16 +28,16 @@ demo: .venv/installed
 	.venv/bin/python main.py --config=glyphs_5w1s --mode=demo $(ARGS)
 
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 -m 'not slow' $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 test-all: .venv/installed
-	.venv/bin/python -m pytest -n 2 $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-training: .venv/installed
 	.venv/bin/python -m pytest -rA tests/check_training.py $(ARGS)
 
 test-methods: .venv/installed
-	.venv/bin/python -m pytest -n 2 tests/check_methods.py $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist worksteal tests/check_methods.py $(ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -15,7 +15,7 @@ from studies import soak
 
 pytestmark = pytest.mark.slow
 
-INTERRUPTIONS = 20
+INTERRUPTIONS = 12
 SEED = 0
 
 

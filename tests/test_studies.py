@@ -78,7 +78,7 @@ def test_own_images_are_disjoint_and_scored_per_draw(monkeypatch):
       rows = query[:, 0, 0, 0]
       assert not set(rows) & set(self.support)
       assert len(set(rows)) == 75 and len(set(self.support)) == 25
-      return np.where(np.arange(75) % 4 == 0, -1, rows // 30)
+      return np.where(np.arange(75) % 4 == 0, -1, np.int32(rows // 30))
 
   monkeypatch.setattr(own_images.maml_jax, 'load', lambda path: Learner())
   values = list(own_images.measure('checkpoint', dataset, range(3)))
