@@ -67,6 +67,7 @@ __all__ = [
   'LoopContext',
   'init_state',
   'make_programs',
+  'make_tasks',
   'make_train_step',
   'may_split_queries',
   'resume_state',
@@ -305,7 +306,7 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
     config, split_queries=may_split_queries(config)
   )
   val = setup.val_phase(config)
-  tasks, make_learner = _make_tasks(config, sharding)
+  tasks, make_learner = make_tasks(config, sharding)
   validate = phase_evaluator(config, val, config.val.num_tasks, sharding)
   learner = make_learner()
   tx = setup.make_outer_optimizer(config)
@@ -341,7 +342,9 @@ def may_split_queries(config: ConfigDict) -> bool:
   return config.outer.gradient != 'implicit'
 
 
-def _make_tasks(config, sharding) -> tuple[TrainTasks, Callable]:
+def make_tasks(
+  config: ConfigDict, sharding: TaskSharding
+) -> tuple[TrainTasks, Callable]:
   """Returns what is trained on, and `make_learner(outer=None)`."""
   if config.train.objective == 'classes':
     tasks, num_classes = class_batches(config, sharding)

@@ -31,9 +31,8 @@ import numpy as np
 from maml_jax import train
 from maml_jax.evaluation import evaluate, results, sweep
 from maml_jax.evaluation.statistics import mean_interval
-from maml_jax.experiment import setup, task_source
+from maml_jax.experiment import setup
 from maml_jax.experiment.metrics_log import read_records
-from maml_jax.experiment.pretraining import pretraining_learner
 from maml_jax.utils.errors import UserError
 from studies import family_tables
 from studies.family_cells import Cell, Store, make_cells, pack_counts
@@ -129,13 +128,7 @@ def temporary_megabytes(config) -> float:
   """Returns the temporary memory of a meta-iteration on each device."""
   splits = train.may_split_queries(config)
   sharding = setup.train_sharding(config, split_queries=splits)
-  if config.train.objective == 'classes':
-    tasks, num_classes = task_source.class_batches(config, sharding)
-    make_learner = lambda outer=None: pretraining_learner(config, num_classes)  # noqa: E731
-  else:
-    tasks = task_source.train_tasks(config, sharding)
-    phase = setup.train_phase(config)
-    make_learner = partial(setup.phase_learner, config, phase)
+  tasks, make_learner = train.make_tasks(config, sharding)
   tx = setup.make_outer_optimizer(config)
   with setup.matmul_precision(config):
     programs = train.make_programs(config, make_learner, tx, tasks, sharding)
@@ -154,7 +147,7 @@ def _norms(config) -> dict[str, str]:
 
 def _evaluate_method(method: str, config, run_dir: pathlib.Path) -> dict:
   """Evaluates both protocols, before and after adaptation."""
-  own, row, curve = config.eval.num_steps, {}, {}
+  own, row, result = config.eval.num_steps, {}, {}
   for protocol, norm in _norms(config).items():
     steps = {0, own}
     if METHODS[method].more_steps and protocol == 'transductive':
@@ -166,10 +159,11 @@ def _evaluate_method(method: str, config, run_dir: pathlib.Path) -> dict:
     accuracy = dict(zip(sorted(steps), arrays['accuracy'], strict=True))
     row[protocol] = _summarize(config, norm, accuracy[own])
     row[protocol]['before'] = float(accuracy[0].mean(dtype=np.float64))
-    curve[protocol] = {
-      k: float(x.mean(dtype=np.float64)) for k, x in accuracy.items()
-    }
-  return {'rows': {method: row}, 'steps': curve['transductive']}
+    if protocol == 'transductive':
+      result['steps'] = {
+        k: float(x.mean(dtype=np.float64)) for k, x in accuracy.items()
+      }
+  return {'rows': {method: row}} | result
 
 
 def _evaluate_pretrained(config, run_dir: pathlib.Path) -> dict:
