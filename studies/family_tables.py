@@ -249,10 +249,11 @@ def _draw_panel(axes, rows: list[Row]) -> None:
   style_axes(axes)
   rows = rows[::-1]  # the first one at the top
   y = np.arange(len(rows))
-  for protocol, marker, color in zip(PROTOCOLS, 'os', SERIES, strict=False):
+  styles = zip(PROTOCOLS, 'os', SERIES, (0.15, -0.15), strict=False)
+  for protocol, marker, color, offset in styles:
     axes.errorbar(
       [_mean(row, protocol) for row in rows],
-      y,
+      y + offset,
       xerr=[accuracy_interval(row, protocol) for row in rows],
       fmt=marker,
       color=color,
