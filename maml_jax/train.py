@@ -62,6 +62,7 @@ __all__ = [
   'CallLengthController',
   'LoopContext',
   'make_programs',
+  'make_tasks',
   'may_split_queries',
   'resume_state',
   'run_epoch',
@@ -176,7 +177,7 @@ def _set_up(config, workdir, stop, stack) -> tuple[LoopContext, MetaState]:
     config, split_queries=may_split_queries(config)
   )
   val = setup.val_phase(config)
-  tasks, make_learner = _make_tasks(config, sharding)
+  tasks, make_learner = make_tasks(config, sharding)
   validate = phase_evaluator(config, val, config.val.num_tasks, sharding)
   learner = make_learner()
   tx = setup.make_outer_optimizer(config)
@@ -212,7 +213,9 @@ def may_split_queries(config: ConfigDict) -> bool:
   return config.outer.gradient != 'implicit'
 
 
-def _make_tasks(config, sharding) -> tuple[TrainTasks, Callable]:
+def make_tasks(
+  config: ConfigDict, sharding: TaskSharding
+) -> tuple[TrainTasks, Callable]:
   """Returns what is trained on, and `make_learner(outer=None)`."""
   if config.train.objective == 'classes':
     tasks, num_classes = class_batches(config, sharding)

@@ -9,7 +9,9 @@ from maml_jax import train
 from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment import setup
 from maml_jax.types import Dataset
-from studies import own_images, precision
+from studies import family, family_tables, own_images, precision
+from studies.family_cells import Cell, Store, make_cells, pack_counts
+from studies.family_methods import METHODS, read_config
 
 FLAGS = '--seeds 3 4 --iterations 7 --num_tasks 5 --config.task.queries=2'
 
@@ -85,3 +87,115 @@ def test_own_images_are_disjoint_and_scored_per_draw(monkeypatch):
   assert values == [56 / 75] * 3
   first, second = (own_images.draw(dataset, seed)[2] for seed in (0, 1))
   assert first.tolist() != second.tolist()
+
+
+def make_cell(method, seed, right, **fields):
+  """Returns a cell of `studies.family`; `right` are counts of 10 queries."""
+  row = {
+    'norm': 'batch',
+    'accuracy': 0.0,
+    'interval': 0.0,
+    'queries': 10,
+    'right': pack_counts(np.array(right)),
+    'before': 0.05,
+  }
+  result = {
+    'rate': 0.1,
+    'num_steps': 5,
+    'classes': {'train': 60, 'val': 20, 'test': 30},
+    'seconds_per_iteration': 0.25,
+    'megabytes': 12.3,
+    'rows': {method: {'transductive': row, 'inductive': row}},
+    'steps': {'0': 0.05, '5': 0.5},
+    'seconds': 100.0,
+    'commit': 'abc',
+    'jax': '0.10',
+    'processor': 'CPU',
+    'cores': 2,
+  }
+  return Cell('glyphs', method, seed, 'run'), result | fields
+
+
+def test_family_differences_are_paired_over_tasks_and_over_seeds():
+  cells = dict(
+    [
+      make_cell('maml', 0, [1, 4, 7, 9]),
+      make_cell('maml', 1, [2, 4, 8, 8]),
+      make_cell('anil', 0, [2, 5, 9, 10]),
+      make_cell('anil', 1, [2, 5, 9, 8]),
+      make_cell('anil', 2, [10, 10, 10, 10]),
+    ]
+  )
+  rows = family_tables.make_rows(cells, 'glyphs')
+  assert [row.name for row in rows] == ['anil', 'maml']
+  found = family_tables.difference(rows[0], 'inductive')
+  assert found is not None
+  over_tasks = mean_interval(np.array([0.5, 1, 1.5, 0.5]) / 10)
+  over_seeds = mean_interval(np.array([1.25, 0.5]) / 10)
+  np.testing.assert_allclose(found, (*over_tasks, over_seeds[1]))
+
+
+def test_family_tables_state_missing_cells():
+  missing = Cell('glyphs', 'maml', 1, 'run')
+  cells = dict([make_cell('maml', 0, [5, 5, 5])]) | {missing: None}
+  text = family_tables.markdown(cells)
+  line = '| MAML | 0.1 | 5 | 50.0 ± 0.0 |  | 50.0 ± 0.0 |  | 5.0 | 0.25 | 12 |'
+  assert line in text
+  assert text.endswith('missing: glyphs-maml-seed1.')
+
+
+def test_family_methods_share_encoder_tasks_and_iterations():
+  shared = {}
+  for cell in make_cells(['glyphs'], METHODS, [0]):
+    if cell.stage == 'run':
+      config = read_config(cell.dataset, cell.method, cell.seed, 0.2)
+      shared[cell.method] = (
+        config.model.encoder,
+        config.task.ways,
+        config.task.shots + config.task.queries,
+        (config.eval.ways, config.eval.shots, config.eval.queries),
+        config.train.meta_batch_size,
+        config.train.num_epochs * config.train.steps_per_epoch,
+      )
+  assert len(shared) == len(METHODS) - 1  # one is for Omniglot only
+  assert set(shared.values()) == {('convnet4', 20, 6, (20, 1, 5), 4, 1000)}
+
+
+def test_family_cells_are_breadth_first_and_tuned_once():
+  cells = list(
+    make_cells(['glyphs', 'omniglot'], ['maml', 'proto_net'], [0, 1])
+  )
+  assert [cell.name for cell in cells[:4]] == [
+    'glyphs-maml-tune',
+    'glyphs-maml-seed0',
+    'glyphs-proto_net-seed0',
+    'omniglot-maml-tune',
+  ]
+  assert [cell.name for cell in cells[6:8]] == [
+    'glyphs-maml-seed1',
+    'glyphs-proto_net-seed1',
+  ]
+
+
+def test_family_cells_of_other_settings_are_missing(tmp_path):
+  store = Store(tmp_path, quick=True)
+  cell = Cell('glyphs', 'maml', 0, 'tune')
+  store.write(cell, {'rate': 0.1, 'seconds': 1.0})
+  assert store.read(cell)
+  run = cell._replace(stage='run')
+  store.write(run, {'seconds': 2.0})
+  assert store.read(run)
+  store.write(cell, {'rate': 0.4, 'seconds': 1.0})
+  assert store.read(run) is None
+  assert Store(tmp_path, quick=False).read(cell) is None
+
+
+@pytest.mark.slow
+def test_family_runs_resumes_and_draws(monkeypatch, tmp_path, capsys):
+  flags = ['--quick', f'--workdir={tmp_path}', '--only', 'maml', 'pretrain']
+  assert family.main(flags) == 0
+  assert 'Pre-trained, SimpleShot' in capsys.readouterr().out
+  figure = tmp_path / 'quick' / 'family.png'
+  assert figure.read_bytes().startswith(b'\x89PNG')
+  monkeypatch.setattr(family, 'run_cell', None)
+  assert family.main(flags) == 0
