@@ -34,6 +34,8 @@ OWNERS = {
   'etils': ('experiment.checkpoint',),
   'flax': ('models',),
   'gradio': ('fewshot.app',),
+  'jinja2': ('report',),
+  'markupsafe': ('report',),
   'matplotlib': ('report',),
   'orbax': ('experiment.checkpoint',),
   'tensorboardX': ('experiment.tensorboard',),

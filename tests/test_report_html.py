@@ -621,7 +621,7 @@ def test_names_and_titles_are_escaped_but_markup_is_not(tmp_path, single_page):
   for text in ('a < b & "c"', 'x < y', 'a <b>', 'not escaped', 'Findings'):
     assert text in found.text
   order = [a['id'] for _, a in found.elements if 'id' in a]
-  assert order.index('extra') < order.index('part1')
+  assert order.index('extra') < order.index('part0')
   assert 'class <1>' in Page(single_page.read_text()).text
 
 

@@ -92,12 +92,11 @@ def write_report(
     writer = FigureWriter(path.with_name(f'{path.stem}_pictures'))
     environment = _environment(writer)
     macros = environment.get_template('sections.html').module
-    sections = []
-    if first_section:
-      sections.append((first_section.name, macros.custom(first_section)))
-    for macro, name in SECTIONS.items():
-      sections.append((name, getattr(macros, macro)(groups)))
-    html = environment.get_template('report.html').render(
+    sections = [
+      (name, getattr(macros, macro)(groups)) for macro, name in SECTIONS.items()
+    ]
+    html = environment.get_template('page.html').render(
+      first_section=first_section,
       title=title or ', '.join(group.name for group in groups),
       sections=[part for part in sections if part[1].strip()],
       palette=style.PALETTE,

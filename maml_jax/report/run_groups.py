@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maml_jax.experiment.metrics import primary_metric
 from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS
 from maml_jax.report.runs import CELL_FIELDS, Evaluation, Run
 from maml_jax.report.statistics import combine_seeds
@@ -61,7 +62,7 @@ class EvaluationGroup(NamedTuple):
   @property
   def metric(self) -> str:
     """The primary metric: 'accuracy' or, for regression, 'loss'."""
-    return self.evaluations[0].metric
+    return primary_metric(self.result)
 
   @property
   def mean(self) -> tuple[float, float | None]:
@@ -171,20 +172,23 @@ def main_evaluations(run_groups: Sequence[RunGroup]) -> list[EvaluationGroup]:
   the most seeds, otherwise the evaluation of each group with the most seeds;
   the newest one if several have the same number of seeds.
   """
+
+  def num_seeds(groups):
+    return sum(len(group.evaluations) for group in groups)
+
   lists = [g.evaluation_groups for g in run_groups if g.evaluation_groups]
   by_setup = [
     {_setup_key(e.evaluations[0]): e for e in reversed(groups)}
     for groups in lists
   ]
-  setups = [_setup_key(e.evaluations[0]) for e in (lists[0] if lists else ())]
   shared = [
     [known[setup] for known in by_setup]
-    for setup in setups
+    for setup in (_setup_key(e.evaluations[0]) for e in sum(lists[:1], []))
     if all(setup in known for known in by_setup)
   ]
   if shared:
-    return max(shared, key=lambda es: sum(len(e.evaluations) for e in es))
-  return [max(found, key=lambda e: len(e.evaluations)) for found in lists]
+    return max(shared, key=num_seeds)
+  return [max(found, key=lambda e: num_seeds([e])) for found in lists]
 
 
 def first_evaluations_with(

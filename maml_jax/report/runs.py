@@ -16,7 +16,7 @@ import numpy as np
 
 from maml_jax import config as config_lib
 from maml_jax.config_versions import RENAMED_AUGMENTATIONS
-from maml_jax.experiment import metrics, metrics_log
+from maml_jax.experiment import metrics_log
 from maml_jax.utils.errors import UserError
 
 __all__ = ['CELL_FIELDS', 'Evaluation', 'Run', 'read_run']
@@ -36,6 +36,9 @@ RENAMED_KEYS = {'at_chance_by_luck': 'expected_at_chance'}
 RENAMED_BASELINES = {'nearest_mean': 'nearest_centroid'}
 
 
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
 class Evaluation(NamedTuple):
   """The content of WORKDIR/eval/NAME.json and NAME.npz.
 
@@ -48,11 +51,6 @@ class Evaluation(NamedTuple):
   path: pathlib.Path
   result: dict
   arrays: dict[str, np.ndarray]
-
-  @property
-  def metric(self) -> str:
-    """The primary metric: 'accuracy' or, for regression, 'loss'."""
-    return metrics.primary_metric(self.result)
 
 
 class Run(NamedTuple):
@@ -87,9 +85,8 @@ def read_run(workdir: str | os.PathLike) -> Run:
   path, notes = pathlib.Path(workdir), []
   if not path.is_dir():
     raise UserError(f'workdir {path} does not exist')
-  files = sorted(
-    path.glob('eval/*.json'), key=lambda f: (-f.stat().st_mtime, f.name)
-  )
+  files = path.glob('eval/*.json')
+  files = sorted(files, key=lambda f: (-f.stat().st_mtime, f.name))
   found = [e for file in files if (e := _read_evaluation(file, notes))]
   found.sort(key=lambda e: e.result.get('data_root') is not None)
   records = [
@@ -104,9 +101,9 @@ def read_run(workdir: str | os.PathLike) -> Run:
     )
   config = _read_config(path, found)
   seed = config.get('seed', found[0].result.get('seed') if found else None)
-  grids = [e for e in found if e.result['kind'] == 'grid']
-  evaluations = [e for e in found if e.result['kind'] == 'tasks']
-  return Run(path, seed, config, records, evaluations, grids, notes)
+  kinds = ('tasks', 'grid')
+  by_kind = ([e for e in found if e.result['kind'] == kind] for kind in kinds)
+  return Run(path, seed, config, records, *by_kind, notes)
 
 
 def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
@@ -125,13 +122,7 @@ def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
       return Evaluation(file, result, dict(arrays))
   except FileNotFoundError:
     notes.append(f'No figures per task: {npz} is missing.')
-  except (
-    OSError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except UNREADABLE as error:
     notes.append(f'No figures per task: cannot read {npz} ({error}).')
   return Evaluation(file, result, {})
 

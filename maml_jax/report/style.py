@@ -6,6 +6,8 @@ which color-blind readers can distinguish, darkened where they are too pale for
 lines on white. No information is given by color alone.
 """
 
+from typing import Any
+
 __all__ = ['INK', 'LINE', 'MUTED', 'PALETTE', 'RC', 'SERIES', 'line_style']
 
 # name -> (light, dark)
@@ -27,7 +29,7 @@ SERIES = [light for name, (light, _) in PALETTE.items() if 'series' in name]
 DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
 
 # For `matplotlib.rc_context`.
-RC = {
+RC: Any = {
   'axes.axisbelow': True,
   'axes.edgecolor': LINE,
   'axes.facecolor': 'none',

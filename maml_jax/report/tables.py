@@ -19,7 +19,6 @@ from maml_jax.inner_loop import flatten, split_learned
 from maml_jax.report import formatting, statistics
 from maml_jax.report.figures import USUAL_NUM_TASKS, scale_to_unit
 from maml_jax.report.formatting import (
-  describe_data,
   describe_setup,
   format_difference,
   format_margin,
@@ -46,7 +45,6 @@ __all__ = [
   'compare_baselines',
   'compare_runs',
   'describe_curve',
-  'evaluation_row',
   'extreme_tasks',
   'fitted_curves',
   'format_steps',
@@ -112,29 +110,11 @@ def precisions(groups: Sequence[EvaluationGroup]) -> list[dict]:
 
 
 def _precision(group: EvaluationGroup) -> dict:
-  """Returns a text, a row that summarizes it, and a row for each first n."""
+  """Returns margins of the mean, and the means of the first n tasks."""
   metric, values, usual = group.metric, group.task_means(), USUAL_NUM_TASKS
   total, deviation = len(values), values.std(ddof=1)
   half_width = 1.96 * deviation  # of a single task
-  margin, usual_margin = (half_width / n**0.5 for n in (total, usual))
-  needed = format_number(metric, half_width * (2 / usual) ** 0.5)
-  text = (
-    f'{group.name}. The standard deviation over tasks is '
-    f'{format_number(metric, deviation)}, so the 95 % margin of a mean over '
-    f'{usual} tasks is {format_margin(metric, usual_margin)}'
-  )
-  if total != usual:
-    text += f', and of these {total:,} tasks {format_margin(metric, margin)}'
-  text += (
-    f'. Two learners, evaluated on different sets of {usual} tasks, differ '
-    f'significantly if their means are at least {needed} apart'
-  )
   goal = 0.005 if metric == 'accuracy' else 0.05 * abs(values.mean())
-  if goal and deviation:
-    text += (
-      f'; a margin of {format_margin(metric, goal)} needs '
-      f'{(half_width / goal) ** 2:,.0f} tasks'
-    )
 
   def difference(n):
     if n >= total:
@@ -142,19 +122,23 @@ def _precision(group: EvaluationGroup) -> dict:
     mean, margin = prefix_difference(values, n)
     return [format_difference(metric, mean), format_margin(metric, margin)]
 
-  numbers = (deviation, usual_margin, margin)
-  row = [group.name, *(format_number(metric, x) for x in numbers)]
-  row.insert(3, f'{total:,}')
   counts = sorted({n for n in PREFIXES if n < total} | {total})
-  rows = [
-    [
-      f'{n:,}',
-      format_number(metric, *mean_interval(values[:n])),
-      *difference(n),
-    ]
-    for n in counts
-  ]
-  return {'text': f'{text}.', 'summary': row + difference(usual), 'rows': rows}
+  means = {n: mean_interval(values[:n]) for n in counts}
+  return {
+    'group': group,
+    'total': total,
+    'deviation': deviation,
+    'margin': half_width / total**0.5,
+    'usual_margin': half_width / usual**0.5,
+    'needed': half_width * (2 / usual) ** 0.5,
+    'goal': goal,
+    'tasks_for_goal': (half_width / goal) ** 2 if goal else 0,
+    'usual_difference': difference(usual),
+    'rows': [
+      [f'{n:,}', format_number(metric, *mean), *difference(n)]
+      for n, mean in means.items()
+    ],
+  }
 
 
 def all_grids(run_groups: Sequence[RunGroup]) -> list[dict]:
@@ -173,6 +157,7 @@ def _grid(group: EvaluationGroup, figure: str) -> dict:
     cells.setdefault(_cell_key(cell), []).append(cell)
   first = next(iter(cells.values()))[0]
   metric, base = metrics.primary_metric(first), group.result.get('base')
+  base = _cell_key(base) if base else None
   labels = {  # of the rows, in order of appearance
     key[:2]: (
       format_norm(seeds[0]['norm']),
@@ -187,9 +172,7 @@ def _grid(group: EvaluationGroup, figure: str) -> dict:
   table = [[values.get(key, [np.nan])[0] for key in row] for row in keys]
   rows = [
     [
-      _cell(cells[key], metric, shade, base and key == _cell_key(base))
-      if key in cells
-      else {}
+      _cell(cells[key], metric, shade, key == base) if key in cells else {}
       for key, shade in zip(*row, strict=True)
     ]
     for row in zip(keys, scale_to_unit(table), strict=True)
@@ -374,7 +357,7 @@ def _confusions(confused, possible, names: Sequence[str]) -> list[Row]:
       f'{confused[a, b]} of {possible[a, b]}',
       format_share(confused[a, b] / possible[a, b]),
     ]
-    for a, b in np.transpose(np.unravel_index(order, counts.shape))
+    for a, b in np.stack(np.unravel_index(order, counts.shape), 1).tolist()
     if counts[a, b]
   ]
 
@@ -425,24 +408,6 @@ def format_steps(results: Sequence[dict]) -> str:
   """Returns the steps of the checkpoints; one if all are equal."""
   steps = [f'{r["step"]:,}' for r in results if 'step' in r]
   return ', '.join(steps if len({*steps}) > 1 else steps[:1]) or '?'
-
-
-def evaluation_row(run_group: RunGroup, group: EvaluationGroup) -> Row:
-  """Returns the row of an evaluation in the table of all evaluations."""
-  result, metric = group.result, group.metric
-  median, at_chance = group.average('median'), group.average('at_chance')
-  return [
-    run_group.name,
-    f'{describe_data(result)}, {formatting.describe_task(result)}',
-    formatting.protocol_tag(result),
-    result['queries'],
-    result['num_steps'],
-    format_norm(result['norm']) if metric == 'accuracy' else '–',
-    f'{result["num_tasks"]:,}',
-    format_number(metric, *group.mean),
-    '–' if median is None else format_number(metric, median),
-    '–' if at_chance is None else format_share(at_chance),
-  ]
 
 
 def missing_results(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:

@@ -58,7 +58,8 @@ def draw_episode(
   # The unit is the width of an image; x = 0 is the first support image, and y
   # grows downwards.
   width, height = left + start + queries + 0.1, ROW_HEIGHT * len(rows[0])
-  figure = Figure(figsize=(width, height + 1.15), dpi=150, layout='none')
+  figure = Figure(figsize=(width, height + 1.15), dpi=150)
+  figure.set_layout_engine('none')
   axes = figure.add_axes((0, 0, 1, 1))
   axes.set(xlim=(-left, width - left), ylim=(height, -1.15))
   axes.axis('off')
