@@ -98,17 +98,7 @@ def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
 def plot_regression(
   path: str | os.PathLike, config, saved: Checkpoint, num_tasks: int = 4
 ) -> pathlib.Path:
-  """Draws curves fitted to the first tasks of an evaluation.
-
-  Args:
-    path: the image to write.
-    config: the config of a regression.
-    saved: a checkpoint of it.
-    num_tasks: number of tasks.
-
-  Returns:
-    The path.
-  """
+  """Writes an image of `task_plots.draw_regression`, and returns its path."""
   draw_regression(config, saved, num_tasks).savefig(path)
   return pathlib.Path(path)
 
@@ -119,16 +109,13 @@ def plot_episode(
   logits: Array,
   class_names: Sequence[str] = (),
 ) -> pathlib.Path:
-  """Draws one task with its predictions; see `draw_episode`.
+  """Writes an image of one task, and returns its path.
 
   Args:
     path: the image to write.
-    episode: images [N, H, W, C], C = 1 or 3, in any range; labels 0..W-1.
+    episode: see `task_plots.draw_episode`.
     logits: [N, W] for the query images.
-    class_names: W names, drawn next to the letters A, B, ...
-
-  Returns:
-    The path.
+    class_names: see `task_plots.draw_episode`.
   """
   scores = np.asarray(logits)
   probability = softmax(scores, axis=-1).max(-1)
@@ -170,20 +157,14 @@ def _adapt_to_first_task(
 
 def _plot_train(axes, records: list[dict], name: str) -> None:
   """Plots all records in a pale color and their moving average on top."""
-  step = np.array([r['step'] for r in records])
-  value = np.array([r[name] for r in records])
+  step, value = (np.array([r[key] for r in records]) for key in ('step', name))
   axes.plot(step, value, color=GRAY, alpha=0.25, linewidth=0.8)
   half = len(value) // 50
   window = np.full(2 * half + 1, 1 / (2 * half + 1))
   if records:
+    label = 'training tasks' + ', smoothed' * bool(half)
     mean = np.convolve(value, window, 'valid')
-    axes.plot(
-      step[half : len(step) - half],
-      mean,
-      color=GRAY,
-      linewidth=1.6,
-      label='training tasks' + ', smoothed' * bool(half),
-    )
+    axes.plot(step[half : len(step) - half], mean, color=GRAY, label=label)
 
 
 def _plot_val(axes, records: list[dict], name: str, is_primary: bool) -> None:

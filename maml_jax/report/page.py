@@ -24,23 +24,6 @@ from maml_jax.utils.files import oserror_as_user_error, write_text
 
 __all__ = ['TableSection', 'write_report']
 
-# A macro of templates/sections.html -> its name in the navigation.
-SECTIONS = {
-  'summary': 'Summary',
-  'single_tasks': 'Results per task',
-  'grids': 'Grid',
-  'baselines': 'Baselines',
-  'adaptation': 'Adaptation',
-  'learning': 'Learning curves',
-  'learned_rates': 'Learned rates',
-  'classes': 'Classes',
-  'best_and_worst': 'Best and worst tasks',
-  'regressions': 'Fitted curves',
-  'evaluations': 'All evaluations',
-  'missing': 'Missing results',
-  'provenance': 'Provenance',
-}
-
 
 class TableSection(NamedTuple):
   """A table; its name in the navigation, and the text above it.
@@ -92,9 +75,7 @@ def write_report(
     writer = FigureWriter(path.with_name(f'{path.stem}_pictures'))
     environment = _environment(writer)
     macros = environment.get_template('sections.html').module
-    sections = [
-      (name, getattr(macros, macro)(groups)) for macro, name in SECTIONS.items()
-    ]
+    sections = [(name, f(groups)) for name, f in macros.SECTIONS]
     html = environment.get_template('page.html').render(
       first_section=first_section,
       title=title or ', '.join(group.name for group in groups),

@@ -15,6 +15,7 @@ from maml_jax.evaluation.statistics import (
   prefix_difference,
 )
 from maml_jax.experiment import checkpoint, metrics
+from maml_jax.experiment.checkpoint import Checkpoint
 from maml_jax.inner_loop import flatten, split_learned
 from maml_jax.report import formatting, statistics
 from maml_jax.report.figures import USUAL_NUM_TASKS, scale_to_unit
@@ -260,21 +261,19 @@ def rate_tables(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
     `figures.plot_heat_map`, or the reason why there are none.
   """
   for group in run_groups:
-    run = group.runs[0]
-    is_alfa = run.config.get('inner.rule') == 'alfa'
-    if not is_alfa and run.config.get('inner.learn_lr', 'none') == 'none':
+    config = group.runs[0].config
+    is_alfa = config.get('inner.rule') == 'alfa'
+    if not is_alfa and config.get('inner.learn_lr', 'none') == 'none':
       continue
-    try:
-      saved = checkpoint.load(run.path)
-    except UserError as error:
-      yield group, None, str(error)
+    saved, error = _load_checkpoint(group)
+    if saved is None:
+      yield group, None, error
       continue
-    per_step = is_alfa or 'lr' in run.config['inner.per_step']
+    per_step = is_alfa or 'lr' in config['inner.per_step']
     rows, values = rate_table(saved.params, per_step=per_step)
-    columns = ['every step']
-    if per_step:
-      columns = [f'step {k + 1}' for k in range(values.shape[1])]
+    columns = [f'step {k + 1}' for k in range(values.shape[1])]
     texts = [[f'{x:.3g}' for x in row] for row in values]
+    columns = columns if per_step else ['every step']
     yield group, saved.step, (columns, rows, values, texts)
 
 
@@ -302,15 +301,20 @@ def rate_table(params, *, per_step: bool) -> tuple[list[str], np.ndarray]:
 def fitted_curves(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
   """Yields each regression with a figure, or the reason why there is none."""
   for group in run_groups:
-    run = group.runs[0]
-    if run.config.get('data.name') not in data.REGRESSIONS:
-      continue
-    try:
-      saved = checkpoint.load(run.path)
-    except UserError as error:
-      yield group, str(error)
-      continue
-    yield group, draw_regression(saved.config, saved, 3, columns=1, width=6)
+    if group.runs[0].config.get('data.name') in data.REGRESSIONS:
+      saved, error = _load_checkpoint(group)
+      if saved is None:
+        yield group, error
+      else:
+        yield group, draw_regression(saved.config, saved, 3, 1, width=6)
+
+
+def _load_checkpoint(group: RunGroup) -> tuple[Checkpoint | None, str]:
+  """Returns the checkpoint of the first run, or None and the reason."""
+  try:
+    return checkpoint.load(group.path), ''
+  except UserError as error:
+    return None, str(error)
 
 
 def classes_of(group: EvaluationGroup) -> dict:

@@ -96,7 +96,6 @@ def draw_regression(
   config,
   saved: Checkpoint,
   num_tasks: int,
-  *,
   columns: int = 2,
   width: float = 11.0,
 ) -> Figure:
