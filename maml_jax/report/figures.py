@@ -132,33 +132,21 @@ def plot_adaptation(
   """
   figure, axes = _axes(f'{name.capitalize()} during adaptation', 'inner steps')
   for group in groups:
-    curves = [result.get('curve') or {} for result in group.results]
-    curves = [
-      c
-      for c in curves
-      if all(name in c.get(part, ()) for part in ('query', 'support'))
-    ]
+    curves = [r['curve'] for r in group.results if r.get('curve')]
+    curves = [c for c in curves if name in c['query'] and name in c['support']]
     if len({len(c['query'][name]) for c in curves}) != 1:
       continue
     color = line_style(group.number)['color']
-    for part, dashes, face in (
-      ('query', '-', color),
-      ('support', (0, (4, 1.5)), 'none'),
-    ):
+    lines = ('query', '-', color), ('support', (0, (4, 1.5)), 'none')
+    for part, dashes, face in lines:
       values = np.array([c[part][name] for c in curves])
       low, high = values.min(0), values.max(0)
       if part == 'query' and len(values) == 1:
         low, high = _adaptation_interval(group, name)
       axes.fill_between(range(len(low)), low, high, color=color, **BAND)
-      axes.plot(
-        values.mean(0),
-        'o',
-        color=color,
-        linestyle=dashes,
-        markersize=3.5,
-        markerfacecolor=face,
-        label=f'{group.name}, {part}',
-      )
+      style = {'color': color, 'linestyle': dashes, 'markerfacecolor': face}
+      label = f'{group.name}, {part}'
+      axes.plot(values.mean(0), 'o', markersize=3.5, label=label, **style)
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   if name == 'accuracy':
     _plot_chance(axes.axhline, groups)
@@ -178,14 +166,8 @@ def plot_differences(
   """
   figure, axes = _axes('', xlabel, size=(6, 1 + 0.4 * len(rows)))
   names, differences, half_widths = zip(*rows, strict=True)
-  axes.errorbar(
-    differences,
-    names,
-    xerr=_finite(half_widths),
-    fmt='o',
-    color=line_style(0)['color'],
-    capsize=3,
-  )
+  style = {'fmt': 'o', 'color': line_style(0)['color'], 'capsize': 3}
+  axes.errorbar(differences, names, xerr=_finite(half_widths), **style)
   axes.axvline(0, color=INK, linewidth=1)
   axes.tick_params(axis='y', labelcolor=INK)
   axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -218,14 +200,10 @@ def plot_learning_curves(
     if val:
       step, value, low, high = val
       axes.fill_between(step, low, high, color=style['color'], **BAND)
-      axes.plot(
-        step,
-        value,
-        marker='o' if len(step) < MAX_MARKED_POINTS else None,
-        markersize=3.5,
-        label=f'{group.name}, validation',
-        **style,
-      )
+      label = f'{group.name}, validation'
+      marker = 'o' if len(step) < MAX_MARKED_POINTS else None
+      points = {'marker': marker, 'markersize': 3.5}
+      axes.plot(step, value, label=label, **points, **style)
       best = (np.argmax if name == 'accuracy' else np.argmin)(value)
       star = {'color': style['color'], 'markersize': 11}
       axes.plot(step[best], value[best], '*', **star)

@@ -4,8 +4,8 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ __all__ = [
   'main_evaluations',
 ]
 
+T = TypeVar('T')
+
 # Config fields in which the runs of a group may differ.
 SEED_IGNORED_FIELDS = (
   'seed',
@@ -37,16 +39,10 @@ SETUP_FIELDS = (
 
 
 class EvaluationGroup(NamedTuple):
-  """Evaluations with the same setup, of the runs of one group.
+  """Evaluations with the same setup, one per seed, of the runs of one group."""
 
-  Attributes:
-    name: the name of the run group, with the number of seeds.
-    number: the number of the run group, which determines color and dashes.
-    evaluations: one per seed.
-  """
-
-  name: str
-  number: int
+  name: str  # of the run group, with the number of seeds
+  number: int  # of the run group, which determines color and dashes
   evaluations: list[Evaluation]
 
   @property
@@ -91,16 +87,10 @@ class EvaluationGroup(NamedTuple):
 
 
 class RunGroup(NamedTuple):
-  """Runs that differ only in the seed.
+  """Runs that differ only in the seed, one per seed."""
 
-  Attributes:
-    name: unique among the groups.
-    number: index of the group, which determines its color.
-    runs: one per seed.
-  """
-
-  name: str
-  number: int
+  name: str  # unique among the groups
+  number: int  # index of the group, which determines color and dashes
   runs: list[Run]
 
   @property
@@ -135,15 +125,12 @@ class RunGroup(NamedTuple):
     earlier checkpoint, is grouped with the second ones of the other seeds.
     """
     groups, count = [], len(self.runs)
-    pairs = [(i, e) for i, found in enumerate(lists) for e in found]
-    for found in _group_unique(
-      pairs, lambda pair: _setup_key(pair[1]), lambda pair: pair[0]
-    ):
+    items = [(_setup_key(e), i, e) for i, es in enumerate(lists) for e in es]
+    for found in _group_unique(items):
       name = self.name
       if len(found) < count:
         name = name.replace(f'({count} ', f'({len(found)} of {count} ')
-      evaluations = [evaluation for _, evaluation in found]
-      groups.append(EvaluationGroup(name, self.number, evaluations))
+      groups.append(EvaluationGroup(name, self.number, found))
     return groups
 
 
@@ -157,7 +144,7 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     fields = {f: v for f, v in run.config.items() if not _is_ignored(f)}
     return json.dumps(fields, sort_keys=True) if fields else str(run.path)
 
-  grouped = _group_unique(runs, config_key, lambda run: run.seed)
+  grouped = _group_unique([(config_key(r), r.seed, r) for r in runs])
   names = _group_names([[run.path for run in runs] for runs in grouped])
   return [
     RunGroup(name, number, sorted(runs, key=lambda run: run.seed or 0))
@@ -244,17 +231,16 @@ def _setup_key(evaluation: Evaluation) -> str:
   return json.dumps([[result.get(field) for field in SETUP_FIELDS], cells])
 
 
-def _group_unique(items: Iterable, key: Callable, seed: Callable) -> list[list]:
-  """Groups items by `key`, with distinct seeds within each group.
+def _group_unique(items: Iterable[tuple[str, object, T]]) -> list[list[T]]:
+  """Groups (key, seed, item) by key, with distinct seeds within each group.
 
   The nth item of a key and a seed goes to the nth group of the key.
   """
-  groups: dict[Hashable, list] = {}
-  counts: dict[Hashable, int] = {}
-  for item in items:
-    unique = key(item), seed(item)
-    n = counts[unique] = counts.get(unique, -1) + 1
-    groups.setdefault((key(item), n), []).append(item)
+  groups: dict[tuple[str, int], list[T]] = {}
+  counts: dict[tuple[str, object], int] = {}
+  for key, seed, item in items:
+    n = counts[key, seed] = counts.get((key, seed), -1) + 1
+    groups.setdefault((key, n), []).append(item)
   return list(groups.values())
 
 

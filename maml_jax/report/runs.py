@@ -40,40 +40,27 @@ UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Evaluation(NamedTuple):
-  """The content of WORKDIR/eval/NAME.json and NAME.npz.
+  """The content of WORKDIR/eval/NAME.json and NAME.npz."""
 
-  Attributes:
-    path: the JSON file.
-    result: its content; optional fields may be missing.
-    arrays: the content of the NPZ file, per task; {} if it cannot be read.
-  """
-
-  path: pathlib.Path
-  result: dict
-  arrays: dict[str, np.ndarray]
+  path: pathlib.Path  # the JSON file
+  result: dict  # its content; optional fields may be missing
+  arrays: dict[str, np.ndarray]  # per task; {} if the file cannot be read
 
 
 class Run(NamedTuple):
   """The content of one workdir.
 
-  Attributes:
-    path: the directory.
-    seed: the seed of the training; None if unknown.
-    config: flat, {'task.ways': 5, ...}; {} if unknown.
-    records: the records of `metrics.jsonl`.
-    evaluations: the results of kind 'tasks', newest first; those on another
-      data set than that of the training are the last ones.
-    grids: the results of kind 'grid', in the same order.
-    notes: one line for each file that cannot be read.
+  Evaluations (kind 'tasks') and grids (kind 'grid') are newest first; those on
+  another data set than that of the training are the last ones.
   """
 
   path: pathlib.Path
-  seed: int | None
-  config: dict
-  records: list[dict]
+  seed: int | None  # of the training; None if unknown
+  config: dict  # flat, {'task.ways': 5, ...}; {} if unknown
+  records: list[dict]  # of `metrics.jsonl`
   evaluations: list[Evaluation]
   grids: list[Evaluation]
-  notes: list[str]
+  notes: list[str]  # one line for each file that cannot be read
 
 
 def read_run(workdir: str | os.PathLike) -> Run:

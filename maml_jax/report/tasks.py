@@ -24,21 +24,13 @@ __all__ = ['EvaluatedTask', 'image_url', 'load_split', 'rebuild_tasks']
 
 
 class EvaluatedTask(NamedTuple):
-  """One task with its predictions; W ways, S shots, Q queries per class.
+  """One task with its predictions; W ways, S shots, Q queries per class."""
 
-  Attributes:
-    index: among the tasks of the evaluation.
-    images: [W, S + Q, H, W, C] uint8.
-    shots: S.
-    predicted: [W, Q] predicted labels.
-    class_names: W names.
-  """
-
-  index: int
-  images: np.ndarray
+  index: int  # among the tasks of the evaluation
+  images: np.ndarray  # [W, S + Q, H, W, C] uint8
   shots: int
-  predicted: np.ndarray
-  class_names: list[str]
+  predicted: np.ndarray  # [W, Q] labels
+  class_names: list[str]  # [W]
 
   @property
   def episode(self) -> Episode:
