@@ -74,8 +74,8 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = FigureWriter(path.with_name(f'{path.stem}_pictures'))
     environment = _environment(writer)
-    macros = environment.get_template('sections.html').module
-    sections = [(name, f(groups)) for name, f in macros.SECTIONS]
+    macros = vars(environment.get_template('sections.html').module)
+    sections = [(name, f(groups)) for name, f in macros['SECTIONS']]
     html = environment.get_template('page.html').render(
       first_section=first_section,
       title=title or ', '.join(group.name for group in groups),

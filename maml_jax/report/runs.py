@@ -88,9 +88,9 @@ def read_run(workdir: str | os.PathLike) -> Run:
     )
   config = _read_config(path, found)
   seed = config.get('seed', found[0].result.get('seed') if found else None)
-  kinds = ('tasks', 'grid')
-  by_kind = ([e for e in found if e.result['kind'] == kind] for kind in kinds)
-  return Run(path, seed, config, records, *by_kind, notes)
+  grids = [e for e in found if e.result['kind'] == 'grid']
+  evaluations = [e for e in found if e.result['kind'] == 'tasks']
+  return Run(path, seed, config, records, evaluations, grids, notes)
 
 
 def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:

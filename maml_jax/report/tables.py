@@ -377,7 +377,7 @@ def _confusion_rates(confused, possible, names: Sequence[str]) -> tuple | None:
   cells = np.ix_(present, present)
   with np.errstate(invalid='ignore'):
     rate = confused[cells] / possible[cells]
-  shown = [names[c] for c in present]
+  shown = [names[c] for c in present.tolist()]
   return rate, [name if len(name) < 20 else f'{name[:18]}…' for name in shown]
 
 
