@@ -39,6 +39,8 @@ EXTRA_OF_PACKAGE = {
   'array_record': 'train',
   'fontTools': 'train',
   'gradio': 'app',
+  'jinja2': 'train',
+  'markupsafe': 'train',
   'matplotlib': 'train',
   'tensorboardX': 'train',
   'tensorflow_datasets': 'train',

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup, escape
 
 from maml_jax import config as config_lib
 from maml_jax import train
@@ -38,7 +39,8 @@ from maml_jax.evaluation.statistics import (
 )
 from maml_jax.experiment import setup
 from maml_jax.experiment.formatting import format_percent
-from maml_jax.report import markup, page
+from maml_jax.report import page
+from maml_jax.report.formatting import tag
 from maml_jax.utils.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
@@ -395,24 +397,22 @@ def write_page(args, found: list[Finding]) -> pathlib.Path:
   rows = []
   for f in found:
     word, _, reason = f.verdict.partition(':')
-    label = markup.tag(word, kinds.get(word, ''))
-    claim = re.sub('`(.*?)`', r'<code>\1</code>', markup.escape(f.claim))
-    verdict = markup.join([label, reason], ' ')
-    rows.append([markup.Html(claim), f.measured, verdict])
-  about = markup.paragraph(
+    claim = re.sub('`(.*?)`', r'<code>\1</code>', escape(f.claim))
+    rows.append(
+      [Markup(claim), f.measured, tag(word, kinds.get(word)) + reason]
+    )
+  text = (
     "Statements in PyTorch-MAML's README, which has no tables or seeds, and "
     f'measurements at the scale {args.scale}. Differences are paired over '
     'tasks or, for several seeds, taken over seeds; ± is a 95 % interval.'
   )
   columns = ('claim', 'measured', 'verdict')
   root = pathlib.Path(args.workdir)
-  workdirs = [root / f'{run}-seed{s}' for run in RUNS for s in args.seeds]
   return page.write_report(
     root / 'findings.html',
-    workdirs,
+    [root / f'{run}-seed{s}' for run in RUNS for s in args.seeds],
     title=f'Findings of PyTorch-MAML, {args.scale}',
-    extra_html=markup.join([about, markup.table(columns, rows)]),
-    nav='Findings',
+    first_section=page.TableSection('Findings', text, columns, rows),
   )
 
 

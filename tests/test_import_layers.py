@@ -34,6 +34,8 @@ OWNERS = {
   'etils': ('experiment.orbax_io',),
   'flax': ('models',),
   'gradio': ('fewshot.app',),
+  'jinja2': ('report',),
+  'markupsafe': ('report',),
   'matplotlib': ('report',),
   'orbax': ('experiment.orbax_io',),
   'tensorboardX': ('experiment.tensorboard',),

@@ -10,7 +10,7 @@ from maml_jax.experiment.optimizers import make_optimizer
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.learner import Batch, InnerConfig, make_learner
 from maml_jax.models import make_model
-from maml_jax.report.sections.learned_rates import rate_table
+from maml_jax.report.tables import rate_table
 
 STEPS = 3
 FROZEN = {'frozen': ('bn',), 'num_steps': STEPS, 'classifier_lr': 0.02}

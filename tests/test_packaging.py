@@ -139,7 +139,11 @@ def test_sdist_and_wheel_contain_the_package_and_the_presets(distributions):
   presets = {path.name for path in (REPOSITORY / 'configs').glob('*.py')}
   in_wheel = set(zipfile.ZipFile(wheel).namelist())
   assert package | {f'maml_jax/presets/{name}' for name in presets} <= in_wheel
-  assert 'maml_jax/py.typed' in in_wheel
+  templates = {
+    path.relative_to(REPOSITORY).as_posix()
+    for path in (REPOSITORY / 'maml_jax/report/templates').iterdir()
+  }
+  assert templates | {'maml_jax/py.typed'} <= in_wheel
   assert not any(name.startswith(('tests/', 'configs/')) for name in in_wheel)
   with tarfile.open(sdist) as archive:
     in_sdist = {name.partition('/')[2] for name in archive.getnames()}

@@ -10,19 +10,12 @@ from maml_jax.report.demo_plots import (
   plot_episode,
   plot_regression,
 )
-from maml_jax.report.markup import Html, element, note, paragraph, table, tag
 from maml_jax.report.page import write_report
 
 __all__ = [
-  'Html',
   'draw_demo',
-  'element',
-  'note',
-  'paragraph',
   'plot_curves',
   'plot_episode',
   'plot_regression',
-  'table',
-  'tag',
   'write_report',
 ]

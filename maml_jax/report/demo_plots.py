@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -21,10 +22,9 @@ from maml_jax.experiment import (
 )
 from maml_jax.experiment.checkpoint import Checkpoint
 from maml_jax.experiment.task_source import eval_task_indices, task_classes
-from maml_jax.report.axes import format_as_count
-from maml_jax.report.episode_plot import draw_episode
-from maml_jax.report.regression_plot import draw_regression
-from maml_jax.report.style import MUTED, SERIES
+from maml_jax.report.figures import COUNT_FORMAT
+from maml_jax.report.style import MUTED, RC, SERIES
+from maml_jax.report.task_plots import draw_episode, draw_regression
 from maml_jax.types import Array, Episode
 from maml_jax.utils.errors import UserError
 
@@ -56,6 +56,7 @@ def draw_demo(config, workdir: str | os.PathLike) -> None:
   print(f'test task   {plot_episode(path, episode, logits, names)}')
 
 
+@matplotlib.rc_context(RC)
 def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
   """Plots accuracy and loss against the meta-iteration.
 
@@ -77,40 +78,27 @@ def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
   )
   primary = metrics.primary_metric(records[0])
   names = ('accuracy', 'loss') if primary == 'accuracy' else ('loss',)
-  figure = Figure(figsize=(11, 4.4), dpi=150, layout='constrained')
+  figure = Figure(figsize=(11, 4.4))
   panels = np.ravel(figure.subplots(1, len(names)))
   for name, axes in zip(names, panels, strict=True):
+    axes.set(title=f'Query {name}', xlabel='meta-iteration')
+    axes.xaxis.set_major_formatter(COUNT_FORMAT)
     _plot_train(axes, train, name)
     _plot_val(axes, val, name, name == primary)
-    _style_curve_axes(axes, f'Query {name}')
   if primary == 'accuracy':
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-  if val:
-    best = val[0]
-    for record in val:
-      best = record if metrics.is_better(record, best) else best
-    _mark_best(panels[0], best)
-  panels[0].legend(frameon=False, loc='best')
+  panels[0].legend(loc='best')
   figure.suptitle(pathlib.Path(workdir).resolve().name, color=GRAY)
   path = pathlib.Path(workdir) / 'curves.png'
   figure.savefig(path)
   return path
 
 
+@matplotlib.rc_context(RC)
 def plot_regression(
   path: str | os.PathLike, config, saved: Checkpoint, num_tasks: int = 4
 ) -> pathlib.Path:
-  """Draws curves fitted to the first tasks of an evaluation.
-
-  Args:
-    path: the image to write.
-    config: the config of a regression.
-    saved: a checkpoint of it.
-    num_tasks: number of tasks.
-
-  Returns:
-    The path.
-  """
+  """Writes an image of `task_plots.draw_regression`, and returns its path."""
   draw_regression(config, saved, num_tasks).savefig(path)
   return pathlib.Path(path)
 
@@ -121,16 +109,13 @@ def plot_episode(
   logits: Array,
   class_names: Sequence[str] = (),
 ) -> pathlib.Path:
-  """Draws one task with its predictions; see `episode_plot.draw_episode`.
+  """Writes an image of one task, and returns its path.
 
   Args:
     path: the image to write.
-    episode: images [N, H, W, C], C = 1 or 3, in any range; labels 0..W-1.
+    episode: see `task_plots.draw_episode`.
     logits: [N, W] for the query images.
-    class_names: W names, drawn next to the letters A, B, ...
-
-  Returns:
-    The path.
+    class_names: see `task_plots.draw_episode`.
   """
   scores = np.asarray(logits)
   probability = softmax(scores, axis=-1).max(-1)
@@ -170,60 +155,33 @@ def _adapt_to_first_task(
   return episode, logits, [names[c] for c in task_classes(dataset, positions)]
 
 
-def _style_curve_axes(axes, title: str) -> None:
-  axes.set_title(title, loc='left', fontweight='bold')
-  axes.set_xlabel('meta-iteration')
-  format_as_count(axes.xaxis)
-  axes.grid(color='0.92')
-  axes.set_axisbelow(True)
-  axes.spines[['top', 'right']].set_visible(False)
-
-
 def _plot_train(axes, records: list[dict], name: str) -> None:
   """Plots all records in a pale color and their moving average on top."""
-  step = np.array([r['step'] for r in records])
-  value = np.array([r[name] for r in records])
+  step, value = (np.array([r[key] for r in records]) for key in ('step', name))
   axes.plot(step, value, color=GRAY, alpha=0.25, linewidth=0.8)
   half = len(value) // 50
   window = np.full(2 * half + 1, 1 / (2 * half + 1))
   if records:
+    label = 'training tasks' + ', smoothed' * bool(half)
     mean = np.convolve(value, window, 'valid')
-    axes.plot(
-      step[half : len(step) - half],
-      mean,
-      color=GRAY,
-      linewidth=1.6,
-      label='training tasks' + ', smoothed' * bool(half),
-    )
+    axes.plot(step[half : len(step) - half], mean, color=GRAY, label=label)
 
 
-def _plot_val(
-  axes, records: list[dict], name: str, with_interval: bool
-) -> None:
-  step = [r['step'] for r in records]
-  value = [r[name] for r in records]
+def _plot_val(axes, records: list[dict], name: str, is_primary: bool) -> None:
+  """Plots validation; for the primary metric, with intervals and a star."""
+  if not records:
+    return
+  step, value = ([r[key] for r in records] for key in ('step', name))
   # The interval of a single task is infinite.
-  interval = [min(r['interval'], 1) for r in records]
-  if records:
-    axes.errorbar(
-      step,
-      value,
-      interval if with_interval else None,
-      color=BLUE,
-      marker='o',
-      markersize=4,
-      linewidth=1.6,
-      elinewidth=1,
-      capsize=2,
-      label='validation, 95 % interval',
-    )
-
-
-def _mark_best(axes, record: dict) -> None:
-  """Marks the best validation with a star, and prints it above the axes."""
-  name, interval = metrics.primary_metric(record), record['interval']
-  axes.plot(record['step'], record[name], color=BLUE, marker='*', markersize=13)
-  text = f'★ best {record[name]:.3f} ± {interval:.3f}'
+  interval = [min(r['interval'], 1) for r in records] if is_primary else None
+  style = {'color': BLUE, 'marker': 'o', 'markersize': 4}
+  label = 'validation, 95 % interval'
+  axes.errorbar(step, value, interval, label=label, capsize=2, **style)
+  if not is_primary:
+    return
+  best = (max if name == 'accuracy' else min)(records, key=lambda r: r[name])
+  axes.plot(best['step'], best[name], color=BLUE, marker='*', markersize=13)
+  text = f'★ best {best[name]:.3f} ± {best["interval"]:.3f}'
   if name == 'accuracy':
-    text = f'★ best {record[name]:.1%} ± {100 * interval:.1f}'
+    text = f'★ best {best[name]:.1%} ± {100 * best["interval"]:.1f}'
   axes.set_title(text, loc='right', color=BLUE)

@@ -1,122 +1,121 @@
-"""Figures of evaluations, one panel each, readable on a phone.
+"""Figures of evaluations and of meta-training, one panel each.
 
-They use the colors of the light scheme; `svg.figure_to_svg` adapts them to the
-reader's scheme.
+They are drawn under `style.RC` in the light colors; see `page.to_svg`.
 """
 
 from collections.abc import Sequence
 
+import matplotlib.colors
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import (
+  FuncFormatter,
+  LogLocator,
+  MaxNLocator,
+  NullLocator,
+  PercentFormatter,
+)
 
 from maml_jax.evaluation.statistics import mean_interval, running_interval
-from maml_jax.report import statistics
-from maml_jax.report.axes import (
-  FIGURE_SIZE,
-  add_legend,
-  format_as_count,
-  format_as_percent,
-  make_axes,
-  mask_infinite,
-  plot_band,
-  plot_chance,
-  style_axes,
-)
-from maml_jax.report.run_groups import EvaluationGroup
-from maml_jax.report.runs import Evaluation
-from maml_jax.report.style import INK, MUTED, line_style
+from maml_jax.experiment import metrics
+from maml_jax.report.run_groups import EvaluationGroup, RunGroup
+from maml_jax.report.statistics import accuracy_bins
+from maml_jax.report.style import INK, MUTED, PALETTE, line_style
 
 __all__ = [
+  'COUNT_FORMAT',
+  'USUAL_NUM_TASKS',
   'plot_adaptation',
+  'plot_confusion_matrix',
   'plot_differences',
+  'plot_heat_map',
   'plot_histogram',
+  'plot_learning_curves',
   'plot_running_mean',
+  'scale_to_unit',
 ]
 
-MAX_POINTS = 300  # of a running mean
+COUNT_FORMAT = FuncFormatter(lambda x, _: f'{x:,.0f}')
+MAX_POINTS = 300  # of a curve
+MAX_MARKED_POINTS = 40  # longer curves have no markers
 MIN_RUNNING_TASKS = 20  # for a running mean
+USUAL_NUM_TASKS = 600  # marked in a running mean
 LOSS_BINS, LOSS_QUANTILE = 30, 0.98  # bins, and where the last one ends
+BAND = {'alpha': 0.2, 'linewidth': 0}
 
 
 def plot_histogram(groups: Sequence[EvaluationGroup]) -> Figure | None:
-  """Plots the distribution of accuracy or loss over tasks, with chance level.
+  """Plots the distribution of the primary metric over tasks, with chance level.
 
   With several seeds it shows their mean and range.
-
-  Args:
-    groups: evaluations with the same primary metric.
-
-  Returns:
-    The figure; None if the values of single tasks are not known.
   """
   metric = groups[0].metric
-  groups = [g for g in groups if g.has(metric)]
-  if not groups:
-    return None
   edges = [_bin_edges(group) for group in groups]
   same_bins = all(np.array_equal(e, edges[0]) for e in edges)
-  figure, axes = make_axes(
-    f'{metric.capitalize()} per task',
-    f'query {metric} of a task',
-    'share of tasks' if same_bins else f'share of tasks per unit of {metric}',
-  )
+  ylabel = 'share of tasks' + f' per unit of {metric}' * (not same_bins)
+  title = f'{metric.capitalize()} per task'
+  figure, axes = _axes(title, f'query {metric} of a task', ylabel)
   for group, bins in zip(groups, edges, strict=True):
     values = np.clip(group.array(metric), bins[0], bins[-1])
     share = np.array([np.histogram(row, bins)[0] / len(row) for row in values])
-    share = share if same_bins else share / np.diff(bins)[None]
-    _plot_bars(axes, group, bins, share, fill=len(groups) == 1)
+    share = share if same_bins else share / np.diff(bins)
+    style = line_style(group.number)
+    axes.stairs(share.mean(0), bins, label=group.name, **style)
+    if len(share) > 1 or len(groups) == 1:
+      low = share.min(0) if len(share) > 1 else 0
+      fill = {'color': style['color'], 'alpha': 0.25, 'fill': True}
+      axes.stairs(share.max(0), bins, baseline=low, **fill)
   if metric == 'accuracy':
-    plot_chance(axes, {g.result['ways'] for g in groups}, vertical=True)
-    format_as_percent(axes.xaxis)
+    _plot_chance(axes.axvline, groups)
+    axes.xaxis.set_major_formatter(_percent(0))
     axes.set_xlim(min(e[0] for e in edges), max(e[-1] for e in edges))
   if same_bins:
-    format_as_percent(axes.yaxis)
+    axes.yaxis.set_major_formatter(_percent(0))
   axes.set_ylim(bottom=0)
-  return add_legend(figure, axes)
+  return _with_legend(figure)
 
 
-def plot_running_mean(
-  groups: Sequence[EvaluationGroup], marks: Sequence[int] = (600,)
-) -> Figure | None:
+def plot_running_mean(groups: Sequence[EvaluationGroup]) -> Figure | None:
   """Plots the mean of the first n tasks and its 95 % interval against n.
 
   Args:
     groups: evaluations with the same primary metric.
-    marks: numbers of tasks to mark with a vertical line.
 
   Returns:
     The figure; None if there are too few tasks.
   """
   metric = groups[0].metric
-  figure, axes = make_axes(
-    'Mean of the first n tasks', 'n, number of tasks', f'mean {metric}'
-  )
-  limits = []
-  for group in groups:
-    values = group.array(metric)
-    if values is None or values.shape[1] < MIN_RUNNING_TASKS:
-      continue
-    color, dashes = line_style(group.number)
-    mean, half_width = running_interval(values.mean(0))
-    n = np.unique(np.geomspace(10, len(mean), MAX_POINTS).astype(int))
-    mean, half_width = mean[n - 1], half_width[n - 1]
-    low, high = mean - half_width, mean + half_width
-    plot_band(axes, n, low, high, color)
-    axes.plot(
-      n, mean, color=color, linestyle=dashes, linewidth=1.6, label=group.name
-    )
-    axes.axhline(mean[-1], color=color, linewidth=0.7, linestyle=':')
-    limits += [low[n >= 30].min(), high[n >= 30].max()]
-  if not limits:
-    return None
+  title = 'Mean of the first n tasks'
+  figure, axes = _axes(title, 'n, number of tasks', f'mean {metric}')
   axes.set_xscale('log')
-  axes.set_ylim(min(limits), max(limits))
-  format_as_count(axes.xaxis)
-  _mark_counts(axes, marks)
+  shown = []  # values within the limits of the y axis
+  for group in groups:
+    values = group.task_means()
+    if len(values) < MIN_RUNNING_TASKS:
+      continue
+    style = line_style(group.number)
+    n = np.geomspace(10, len(values), MAX_POINTS).round().astype(int)
+    mean, half_width = (x[n - 1] for x in running_interval(values))
+    low, high = mean - half_width, mean + half_width
+    axes.fill_between(n, low, high, color=style['color'], **BAND)
+    axes.plot(n, mean, label=group.name, **style)
+    axes.axhline(mean[-1], color=style['color'], linewidth=0.7, linestyle=':')
+    shown += [*mean, *low[n >= 30], *high[n >= 30]]
+  if not shown:
+    return None
+  margin = 0.03 * np.ptp(shown)
+  axes.set_ylim(min(shown) - margin, max(shown) + margin)
+  axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  axes.xaxis.set_minor_locator(NullLocator())
+  axes.xaxis.set_major_formatter(COUNT_FORMAT)
+  if axes.get_xlim()[1] > USUAL_NUM_TASKS:
+    axes.axvline(USUAL_NUM_TASKS, color=MUTED, linewidth=1, linestyle='--')
+    place = {'transform': axes.get_xaxis_transform(), 'ha': 'right'}
+    text = f'{USUAL_NUM_TASKS} '
+    axes.text(USUAL_NUM_TASKS, 0.95, text, color=MUTED, fontsize=9, **place)
   if metric == 'accuracy':
-    format_as_percent(axes.yaxis, None)
-  return add_legend(figure, axes)
+    axes.yaxis.set_major_formatter(_percent(None))
+  return _with_legend(figure)
 
 
 def plot_adaptation(
@@ -131,24 +130,29 @@ def plot_adaptation(
   Returns:
     The figure; None if no evaluation has the metric.
   """
-  figure, axes = make_axes(
-    f'{name.capitalize()} during adaptation', 'inner steps'
-  )
+  figure, axes = _axes(f'{name.capitalize()} during adaptation', 'inner steps')
   for group in groups:
-    curves = [result.get('curve') for result in group.results]
-    curves = [
-      c for c in curves if c and name in c['query'] and name in c['support']
-    ]
-    if len({len(c['query'][name]) for c in curves}) == 1:
-      _plot_adaptation_curves(axes, group, curves, name)
+    curves = [r['curve'] for r in group.results if r.get('curve')]
+    curves = [c for c in curves if name in c['query'] and name in c['support']]
+    if len({len(c['query'][name]) for c in curves}) != 1:
+      continue
+    color = line_style(group.number)['color']
+    lines = ('query', '-', color), ('support', (0, (4, 1.5)), 'none')
+    for part, dashes, face in lines:
+      values = np.array([c[part][name] for c in curves])
+      low, high = values.min(0), values.max(0)
+      if part == 'query' and len(values) == 1:
+        low, high = _adaptation_interval(group, name)
+      axes.fill_between(range(len(low)), low, high, color=color, **BAND)
+      style = {'color': color, 'linestyle': dashes, 'markerfacecolor': face}
+      label = f'{group.name}, {part}'
+      axes.plot(values.mean(0), 'o', markersize=3.5, label=label, **style)
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   if name == 'accuracy':
-    plot_chance(axes, {g.result.get('ways', 1) for g in groups}, vertical=False)
-    format_as_percent(axes.yaxis)
-    axes.set_ylim(0, 1.03)
-  else:
-    axes.set_ylim(bottom=0)
-  return add_legend(figure, axes)
+    _plot_chance(axes.axhline, groups)
+    axes.yaxis.set_major_formatter(_percent(0))
+  axes.set_ylim(0, 1.03 if name == 'accuracy' else None)
+  return _with_legend(figure)
 
 
 def plot_differences(
@@ -160,117 +164,203 @@ def plot_differences(
     rows: name, difference, and half the width of its interval.
     xlabel: the label of the x axis.
   """
-  figure = Figure(
-    figsize=(FIGURE_SIZE[0], 1.0 + 0.4 * len(rows)),
-    dpi=150,
-    layout='constrained',
-  )
-  axes = figure.add_subplot()
-  style_axes(axes)
-  color, _ = line_style(0)
-  for i, (_, difference, half_width) in enumerate(rows):
-    is_finite = half_width is not None and np.isfinite(half_width)
-    axes.errorbar(
-      difference,
-      i,
-      xerr=half_width if is_finite else None,
-      color=color,
-      capsize=3,
-      markersize=6,
-      marker='o',
-      linewidth=1.6,
-    )
+  figure, axes = _axes('', xlabel, size=(6, 1 + 0.4 * len(rows)))
+  names, differences, half_widths = zip(*rows, strict=True)
+  style = {'fmt': 'o', 'color': line_style(0)['color'], 'capsize': 3}
+  axes.errorbar(differences, names, xerr=_finite(half_widths), **style)
   axes.axvline(0, color=INK, linewidth=1)
-  axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
   axes.tick_params(axis='y', labelcolor=INK)
   axes.set_ylim(len(rows) - 0.5, -0.5)
-  axes.set_xlabel(xlabel, color=MUTED)
   return figure
+
+
+def plot_learning_curves(
+  run_groups: Sequence[RunGroup], name: str
+) -> Figure | None:
+  """Plots a metric against the meta-iteration.
+
+  Training tasks are a thin, smoothed line. Validation is a line with a band,
+  the 95 % interval of a single seed or the range of several seeds, and a star
+  at its best value.
+
+  Args:
+    run_groups: the runs, one color per group.
+    name: 'accuracy' or 'loss'.
+
+  Returns:
+    The figure; None if no run has the metric.
+  """
+  figure, axes = _axes(f'Query {name}', 'meta-iteration')
+  for group in run_groups:
+    style = line_style(group.number)
+    train, val = (_group_curve(group, part, name) for part in ('train', 'val'))
+    if train:
+      label = f'{group.name}, training'
+      axes.plot(*train[:2], label=label, linewidth=0.9, alpha=0.55, **style)
+    if val:
+      step, value, low, high = val
+      axes.fill_between(step, low, high, color=style['color'], **BAND)
+      label = f'{group.name}, validation'
+      marker = 'o' if len(step) < MAX_MARKED_POINTS else None
+      points = {'marker': marker, 'markersize': 3.5}
+      axes.plot(step, value, label=label, **points, **style)
+      best = (np.argmax if name == 'accuracy' else np.argmin)(value)
+      star = {'color': style['color'], 'markersize': 11}
+      axes.plot(step[best], value[best], '*', **star)
+  axes.xaxis.set_major_formatter(COUNT_FORMAT)
+  if name == 'accuracy':
+    axes.yaxis.set_major_formatter(_percent(0))
+  return _with_legend(figure)
+
+
+def plot_heat_map(
+  columns: Sequence[str], rows: Sequence[str], values, texts
+) -> Figure:
+  """Plots a heat map with the values as text.
+
+  Args:
+    columns: the names of the columns.
+    rows: the names of the rows.
+    values: [rows, columns], NaN for empty cells.
+    texts: [rows][columns], the text of each cell.
+  """
+  size = 2.4 + 1.5 * len(columns), 0.7 + 0.5 * len(rows)
+  figure, axes = _matrix_axes(size, scale_to_unit(values), columns, rows)
+  for i, j in np.argwhere(np.isfinite(values)):
+    place = {'ha': 'center', 'va': 'center', 'fontsize': 8.5, 'color': INK}
+    axes.text(j, i, texts[i][j], **place)
+  axes.set_aspect('auto')
+  axes.tick_params(top=False, labeltop=True, labelbottom=False)
+  axes.spines[:].set_visible(False)
+  return figure
+
+
+def plot_confusion_matrix(rate, names: Sequence[str]) -> Figure:
+  """Plots how often each class was predicted as each other class.
+
+  Args:
+    rate: [C, C] in [0, 1]; rows are true classes, columns predictions. NaN
+      where no task contains both classes.
+    names: C class names.
+  """
+  rate = np.where(np.eye(len(rate), dtype=bool), np.nan, rate)
+  highest = np.nanmax(rate) if np.isfinite(rate).any() else 1
+  size = 2 + 0.24 * len(names), 2 + 0.24 * len(names)
+  scaled = 0.9 * rate / (highest or 1)
+  figure, axes = _matrix_axes(size, scaled, names, names, 'series1')
+  axes.tick_params(axis='x', rotation=90)
+  axes.set(xlabel='predicted class', ylabel='true class')
+  axes.spines[:].set_visible(True)
+  text = f'maximum: {100 * highest:.3g} %'
+  figure.text(0.01, 0.01, text, color=MUTED, fontsize=9)
+  return figure
+
+
+def scale_to_unit(values) -> np.ndarray:
+  """Scales values linearly to 0..1 from the minimum to the maximum."""
+  low, high = np.nanmin(values), np.nanmax(values)
+  return (np.asarray(values) - low) / ((high - low) or 1)
+
+
+def _axes(title: str, xlabel: str, ylabel: str = '', size=None) -> tuple:
+  figure = Figure(figsize=size)
+  return figure, figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
+
+
+def _with_legend(figure: Figure) -> Figure | None:
+  """Adds a legend above the axes; returns None if the axes are empty."""
+  handles, labels = figure.axes[0].get_legend_handles_labels()
+  if not handles:
+    return None
+  labels = [x if len(x) < 45 else f'…{x[-43:]}' for x in labels]
+  columns = 1 if max(map(len, labels)) > 30 else 2
+  figure.legend(handles, labels, loc='outside upper left', ncols=columns)
+  return figure
+
+
+def _percent(decimals: int | None) -> PercentFormatter:
+  return PercentFormatter(1, decimals=decimals, symbol=' %')
+
+
+def _plot_chance(draw_line, groups: Sequence[EvaluationGroup]) -> None:
+  """Draws a line at chance accuracy for each number of ways above 1."""
+  for n in sorted({group.result['ways'] for group in groups} - {1}):
+    label = f'chance, {100 / n:.3g} %'
+    draw_line(1 / n, color=MUTED, linewidth=1.2, linestyle='-.', label=label)
+
+
+def _finite(half_width) -> np.ndarray:
+  """Replaces infinite and unknown half-widths by 0."""
+  return np.nan_to_num(np.asarray(half_width, float), posinf=0)
 
 
 def _bin_edges(group: EvaluationGroup) -> np.ndarray:
   if group.metric == 'accuracy':
-    result = group.result
-    return statistics.accuracy_bins(result['ways'] * result['queries'])
+    return accuracy_bins(group.result['ways'] * group.result['queries'])
   # The last bin also counts all larger losses.
   highest = np.quantile(group.array('loss'), LOSS_QUANTILE)
   return np.linspace(0, highest or 1, LOSS_BINS + 1)
 
 
-def _plot_bars(axes, group: EvaluationGroup, bins, share, *, fill) -> None:
-  """Plots histograms, share [seeds, bins]: their mean and range."""
-  color, dashes = line_style(group.number)
-  axes.stairs(
-    share.mean(0),
-    bins,
-    color=color,
-    linestyle=dashes,
-    linewidth=1.6,
-    label=group.name,
-  )
-  if len(share) > 1:
-    axes.stairs(
-      share.max(0),
-      bins,
-      baseline=share.min(0),
-      fill=True,
-      color=color,
-      alpha=0.25,
-    )
-  elif fill:
-    axes.stairs(share[0], bins, fill=True, color=color, alpha=0.25)
-
-
-def _mark_counts(axes, marks: Sequence[int]) -> None:
-  """Draws a labeled vertical line at each mark within the axes."""
-  low, high = axes.get_xlim()
-  for n in marks:
-    if low < n < high:
-      axes.axvline(n, color=MUTED, linewidth=1, linestyle='--')
-      axes.annotate(
-        f'{n:,} ',
-        (n, 1),
-        xycoords=('data', 'axes fraction'),
-        ha='right',
-        va='top',
-        color=MUTED,
-        fontsize=9,
-      )
-
-
-def _plot_adaptation_curves(
-  axes, group: EvaluationGroup, curves: Sequence[dict], name: str
-) -> None:
-  """Plots query and support curves of one group, averaged over seeds."""
-  color, _ = line_style(group.number)
-  n = np.arange(len(curves[0]['query'][name]))
-  for part, style in ('query', '-'), ('support', (0, (4, 1.5))):
-    values = np.array([c[part][name] for c in curves])
-    low, high = values.min(0), values.max(0)
-    if part == 'query' and len(values) == 1:
-      low, high = _adaptation_interval(group.evaluations[0], name)
-    plot_band(axes, n, low, high, color)
-    axes.plot(
-      n,
-      values.mean(0),
-      color=color,
-      linestyle=style,
-      marker='o',
-      markersize=3.5,
-      linewidth=1.7,
-      markerfacecolor=color if part == 'query' else 'none',
-      label=f'{group.name}, {part}',
-    )
-
-
-def _adaptation_interval(evaluation: Evaluation, name: str):
+def _adaptation_interval(group: EvaluationGroup, name: str) -> tuple:
   """Returns both ends of the interval after each inner step, [K + 1] each."""
-  curve = evaluation.result['curve']['query']
+  curve = group.result['curve']['query']
   values, half_width = np.array(curve[name]), curve.get('interval')
-  tasks = evaluation.arrays.get(f'curve_query_{name}')
+  tasks = group.evaluations[0].arrays.get(f'curve_query_{name}')
   if tasks is not None:
     half_width = [mean_interval(column)[1] for column in tasks.T]
-  elif name != evaluation.metric or half_width is None:
+  elif name != group.metric or half_width is None:
     half_width = np.zeros(len(values))
-  half_width = mask_infinite(half_width)
+  half_width = _finite(half_width)
   return values - half_width, values + half_width
+
+
+def _group_curve(group: RunGroup, part: str, name: str) -> tuple | None:
+  """Returns step, mean, lowest and highest value of the seeds, [n] each.
+
+  For a single seed, the last two are the ends of its interval.
+  """
+  curves = [_run_curve(run.records, part, name) for run in group.runs]
+  curves = [curve for curve in curves if curve]
+  if not curves:
+    return None
+  steps = [curve[0] for curve in curves]
+  step = np.unique(np.concatenate(steps))
+  first, last = max(s[0] for s in steps), min(s[-1] for s in steps)
+  step = step[(step >= first) & (step <= last)]
+  if len(curves) == 1 or not len(step):
+    return curves[0]
+  values = np.stack([np.interp(step, *curve[:2]) for curve in curves])
+  return step, values.mean(0), values.min(0), values.max(0)
+
+
+def _run_curve(records: list[dict], part: str, name: str) -> tuple | None:
+  """Returns the curve of a single run; see `_group_curve`."""
+  kept = [r for r in records if r['split'] == part and name in r]
+  if not kept:
+    return None
+  step, value = (np.array([r[key] for r in kept]) for key in ('step', name))
+  half_width = np.zeros(len(value))
+  if part == 'train':
+    size = max(1, len(value) // 30)
+    value = np.convolve(value, np.full(size, 1 / size), 'valid')
+    step = step[size // 2 :][: len(value)]
+  elif name == metrics.primary_metric(kept[0]):
+    half_width = _finite([r.get('interval', 0) for r in kept])
+  chosen = np.unique(np.linspace(0, len(step) - 1, MAX_POINTS).astype(int))
+  step, value, half_width = step[chosen], value[chosen], half_width[chosen]
+  return step, value, value - half_width, value + half_width
+
+
+def _matrix_axes(size, scaled, columns, rows, color: str = 'series0') -> tuple:
+  """Draws cells in a color with opacity 6 to 70 % for 0..1, 0 % for NaN."""
+  figure, axes = _axes('', '', size=size)
+  image = np.zeros((*scaled.shape, 4))
+  image[..., :3] = matplotlib.colors.to_rgb(PALETTE[color][0])
+  image[..., 3] = np.where(np.isfinite(scaled), 0.06 + 0.64 * scaled, 0)
+  axes.imshow(image, interpolation='none')
+  axes.grid(False)
+  axes.set_xticks(range(len(columns)), columns)
+  axes.set_yticks(range(len(rows)), rows)
+  axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+  return figure, axes

@@ -6,67 +6,53 @@
 import shlex
 from collections.abc import Sequence
 
-from maml_jax.experiment.formatting import describe_data
-from maml_jax.report import markup
+from markupsafe import Markup
+
+from maml_jax.experiment.formatting import describe_data, format_metric
+from maml_jax.experiment.metrics import primary_metric
 from maml_jax.report.run_groups import EvaluationGroup, RunGroup
-from maml_jax.report.statistics import combine_seeds
 
 __all__ = [
-  'INDUCTIVE',
-  'TRANSDUCTIVE',
-  'average_field',
   'describe_conditions',
+  'describe_data',
   'describe_interval',
-  'describe_queries',
   'describe_setup',
   'describe_task',
   'describe_version',
   'eval_command',
   'format_difference',
-  'format_digits',
   'format_margin',
   'format_norm',
   'format_number',
   'format_share',
-  'mean_with_interval',
   'pluralize',
   'protocol',
   'protocol_tag',
+  'tag',
 ]
 
 NO_BREAK_SPACE = '\u00a0'
 PERCENT = f'{NO_BREAK_SPACE}%'
-TRANSDUCTIVE = (
-  'the query images of a task are classified jointly, so a prediction may '
-  'depend on the other query images'
-)
-INDUCTIVE = 'each query image is classified independently'
+# The interval of a single task is infinite.
+TYPOGRAPHY = {'+-': f'±{NO_BREAK_SPACE}', ' %': PERCENT, '-': '−', 'inf': '∞'}
 
 
 def format_number(
   metric: str, value: float, interval: float | None = None
 ) -> str:
   """Returns '48.70 ± 1.84 %' for an accuracy, '0.734 ± 0.012' for a loss."""
-  mean, margin = format_digits(metric, value, interval)
-  return mean + margin + PERCENT * (metric == 'accuracy')
+  text = format_metric(metric, value, interval)
+  for plain, typographic in TYPOGRAPHY.items():
+    text = text.replace(plain, typographic)
+  return text
 
 
-def format_digits(
+def format_difference(
   metric: str, value: float, interval: float | None = None
-) -> tuple[str, str]:
-  """Returns '48.70' and ' ± 1.84', without the percent sign.
-
-  The second string is '' if there is no interval.
-  """
-  scale, decimals = (100, 2) if metric == 'accuracy' else (1, 3)
-
-  def digits(x):
-    text = f'{scale * x:.{decimals}f}'.replace('-', '−')
-    return text.replace('inf', '∞')  # the interval of a single task
-
-  if interval is None:
-    return digits(value), ''
-  return digits(value), f' ±{NO_BREAK_SPACE}{digits(interval)}'
+) -> str:
+  """Returns '+1.20 ± 0.30' or '−1.20 ± 0.30'; accuracies in percent."""
+  text = format_number(metric, value, interval).removesuffix(PERCENT)
+  return text if value < 0 else f'+{text}'
 
 
 def format_margin(metric: str, interval: float) -> str:
@@ -79,16 +65,9 @@ def format_share(value: float) -> str:
   return f'{100 * value:.3g}{PERCENT}' if value >= 0.0005 else f'0{PERCENT}'
 
 
-def format_difference(metric: str, value: float, interval: float | None) -> str:
-  """Returns '+1.20 ± 0.30' or '−1.20 ± 0.30'; accuracies in percent."""
-  text = ''.join(format_digits(metric, value, interval))
-  return text if value < 0 else f'+{text}'
-
-
-def pluralize(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str, plural: str = '') -> str:
   """Returns '1 task' or '10,000 tasks'."""
-  ending = '' if count == 1 else 'es' if noun.endswith('s') else 's'
-  return f'{count:,} {noun}{ending}'
+  return f'{count:,} {noun if count == 1 else plural or noun + "s"}'
 
 
 def format_norm(value: str | Sequence[tuple[str, str]] | None) -> str:
@@ -98,14 +77,25 @@ def format_norm(value: str | Sequence[tuple[str, str]] | None) -> str:
   return ', '.join(f'{pattern}: {mode}' for pattern, mode in value or ())
 
 
+def protocol_tag(result: dict) -> Markup | str:
+  """Returns the protocol as a tag; a dash for a regression."""
+  is_accuracy = primary_metric(result) == 'accuracy'
+  return tag(protocol(result)) if is_accuracy else '–'
+
+
+def tag(word: str, kind: str | None = None) -> Markup:
+  """Returns a word with an outline.
+
+  Args:
+    word: such as 'transductive' or 'holds'.
+    kind: 'good' or 'bad' for a color; 'transductive' and 'inductive' have one.
+  """
+  return Markup('<span class="tag {}">{}</span>').format(kind or word, word)
+
+
 def protocol(result: dict) -> str:
   """Returns 'transductive' or 'inductive'."""
   return 'transductive' if result['transductive'] else 'inductive'
-
-
-def protocol_tag(result: dict) -> markup.Html:
-  """Returns the protocol as an HTML tag in its color."""
-  return markup.tag(protocol(result), protocol(result))
 
 
 def describe_task(result: dict) -> str:
@@ -113,11 +103,6 @@ def describe_task(result: dict) -> str:
   if _classifies(result):
     return f'{result["ways"]}-way {result["shots"]}-shot'
   return pluralize(result.get('shots', 0), 'point')
-
-
-def describe_queries(count: int) -> str:
-  """Returns '1 query' or '15 queries'."""
-  return '1 query' if count == 1 else f'{count} queries'
 
 
 def describe_conditions(result: dict) -> str:
@@ -145,47 +130,24 @@ def describe_setup(result: dict) -> str:
   return text
 
 
-def mean_with_interval(group: EvaluationGroup) -> tuple[float, float | None]:
-  """Returns the primary metric over all seeds with its interval."""
-  results, metric = group.results, group.metric
-  return combine_seeds(
-    [r[metric] for r in results], [r.get('interval') for r in results]
-  )
-
-
-def average_field(results: Sequence[dict], name: str) -> float | None:
-  """Returns the mean of a field over the seeds that have it, if any."""
-  known = [r[name] for r in results if r.get(name) is not None]
-  return sum(known) / len(known) if known else None
-
-
 def describe_interval(group: EvaluationGroup) -> str:
   """Returns the meaning of ± for an evaluation."""
-  seeds, tasks = len(group.evaluations), group.result['num_tasks']
-  if seeds > 1:
-    return (
-      f'95 % confidence interval over {seeds} seeds, each evaluated on '
-      f'{tasks:,} tasks'
-    )
-  return f'95 % confidence interval over {tasks:,} tasks'
+  seeds, tasks = len(group.evaluations), f'{group.result["num_tasks"]:,} tasks'
+  over = f'{seeds} seeds, each evaluated on {tasks}' if seeds > 1 else tasks
+  return f'95 % confidence interval over {over}'
 
 
 def describe_version(result: dict) -> str:
   """Returns the versions of maml_jax and jax that produced a result."""
-  version = f'maml_jax {result.get("version", "?")}'
-  if result.get('commit'):
-    version += f' ({result["commit"]})'
-  return f'{version}, jax {result.get("jax", "?")}'
+  commit = f' ({result["commit"]})' if result.get('commit') else ''
+  version = result.get('version', '?')
+  return f'maml_jax {version}{commit}, jax {result.get("jax", "?")}'
 
 
 def eval_command(group: RunGroup, *flags: str) -> str:
   """Returns the command that evaluates a run."""
   words = ['python', 'main.py', '--mode=eval', f'--workdir={group.path}']
-  sources = [
-    e.result.get('checkpoint')
-    for run in group.runs
-    for e in (*run.evaluations, *run.grids)
-  ]
+  sources = [e.result.get('checkpoint') for e in group.saved]
   if not (group.path / 'checkpoints').is_dir() and sources and sources[0]:
     words.append(f'--checkpoint={sources[0]}')
   return shlex.join([*words, *flags])

@@ -8,62 +8,42 @@ Figures are inline; a folder next to the page has them as PNG files as well.
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import jinja2
+import matplotlib
 
 import maml_jax
-from maml_jax.report import markup, style
+from maml_jax.report import figures, formatting, run_groups, style, tables
 from maml_jax.report.figure_writer import FigureWriter
-from maml_jax.report.markup import Html, element, paragraph
-from maml_jax.report.run_groups import group_runs
 from maml_jax.report.runs import read_run
-from maml_jax.report.sections.baselines import baselines
-from maml_jax.report.sections.best_and_worst import best_and_worst
-from maml_jax.report.sections.classes import classes
-from maml_jax.report.sections.curves import adaptation, learning
-from maml_jax.report.sections.evaluations import (
-  evaluations,
-  missing,
-  provenance,
-)
-from maml_jax.report.sections.grid import grids
-from maml_jax.report.sections.learned_rates import learned_rates
-from maml_jax.report.sections.regressions import regressions
-from maml_jax.report.sections.single_tasks import single_tasks
-from maml_jax.report.sections.summary import summary
+from maml_jax.report.task_plots import draw_episode, label_letter
+from maml_jax.report.tasks import image_url
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import oserror_as_user_error, write_text
 
-__all__ = ['write_report']
-
-# The sections of the page with their names in the navigation.
-SECTIONS = (
-  ('Summary', summary),
-  ('Results per task', single_tasks),
-  ('Grid', grids),
-  ('Baselines', baselines),
-  ('Adaptation', adaptation),
-  ('Learning curves', learning),
-  ('Learned rates', learned_rates),
-  ('Classes', classes),
-  ('Best and worst tasks', best_and_worst),
-  ('Fitted curves', regressions),
-  ('All evaluations', evaluations),
-  ('Missing results', missing),
-  ('Provenance', provenance),
-)
-
-# The page loads no other file and runs no script.
-CONTENT_SECURITY_POLICY = (
-  "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-)
+__all__ = ['TableSection', 'write_report']
 
 
+class TableSection(NamedTuple):
+  """A table; its name in the navigation, and the text above it.
+
+  Cells are text, or `Markup`, which is not escaped.
+  """
+
+  name: str
+  text: str
+  columns: Sequence[str]
+  rows: Sequence[Sequence[object]]
+
+
+@matplotlib.rc_context(style.RC)
 def write_report(
   path: str | os.PathLike | None,
   workdirs: Sequence[str | os.PathLike],
   *,
   title: str = '',
-  extra_html: str = '',
-  nav: str = '',
+  first_section: TableSection | None = None,
 ) -> pathlib.Path:
   """Writes the report, and its figures as PNG files to NAME_pictures/.
 
@@ -73,8 +53,7 @@ def write_report(
     workdirs: directories with runs, evaluations or both. Runs that differ only
       in the seed are combined.
     title: default the names of the runs.
-    extra_html: HTML to insert above the summary, such as a `markup.table`.
-    nav: the name of `extra_html` in the navigation.
+    first_section: is shown above the summary.
 
   Returns:
     The path.
@@ -86,53 +65,45 @@ def write_report(
     raise UserError('--mode=report needs at least one WORKDIR')
   distinct = {pathlib.Path(w).resolve(): w for w in workdirs}
   found = [read_run(workdir) for workdir in distinct.values()]
-  run_groups = group_runs(found)
+  groups = run_groups.group_runs(found)
   if path is None:
     folder = found[0].path if len(found) == 1 else pathlib.Path()
     path = folder / 'report.html'
   path = pathlib.Path(path)
   with oserror_as_user_error(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure_writer = FigureWriter(path.with_name(f'{path.stem}_pictures'))
-    parts = [(nav, Html(extra_html))]
-    parts += [(name, f(run_groups, figure_writer)) for name, f in SECTIONS]
-    title = title or ', '.join(group.name for group in run_groups)
-    write_text(path, _document(title, [part for part in parts if part[1]]))
+    writer = FigureWriter(path.with_name(f'{path.stem}_pictures'))
+    environment = _environment(writer)
+    macros = vars(environment.get_template('sections.html').module)
+    sections = [(name, f(groups)) for name, f in macros['SECTIONS']]
+    html = environment.get_template('page.html').render(
+      first_section=first_section,
+      title=title or ', '.join(group.name for group in groups),
+      sections=[part for part in sections if part[1].strip()],
+      palette=style.PALETTE,
+      version=maml_jax.__version__,
+    )
+    write_text(path, html)
   return path
 
 
-def _document(title: str, parts: Sequence[tuple[str, Html]]) -> str:
-  """Returns the HTML document.
-
-  Args:
-    title: of the page.
-    parts: name in the navigation, '' for none, and content.
-  """
-  links, body = [], []
-  for i, (name, content) in enumerate(parts):
-    if name:
-      links.append(element('a', name, href=f'#part{i}'))
-    body.append(element('section', content, id=f'part{i}'))
-  head = (
-    '<meta charset="utf-8">'
-    '<meta http-equiv="Content-Security-Policy" '
-    f'content="{CONTENT_SECURITY_POLICY}">'
-    '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    '<meta name="color-scheme" content="light dark">'
-    f'{element("title", title)}<style>{style.style_sheet()}</style>'
+def _environment(writer: FigureWriter) -> jinja2.Environment:
+  """Returns the templates, which escape all text, and what they may call."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('maml_jax.report'),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+    extensions=['jinja2.ext.do'],
   )
-  about = f'Created by maml_jax {maml_jax.__version__}.'
-  return markup.join(
-    [
-      Html(f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>'),
-      element(
-        'header',
-        paragraph('maml_jax report', class_='kicker'),
-        element('h1', title),
-        element('nav', *links),
-      ),
-      element('main', *body),
-      element('footer', about),
-      Html('</body></html>\n'),
-    ]
-  )
+  for module in (figures, formatting, run_groups, tables):
+    environment.globals |= {x: getattr(module, x) for x in module.__all__}
+  environment.globals |= {
+    'draw_episode': draw_episode,
+    'embed': writer.embed,
+    'image_url': image_url,
+    'label_letter': label_letter,
+    'save': writer.save,
+  }
+  return environment

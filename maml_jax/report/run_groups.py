@@ -4,13 +4,15 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from maml_jax.experiment.metrics import primary_metric
 from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS
 from maml_jax.report.runs import CELL_FIELDS, Evaluation, Run
+from maml_jax.report.statistics import combine_seeds
 
 __all__ = [
   'EvaluationGroup',
@@ -22,6 +24,8 @@ __all__ = [
   'main_evaluations',
 ]
 
+T = TypeVar('T')
+
 # Config fields in which the runs of a group may differ.
 SEED_IGNORED_FIELDS = (
   'seed',
@@ -29,29 +33,16 @@ SEED_IGNORED_FIELDS = (
 )
 # Fields in which the evaluations of a group agree.
 SETUP_FIELDS = (
-  'data',
-  'data_root',
-  'split',
-  'ways',
-  'shots',
-  'queries',
-  'num_steps',
-  'norm',
-  'augment_support',
+  *('data', 'data_root', 'split', 'ways', 'shots'),
+  *('queries', 'num_steps', 'norm', 'augment_support'),
 )
 
 
 class EvaluationGroup(NamedTuple):
-  """Evaluations with the same setup, of the runs of one group.
+  """Evaluations with the same setup, one per seed, of the runs of one group."""
 
-  Attributes:
-    name: the name of the run group, with the number of seeds.
-    number: the number of the run group, which determines color and dashes.
-    evaluations: one per seed.
-  """
-
-  name: str
-  number: int
+  name: str  # of the run group, with the number of seeds
+  number: int  # of the run group, which determines color and dashes
   evaluations: list[Evaluation]
 
   @property
@@ -67,34 +58,39 @@ class EvaluationGroup(NamedTuple):
   @property
   def metric(self) -> str:
     """The primary metric: 'accuracy' or, for regression, 'loss'."""
-    return self.evaluations[0].metric
+    return primary_metric(self.result)
 
-  def has(self, name: str) -> bool:
-    """Returns whether all seeds have an array."""
-    found = [e.arrays.get(name) for e in self.evaluations]
-    return all(array is not None and len(array) for array in found)
+  @property
+  def mean(self) -> tuple[float, float | None]:
+    """The primary metric over all seeds with its interval."""
+    return combine_seeds(self.results, self.metric)
+
+  def average(self, name: str) -> float | None:
+    """Returns the mean of a field over the seeds that have it, if any."""
+    known = [r[name] for r in self.results if r.get(name) is not None]
+    return sum(known) / len(known) if known else None
+
+  def has(self, *names: str) -> bool:
+    """Returns whether all seeds have these arrays."""
+    arrays = [e.arrays.get(name) for e in self.evaluations for name in names]
+    return all(array is not None and len(array) for array in arrays)
 
   def array(self, name: str) -> np.ndarray:
-    """Returns an array that all seeds have, [seeds, T, ...].
-
-    T is the smallest number of tasks of any seed.
-    """
+    """Returns an array of all seeds, [seeds, T, ...]; T is the smallest."""
     found = [e.arrays[name] for e in self.evaluations]
     num_tasks = min(map(len, found))
     return np.stack([array[:num_tasks] for array in found])
 
+  def task_means(self) -> np.ndarray:
+    """Returns the primary metric of each task, averaged over seeds, [T]."""
+    return self.array(self.metric).mean(0)
+
 
 class RunGroup(NamedTuple):
-  """Runs that differ only in the seed.
+  """Runs that differ only in the seed, one per seed."""
 
-  Attributes:
-    name: unique among the groups.
-    number: index of the group, which determines its color.
-    runs: one per seed.
-  """
-
-  name: str
-  number: int
+  name: str  # unique among the groups
+  number: int  # index of the group, which determines color and dashes
   runs: list[Run]
 
   @property
@@ -103,22 +99,38 @@ class RunGroup(NamedTuple):
     return self.runs[0].path
 
   @property
+  def records(self) -> list[dict]:
+    """The metrics of all runs."""
+    return [record for run in self.runs for record in run.records]
+
+  @property
+  def saved(self) -> list[Evaluation]:
+    """All evaluations and grids."""
+    return [e for run in self.runs for e in (*run.evaluations, *run.grids)]
+
+  @property
   def evaluation_groups(self) -> list[EvaluationGroup]:
     """The evaluations, grouped by setup, newest first."""
-    return self._group(run.evaluations for run in self.runs)
+    return self._group([run.evaluations for run in self.runs])
 
   @property
   def grid_groups(self) -> list[EvaluationGroup]:
     """The grids, grouped by setup, newest first."""
-    return self._group(run.grids for run in self.runs)
+    return self._group([run.grids for run in self.runs])
 
-  def _group(self, lists: Iterable[list[Evaluation]]) -> list[EvaluationGroup]:
-    groups = []
-    for evaluations in _group_evaluations(lists):
-      name, count = self.name, len(self.runs)
-      if len(evaluations) < count:
-        name = name.replace(f'({count} ', f'({len(evaluations)} of {count} ')
-      groups.append(EvaluationGroup(name, self.number, evaluations))
+  def _group(self, lists: list[list[Evaluation]]) -> list[EvaluationGroup]:
+    """Groups by setup.
+
+    The second evaluation of a seed with the same setup, such as that of an
+    earlier checkpoint, is grouped with the second ones of the other seeds.
+    """
+    groups, count = [], len(self.runs)
+    items = [(_setup_key(e), i, e) for i, es in enumerate(lists) for e in es]
+    for found in _group_unique(items):
+      name = self.name
+      if len(found) < count:
+        name = name.replace(f'({count} ', f'({len(found)} of {count} ')
+      groups.append(EvaluationGroup(name, self.number, found))
     return groups
 
 
@@ -132,9 +144,7 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     fields = {f: v for f, v in run.config.items() if not _is_ignored(f)}
     return json.dumps(fields, sort_keys=True) if fields else str(run.path)
 
-  grouped = _group_unique(
-    runs, config_key, lambda run: (config_key(run), run.seed)
-  )
+  grouped = _group_unique([(config_key(r), r.seed, r) for r in runs])
   names = _group_names([[run.path for run in runs] for runs in grouped])
   return [
     RunGroup(name, number, sorted(runs, key=lambda run: run.seed or 0))
@@ -149,84 +159,69 @@ def main_evaluations(run_groups: Sequence[RunGroup]) -> list[EvaluationGroup]:
   the most seeds, otherwise the evaluation of each group with the most seeds;
   the newest one if several have the same number of seeds.
   """
+
+  def num_seeds(groups):
+    return sum(len(group.evaluations) for group in groups)
+
   lists = [g.evaluation_groups for g in run_groups if g.evaluation_groups]
   by_setup = [
     {_setup_key(e.evaluations[0]): e for e in reversed(groups)}
     for groups in lists
   ]
-  setups = [_setup_key(e.evaluations[0]) for e in (lists[0] if lists else ())]
   shared = [
     [known[setup] for known in by_setup]
-    for setup in setups
+    for setup in (_setup_key(e.evaluations[0]) for e in sum(lists[:1], []))
     if all(setup in known for known in by_setup)
   ]
   if shared:
-    return max(shared, key=lambda es: sum(len(e.evaluations) for e in es))
-  return [max(found, key=lambda e: len(e.evaluations)) for found in lists]
+    return max(shared, key=num_seeds)
+  return [max(found, key=lambda e: num_seeds([e])) for found in lists]
 
 
 def first_evaluations_with(
-  run_groups: Sequence[RunGroup], predicate: Callable[[EvaluationGroup], bool]
-) -> dict[int, EvaluationGroup]:
-  """Returns the first evaluation of each run group that satisfies a predicate.
+  run_groups: Sequence[RunGroup], name: str
+) -> list[EvaluationGroup]:
+  """Returns the first evaluation of each run group that has some data.
 
-  Those of `main_evaluations` come first. The keys are the numbers of the run
-  groups; run groups without such an evaluation are omitted.
+  Those of `main_evaluations` come first. Run groups without such an evaluation
+  are omitted.
+
+  Args:
+    run_groups: the run groups.
+    name: a field of the results, or 'predictions'; see `has_predictions`.
   """
-  main = {e.number: e for e in main_evaluations(run_groups)}
-  found = {}
-  for group in run_groups:
-    first = [main[group.number]] if group.number in main else []
-    candidates = first + group.evaluation_groups
-    found[group.number] = next(filter(predicate, candidates), None)
-  return {number: e for number, e in found.items() if e}
+
+  def has_data(group):
+    return group.result.get(name) or (
+      name == 'predictions' and has_predictions(group)
+    )
+
+  main = {e.number: [e] for e in main_evaluations(run_groups)}
+  lists = [main.get(g.number, []) + g.evaluation_groups for g in run_groups]
+  found = [next(filter(has_data, groups), None) for groups in lists]
+  return [evaluation for evaluation in found if evaluation]
 
 
 def has_predictions(group: EvaluationGroup) -> bool:
   """Returns whether the prediction for every query image is known."""
-  required = ('predicted', 'classes', 'accuracy', 'loss')
-  return all(group.has(name) for name in required)
+  return group.has('predicted', 'classes', 'accuracy', 'loss')
 
 
-def differing_fields(run_groups: Sequence[RunGroup]) -> dict[str, list]:
+def differing_fields(run_groups: Sequence[RunGroup]) -> list[list]:
   """Returns the config fields that differ, with the value in each group."""
   configs = [group.runs[0].config for group in run_groups]
-  fields = sorted({field for config in configs for field in config})
-  rows = {
-    field: [config.get(field, '–') for config in configs]
-    for field in fields
+  rows = [
+    [field, *(config.get(field, '–') for config in configs)]
+    for field in sorted({field for config in configs for field in config})
     if not _is_ignored(field)
-  }
-  return {
-    field: values
-    for field, values in rows.items()
-    if any(value != values[0] for value in values)
-  }
+  ]
+  return [row for row in rows if any(value != row[1] for value in row[1:])]
 
 
 def _is_ignored(field: str) -> bool:
   return any(
     f'{field}.'.startswith(f'{prefix}.') for prefix in SEED_IGNORED_FIELDS
   )
-
-
-def _group_evaluations(
-  lists: Iterable[list[Evaluation]],
-) -> list[list[Evaluation]]:
-  """Groups the evaluations of several seeds by setup.
-
-  Args:
-    lists: the evaluations of each seed, newest first. The second evaluation of
-      a seed with the same setup, such as that of an earlier checkpoint, is
-      grouped with the second ones of the other seeds.
-  """
-  pairs = [(i, e) for i, found in enumerate(lists) for e in found]
-  grouped = _group_unique(
-    pairs,
-    lambda pair: _setup_key(pair[1]),
-    lambda pair: (pair[0], _setup_key(pair[1])),
-  )
-  return [[evaluation for _, evaluation in group] for group in grouped]
 
 
 def _setup_key(evaluation: Evaluation) -> str:
@@ -236,18 +231,16 @@ def _setup_key(evaluation: Evaluation) -> str:
   return json.dumps([[result.get(field) for field in SETUP_FIELDS], cells])
 
 
-def _group_unique(
-  items: Iterable, key: Callable, unique_key: Callable
-) -> list[list]:
-  """Groups items by `key`, with distinct unique keys within each group.
+def _group_unique(items: Iterable[tuple[str, object, T]]) -> list[list[T]]:
+  """Groups (key, seed, item) by key, with distinct seeds within each group.
 
-  The nth item of a unique key goes to the nth group of its key.
+  The nth item of a key and a seed goes to the nth group of the key.
   """
-  groups: dict[Hashable, list] = {}
-  counts: dict[Hashable, int] = {}
-  for item in items:
-    n = counts[unique_key(item)] = counts.get(unique_key(item), -1) + 1
-    groups.setdefault((key(item), n), []).append(item)
+  groups: dict[tuple[str, int], list[T]] = {}
+  counts: dict[tuple[str, object], int] = {}
+  for key, seed, item in items:
+    n = counts[key, seed] = counts.get((key, seed), -1) + 1
+    groups.setdefault((key, n), []).append(item)
   return list(groups.values())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from maml_jax import config as config_lib
 from maml_jax.config_versions import RENAMED_AUGMENTATIONS
-from maml_jax.experiment import metrics, metrics_log
+from maml_jax.experiment import metrics_log
 from maml_jax.utils.errors import UserError
 
 __all__ = ['CELL_FIELDS', 'Evaluation', 'Run', 'read_run']
@@ -36,46 +36,31 @@ RENAMED_KEYS = {'at_chance_by_luck': 'expected_at_chance'}
 RENAMED_BASELINES = {'nearest_mean': 'nearest_centroid'}
 
 
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
 class Evaluation(NamedTuple):
-  """The content of WORKDIR/eval/NAME.json and NAME.npz.
+  """The content of WORKDIR/eval/NAME.json and NAME.npz."""
 
-  Attributes:
-    path: the JSON file.
-    result: its content; optional fields may be missing.
-    arrays: the content of the NPZ file, per task; {} if it cannot be read.
-  """
-
-  path: pathlib.Path
-  result: dict
-  arrays: dict[str, np.ndarray]
-
-  @property
-  def metric(self) -> str:
-    """The primary metric: 'accuracy' or, for regression, 'loss'."""
-    return metrics.primary_metric(self.result)
+  path: pathlib.Path  # the JSON file
+  result: dict  # its content; optional fields may be missing
+  arrays: dict[str, np.ndarray]  # per task; {} if the file cannot be read
 
 
 class Run(NamedTuple):
   """The content of one workdir.
 
-  Attributes:
-    path: the directory.
-    seed: the seed of the training; None if unknown.
-    config: flat, {'task.ways': 5, ...}; {} if unknown.
-    records: the records of `metrics.jsonl`.
-    evaluations: the results of kind 'tasks', newest first; those on another
-      data set than that of the training are the last ones.
-    grids: the results of kind 'grid', in the same order.
-    notes: one line for each file that cannot be read.
+  Evaluations (kind 'tasks') and grids (kind 'grid') are newest first; those on
+  another data set than that of the training are the last ones.
   """
 
   path: pathlib.Path
-  seed: int | None
-  config: dict
-  records: list[dict]
+  seed: int | None  # of the training; None if unknown
+  config: dict  # flat, {'task.ways': 5, ...}; {} if unknown
+  records: list[dict]  # of `metrics.jsonl`
   evaluations: list[Evaluation]
   grids: list[Evaluation]
-  notes: list[str]
+  notes: list[str]  # one line for each file that cannot be read
 
 
 def read_run(workdir: str | os.PathLike) -> Run:
@@ -87,9 +72,8 @@ def read_run(workdir: str | os.PathLike) -> Run:
   path, notes = pathlib.Path(workdir), []
   if not path.is_dir():
     raise UserError(f'workdir {path} does not exist')
-  files = sorted(
-    path.glob('eval/*.json'), key=lambda f: (-f.stat().st_mtime, f.name)
-  )
+  files = path.glob('eval/*.json')
+  files = sorted(files, key=lambda f: (-f.stat().st_mtime, f.name))
   found = [e for file in files if (e := _read_evaluation(file, notes))]
   found.sort(key=lambda e: e.result.get('data_root') is not None)
   records = [
@@ -125,13 +109,7 @@ def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
       return Evaluation(file, result, dict(arrays))
   except FileNotFoundError:
     notes.append(f'No figures per task: {npz} is missing.')
-  except (
-    OSError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  except UNREADABLE as error:
     notes.append(f'No figures per task: cannot read {npz} ({error}).')
   return Evaluation(file, result, {})
 

@@ -19,21 +19,22 @@ __all__ = [
 
 
 def combine_seeds(
-  values: Sequence[float], intervals: Sequence[float | None]
+  results: Sequence[dict], field: str, interval: str = 'interval'
 ) -> tuple[float, float | None]:
-  """Combines the results of several seeds into one number with its interval.
+  """Combines a field of the results of several seeds.
 
   Args:
-    values: one per seed.
-    intervals: the interval over the tasks of each seed.
+    results: one per seed.
+    field: the name of a number.
+    interval: the name of its interval over tasks.
 
   Returns:
     For one seed, its value and interval; for several seeds, their mean and the
     t interval over seeds.
   """
-  if len(values) == 1:
-    return values[0], intervals[0]
-  return mean_interval(values)
+  if len(results) == 1:
+    return results[0][field], results[0].get(interval)
+  return mean_interval([result[field] for result in results])
 
 
 def accuracy_bins(num_queries: int, max_bins: int = 26) -> np.ndarray:
@@ -59,9 +60,8 @@ def class_accuracy(predicted, classes) -> dict[int, tuple[float, float, int]]:
     class -> mean accuracy over the tasks that contain the class, half the width
     of its 95 % interval, and the number of these tasks.
   """
-  ways = classes.shape[1]
-  label = np.repeat(np.arange(ways), predicted.shape[1] // ways)
-  accuracy = (predicted == label).reshape(*classes.shape, -1).mean(-1)
+  label = np.arange(classes.shape[1])[:, None]
+  accuracy = (predicted.reshape(*classes.shape, -1) == label).mean(-1)
   return {
     int(c): (*mean_interval(values), len(values))
     for c in np.unique(classes)
@@ -80,7 +80,6 @@ def confusion_counts(predicted, classes, num_classes: int):
   Returns:
     confused [C, C]: the number of images of class a that were predicted as b;
     possible [C, C]: the number of images of class a in tasks that contain b.
-    Both are integers.
   """
   queries = predicted.shape[1] // classes.shape[1]
   confused = np.zeros((num_classes, num_classes), np.int64)
