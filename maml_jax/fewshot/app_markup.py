@@ -24,10 +24,12 @@ canvas,canvas+button{display:block;margin:0 auto 8px}
 canvas{width:240px;background:#fff;cursor:crosshair;border:1px solid #8888;
  border-radius:8px;touch-action:none}
 .tiles{display:flex;flex-wrap:wrap;gap:6px;align-items:center;margin:8px 0}
+#notes{overflow-wrap:anywhere}
 .tiles b{min-width:5em;max-width:100%;overflow-wrap:anywhere}
 .tiles img{height:44px;border:1px solid #8888;border-radius:4px}
 .steps{contain:inline-size;overflow-x:auto;margin-bottom:20px;font-size:13px}
-.steps :is(td,th){padding:4px 6px;text-align:right;white-space:nowrap}
+.steps tr{white-space:nowrap}
+.steps :is(td,th){padding:4px 6px;text-align:right}
 .steps th:first-child{max-width:10em;white-space:normal;
  overflow-wrap:anywhere}
 .steps :is(td,th):last-child{position:sticky;right:0;font-weight:bold;
