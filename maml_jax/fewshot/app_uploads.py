@@ -27,7 +27,7 @@ class Uploads:
     self, folder: pathlib.Path, spec: DatasetSpec, kept: pathlib.Path
   ):
     self._folder, self._spec, self._kept = folder, spec, kept
-    self._pages: set[str] = set()
+    self._pages: set[str | None] = set()
 
   def read(
     self, source: str | list[str] | None
@@ -44,10 +44,15 @@ class Uploads:
     paths = [source] if isinstance(source, str) else source or ()
     return read_uploads([pathlib.Path(x) for x in paths if x], self._spec)
 
-  def open_page(self, page: str) -> None:
+  def open_page(self, page: str | None) -> None:
+    """Counts an open page.
+
+    Args:
+      page: the session of the page.
+    """
     self._pages.add(page)
 
-  def close_page(self, page: str) -> None:
+  def close_page(self, page: str | None) -> None:
     """Deletes unused uploads if no other page is open, which may use them."""
     self._pages.discard(page)
     for path in () if self._pages else self._folder.rglob('*'):
