@@ -252,7 +252,9 @@ def test_page_fits_a_phone_and_takes_webcam_pictures(server):
     page.locator('#examples img').nth(12).wait_for()
     assert uploads(server[1]) == []
     click(page, 'Start again')
+    page.locator('#examples img').first.wait_for(state='detached')
     click(page, 'Use built-in examples')
+    page.locator('#examples img').nth(11).wait_for()
     click(page, 'Learn')
     page.get_by_text('leave-one-out accuracy on').wait_for()
     draw(page, 'question', BAR)

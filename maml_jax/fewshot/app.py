@@ -143,7 +143,9 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
 
   def show_shapes():
     names, paths = zip(*markup.draw_shapes(folder), strict=True)
-    return show(list(zip(names, read_uploads(paths, spec)[0], strict=True)))
+    return show(
+      list(zip(names, read_uploads(list(paths), spec)[0], strict=True))
+    )
 
   def learn(examples):
     names, pictures = [x[0] for x in examples], [x[1] for x in examples]
@@ -231,9 +233,7 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
     shapes_button.click(show_shapes, None, shown)
     results = [learned, notes, download]
     learning = learn_button.click(learn, examples, results)
-    clear_button.click(
-      start_again, None, [*shown, *results, answers], cancels=learning
-    )
+    clear_button.click(start_again, None, [*shown, *results, answers])
     sources = (pad.change, pad), (learning.success, pad)
     ask_events = *sources, (webcam.input, webcam), (files.upload, files)
     for event, source in ask_events:
