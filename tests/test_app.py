@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from maml_jax import cli, data
-from maml_jax.fewshot import app_markup
+from maml_jax.fewshot import app_markup, app_uploads
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 CHECKPOINT = REPOSITORY / 'checkpoints' / 'glyphs_5w1s'
@@ -40,7 +40,7 @@ def test_unreadable_and_large_uploads_are_skipped_and_deleted(app, tmp_path):
   PIL.Image.new('L', (30, 30), 'white').save(good)
   broken.write_bytes(good.read_bytes()[:40])
   PIL.Image.new('1', (10_000, 5_000)).save(large)
-  pictures, messages = app.read_uploads(
+  pictures, messages = app_uploads.read_uploads(
     [good, broken, large], data.spec('omniglot')
   )
   assert [picture.path for picture in pictures] == [good]
@@ -55,16 +55,33 @@ def test_number_of_uploads_is_limited(app, tmp_path):
   paths = [tmp_path / f'{i}.png' for i in range(60)]
   for path in paths:
     PIL.Image.new('L', (30, 30), 'white').save(path)
-  pictures, messages = app.read_uploads(paths, data.spec('omniglot'))
+  pictures, messages = app_uploads.read_uploads(paths, data.spec('omniglot'))
   assert len(pictures) == 50
   assert messages == ['using 50 of the 60 files']
   assert list(tmp_path.iterdir()) == []
 
 
+def test_uploads_are_deleted_when_the_last_page_is_closed(tmp_path):
+  kept, unused = (
+    tmp_path / 'models' / 'model.npz',
+    tmp_path / 'a' / 'unused.png',
+  )
+  for path in kept, unused:
+    path.parent.mkdir()
+    path.write_bytes(b'x')
+  uploads = app_uploads.Uploads(tmp_path, data.spec('omniglot'), kept.parent)
+  uploads.open_page('first')
+  uploads.open_page('second')
+  uploads.close_page('first')
+  assert unused.exists()
+  uploads.close_page('second')
+  assert kept.exists() and not unused.exists()
+
+
 def test_names_on_the_page_are_escaped(app, tmp_path):
-  shapes = app.draw_shapes(tmp_path)
+  shapes = app_markup.draw_shapes(tmp_path)
   assert len(shapes) == 12 and len({name for name, _ in shapes}) == 3
-  pictures, _ = app.read_uploads([shapes[0][1]], data.spec('omniglot'))
+  pictures, _ = app_uploads.read_uploads([shapes[0][1]], data.spec('omniglot'))
   name = '<img src=x onerror=alert(1)>${value}{{value}}'
   by_step = np.array([[0.5, 0.5], [0.2, 0.8]])
   for text in (
@@ -193,6 +210,36 @@ def test_bad_files_get_a_message_and_no_upload_is_left(server, tmp_path):
 
 
 @pytest.mark.slow
+def test_wrong_use_gets_a_message_and_keeps_the_drawing(server):
+  with browser.open_page(server[0], 400) as page:
+    draw(page, 'example', CROSS)
+    click(page, 'Add the drawing')
+    page.get_by_text('enter the name of the class first').wait_for()
+    page.get_by_label('Class').fill('W' * 60)
+    click(page, 'Add the drawing')
+    page.locator('#examples img').first.wait_for()
+    click(page, 'Add the drawing')
+    page.get_by_text('draw an example first').wait_for()
+    click(page, 'Learn')
+    page.get_by_text('add examples of two or more classes first').wait_for()
+    page.get_by_label('Class').fill('bar')
+    draw(page, 'example', BAR)
+    click(page, 'Add the drawing')
+    page.locator('#examples img').nth(1).wait_for()
+    click(page, 'Learn')
+    page.get_by_text('classes with a single image').wait_for()
+    draw(page, 'question', CROSS)
+    page.locator('#answers table').wait_for()
+    name = page.locator('#answers th bdi').first.bounding_box()
+    assert name['width'] < 150  # pixels; long names are wrapped
+    assert browser.layout_faults(page) == []
+    click(page, 'Start again')
+    page.locator('#answers table').wait_for(state='detached')
+    assert page.get_by_role('button', name='Download the model').count() == 0
+    assert page.locator('#notes').inner_text() == ''
+
+
+@pytest.mark.slow
 def test_page_fits_a_phone_and_takes_webcam_pictures(server):
   with browser.open_page(server[0], 400) as page:
     click(page, 'Use built-in examples')
@@ -205,7 +252,9 @@ def test_page_fits_a_phone_and_takes_webcam_pictures(server):
     page.locator('#examples img').nth(12).wait_for()
     assert uploads(server[1]) == []
     click(page, 'Start again')
+    page.locator('#examples img').first.wait_for(state='detached')
     click(page, 'Use built-in examples')
+    page.locator('#examples img').nth(11).wait_for()
     click(page, 'Learn')
     page.get_by_text('leave-one-out accuracy on').wait_for()
     draw(page, 'question', BAR)
@@ -214,14 +263,15 @@ def test_page_fits_a_phone_and_takes_webcam_pictures(server):
 
 
 @pytest.mark.slow
-def test_port_that_cannot_be_used_is_a_user_error(server):
+def test_address_that_cannot_be_used_is_a_user_error(server):
   port = server[0].rpartition(':')[2]
   script = f"""if True:
     from maml_jax.fewshot import app
     from maml_jax.utils.errors import UserError
-    for port in {port}, 70_000:
+    local = '127.0.0.1'
+    for address in (local, {port}), (local, 70_000), ('300.1.1.1', None):
       try:
-        with app.serve({str(CHECKPOINT)!r}, port=port):
+        with app.serve({str(CHECKPOINT)!r}, *address):
           print('no error')
       except UserError as error:
         print(error)
@@ -230,7 +280,7 @@ def test_port_that_cannot_be_used_is_a_user_error(server):
     [sys.executable, '-c', script], cwd=REPOSITORY, text=True
   )
   assert printed.splitlines() == [
-    'cannot listen on 127.0.0.1: Cannot find empty port in range: '
-    f'{port}-{port}',
+    'cannot listen on 127.0.0.1: Address already in use',
     'cannot listen on 127.0.0.1: bind(): port must be 0-65535.',
+    'cannot listen on 300.1.1.1: Name or service not known',
   ]

@@ -639,6 +639,10 @@ NON_DATA = [
     b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n',
     'Git LFS pointer instead of the file; run: git lfs pull',
   ),
+  (
+    b'\0\0\0\x18ftypheic\0\0\0\0mif1heic',
+    'HEIC, AVIF or video file; convert it to JPEG',
+  ),
   *(
     (content, 'HTML page instead of data; download the file again')
     for content in (

@@ -26,6 +26,8 @@ def describe_non_data(content: bytes) -> str | None:
     return 'Git LFS pointer instead of the file; run: git lfs pull'
   if HTML.match(content[:START_BYTES]):
     return 'HTML page instead of data; download the file again'
+  if content[4:8] == b'ftyp':
+    return 'HEIC, AVIF or video file; convert it to JPEG'
   return None
 
 

@@ -2,14 +2,14 @@
 
     python main.py --mode=app --checkpoint=checkpoints/omniglot_5w1s
 
-Uploads are deleted as soon as they are read, and when a page is closed.
+Uploads are deleted as soon as they are read, and when the last page is closed.
 """
 
-import base64
 import contextlib
 import os
 import pathlib
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ import gradio as gr
 from gradio import themes
 
 from maml_jax import data
-from maml_jax.data.images import Picture, UnreadableImageError, read_image
 from maml_jax.fewshot import adaptation
 from maml_jax.fewshot import app_markup as markup
+from maml_jax.fewshot.app_uploads import Uploads, is_drawing, read_uploads
 from maml_jax.fewshot.commands import MODEL_FILE, describe_left_out, leave_out
 from maml_jax.fewshot.image_folders import SupportSet
 from maml_jax.fewshot.inputs import encode_labels
@@ -28,16 +28,14 @@ from maml_jax.utils.compilation_cache import enable_compilation_cache
 from maml_jax.utils.console import print_result
 from maml_jax.utils.errors import NonFiniteError, UserError
 
-__all__ = ['app', 'draw_shapes', 'read_uploads', 'serve']
+__all__ = ['app', 'serve']
 
 MAX_FILE_SIZE = '32mb'
-MAX_PIXELS = 40_000_000  # of one image
-MAX_FILES = 50  # at a time
 MAX_EXAMPLES = 200
 
 
 def app(flags, config) -> None:
-  """Runs --mode=app until Ctrl-C or SIGTERM.
+  """Runs --mode=app until Ctrl-C, SIGTERM or SIGHUP.
 
   Raises:
     UserError: an argument is missing or invalid.
@@ -46,7 +44,7 @@ def app(flags, config) -> None:
     raise UserError('--mode=app needs --checkpoint=DIR')
   enable_compilation_cache(least_seconds=0.0)
   stop = threading.Event()
-  for number in signal.SIGINT, signal.SIGTERM:
+  for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
     signal.signal(number, lambda *_: stop.set())
   address = flags.host or '127.0.0.1', flags.port
   with serve(flags.checkpoint, *address, config) as url:
@@ -70,7 +68,8 @@ def serve(
     The address of the page.
 
   Raises:
-    UserError: the checkpoint is invalid or a regression; the port is in use.
+    UserError: the checkpoint is invalid or a regression; the address is invalid
+      or in use.
   """
   which = config.eval.checkpoint if config else 'best'
   learner = adaptation.load(checkpoint, which=which, config=config)
@@ -81,6 +80,8 @@ def serve(
     name = pathlib.Path(checkpoint).resolve().name
     page = _make_page(learner, pathlib.Path(folder), name)
     try:
+      # Gradio would retry forever with a host that it cannot resolve.
+      socket.create_server((host, port or 0)).close()
       _, url, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -95,7 +96,7 @@ def serve(
         theme=themes.Default(font='sans-serif', font_mono='monospace'),
       )
     except (OSError, OverflowError) as error:
-      reason = str(error).partition('. ')[0]
+      reason = str(getattr(error, 'strerror', None) or error).partition(' (')[0]
       raise UserError(f'cannot listen on {host}: {reason}') from error
     try:
       yield url
@@ -103,52 +104,19 @@ def serve(
       page.close(verbose=False)
 
 
-def read_uploads(paths, spec) -> tuple[list[Picture], list[str]]:
-  """Reads and deletes files; returns the images and messages on the others."""
-  pictures, messages = [], []
-  if len(paths) > MAX_FILES:
-    messages.append(f'using {MAX_FILES} of the {len(paths)} files')
-  for path in paths[:MAX_FILES]:
-    try:
-      pictures.append(read_image(path, spec, MAX_PIXELS))
-    except UnreadableImageError as error:
-      messages.append(f'skipped {path.name}: {error}')
-  for path in paths:
-    path.unlink(missing_ok=True)
-  return pictures, messages
-
-
-def draw_shapes(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-  """Draws four variants of each of three shapes; returns names and files."""
-  from PIL import Image, ImageDraw  # saves start-up time
-
-  shapes = []
-  for name, sides in {'circle': 40, 'square': 4, 'triangle': 3}.items():
-    for i in range(4):
-      image, circle = Image.new('L', (112, 112), 255), (56, 56, 28 + 4 * i)
-      draw = ImageDraw.Draw(image)
-      draw.regular_polygon(circle, sides, 8 * i - 12, outline=0, width=6)
-      shapes.append((name, folder / f'{name}{i}.png'))
-      image.save(shapes[-1][1])
-  return shapes
-
-
 def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
   """Returns the page; uploads are in `folder`."""
   spec = data.spec(learner.config.data.name)
   models = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix='models-'))
+  uploads = Uploads(folder, spec, models)
 
-  def warn(*messages):
+  def warn(*messages, seconds: float | None = 10):
     if messages:
-      gr.Warning('<br>'.join(map(markup.escape, messages)), duration=None)
+      gr.Warning('<br>'.join(map(markup.escape, messages)), duration=seconds)
 
-  def read(drawing, webcam, files):
-    paths = [pathlib.Path(x) for x in (*(files or ()), webcam) if x]
-    if drawing:
-      paths.append(pathlib.Path(tempfile.mkdtemp(dir=folder), 'drawing.png'))
-      paths[-1].write_bytes(base64.b64decode(drawing.partition(',')[2]))
-    pictures, messages = read_uploads(paths, spec)
-    warn(*messages)
+  def read(source):
+    pictures, messages = uploads.read(source)
+    warn(*messages, seconds=None)
     return pictures
 
   def show(examples):
@@ -157,23 +125,33 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
       groups[name].append(picture)
     return examples, ''.join(map(markup.tiles, groups, groups.values()))
 
-  def add(examples, name, *inputs):
-    new, name = read(*inputs), ' '.join(name.split())
+  def add(examples, name, source):
+    new, name = read(source), ' '.join(name.split())
     if not name:
       warn('enter the name of the class first')
+      return *show(examples), keep_drawing(source)
+    if not source:
+      warn('draw an example first')
     elif len(examples) + len(new) > MAX_EXAMPLES:
-      warn(f'at most {MAX_EXAMPLES} examples')
+      warn(f'at most {MAX_EXAMPLES} examples: nothing was added')
     else:
       examples = [*examples, *((name, picture) for picture in new)]
-    return *show(examples), None, None, None
+    return *show(examples), None
+
+  def keep_drawing(source):
+    return gr.skip() if is_drawing(source) else None
 
   def show_shapes():
-    names, paths = zip(*draw_shapes(folder), strict=True)
-    return show(list(zip(names, read_uploads(paths, spec)[0], strict=True)))
+    names, paths = zip(*markup.draw_shapes(folder), strict=True)
+    return show(
+      list(zip(names, read_uploads(list(paths), spec)[0], strict=True))
+    )
 
   def learn(examples):
     names, pictures = [x[0] for x in examples], [x[1] for x in examples]
     try:
+      if len(set(names)) < 2:
+        raise UserError('add examples of two or more classes first')
       classes, labels = encode_labels(names, len(names))
       support = SupportSet(classes.tolist(), pictures, labels)
       program = adaptation.make_adaptation_program(learner, len(classes))
@@ -181,7 +159,9 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
         learner, program, support.pixels, labels, classes
       )
     except (UserError, NonFiniteError) as error:
-      raise gr.Error(markup.escape(error), print_exception=False) from error
+      text = f'<p><b>{markup.escape(error)}</b></p>'
+      yield gr.skip(), text, gr.skip()
+      return
     model = pathlib.Path(tempfile.mkdtemp(dir=models), MODEL_FILE)
     classifier.save(model)
     download = gr.DownloadButton(value=str(model), visible=True)
@@ -192,33 +172,38 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
     text = f'<p>{markup.escape(text)}</p><p><b>{markup.escape(warning)}</b></p>'
     yield learned, text, download
 
-  def ask(learned, *inputs):
-    pictures, answers = read(*inputs), []
+  def ask(learned, source):
+    pictures, answers = read(source), []
     for picture in pictures if learned else ():
       classes, predict = learned
       by_step = predict(picture.pixels[None])[:, 0]
       answers.append(markup.answer(picture, classes, by_step))
     if pictures and not learned:
       answers.append('Press Learn first.')
-    return ''.join(answers), None, None
+    return ''.join(answers), keep_drawing(source)
 
-  def remove_uploads():
-    for path in folder.rglob('*'):
-      if path.is_file() and not path.is_relative_to(models):
-        path.unlink(missing_ok=True)
+  def start_again():
+    return *show([]), None, '', gr.DownloadButton(visible=False), ''
+
+  def open_page(request: gr.Request):
+    uploads.open_page(request.session_hash)
+
+  def close_page(request: gr.Request):
+    uploads.close_page(request.session_hash)
 
   def add_inputs(name):
     with gr.Tab('Draw'):
       pad = gr.HTML(
         html_template=markup.PAD, js_on_load=markup.PAD_SCRIPT, elem_id=name
       )
+      button = gr.Button('Add the drawing', visible=name == 'example')
     with gr.Tab('Webcam'):
       webcam = gr.Image(sources='webcam', height=280)
       # Gradio would decode the image and keep a copy.
       webcam.preprocess = lambda payload: payload and payload.path
     with gr.Tab('Files'):
       files = gr.File(file_count='multiple', height=280)
-    return [pad, webcam, files]
+    return pad, webcam, files, button
 
   with gr.Blocks(title='maml_jax', analytics_enabled=False) as page:
     examples, learned = gr.State([]), gr.State()
@@ -226,9 +211,12 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
     with gr.Row():
       with gr.Column(min_width=300):
         gr.Markdown('### 1. Show a few examples of two or more classes')
-        name = gr.Textbox(label='Class', max_length=60)
-        support = add_inputs('example')
-        add_button = gr.Button('Add the drawing')
+        name = gr.Textbox(
+          label='Class', max_length=60, placeholder='such as triangle'
+        )
+        pad, webcam, files, button = add_inputs('example')
+        sources = (button.click, pad), (webcam.input, webcam)
+        add_events = *sources, (files.upload, files)
         shown = [examples, gr.HTML(elem_id='examples')]
         with gr.Row():
           shapes_button = gr.Button('Use built-in examples', size='sm')
@@ -238,14 +226,18 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
         download = gr.DownloadButton('Download the model', visible=False)
       with gr.Column(min_width=300):
         gr.Markdown('### 2. Ask what other images show')
-        query = pad, webcam, files = add_inputs('question')
+        pad, webcam, files, _ = add_inputs('question')
         answers = gr.HTML(elem_id='answers', apply_default_css=False)
-    for event in add_button.click, support[1].input, support[2].upload:
-      event(add, [examples, name, *support], [*shown, *support])
+    for event, source in add_events:
+      event(add, [examples, name, source], [*shown, source])
     shapes_button.click(show_shapes, None, shown)
-    clear_button.click(lambda: show([]), None, shown)
-    learning = learn_button.click(learn, examples, [learned, notes, download])
-    for event in pad.change, webcam.input, files.upload, learning.success:
-      event(ask, [learned, *query], [answers, webcam, files])
-    page.unload(remove_uploads)
+    results = [learned, notes, download]
+    learning = learn_button.click(learn, examples, results)
+    clear_button.click(start_again, None, [*shown, *results, answers])
+    sources = (pad.change, pad), (learning.success, pad)
+    ask_events = *sources, (webcam.input, webcam), (files.upload, files)
+    for event, source in ask_events:
+      event(ask, [learned, source], [answers, source])
+    page.load(open_page)
+    page.unload(close_page)
   return page

@@ -1,24 +1,37 @@
-"""HTML and scripts of the page of `app`: canvas, examples and answers."""
+"""HTML and scripts of the page of `app`, and its built-in examples."""
 
 import base64
 import html
+import pathlib
 
 import numpy as np
 
 from maml_jax.data.images import Picture
 from maml_jax.data.records import encode_png
 
-__all__ = ['CSS', 'PAD', 'PAD_SCRIPT', 'answer', 'escape', 'tiles']
+__all__ = [
+  'CSS',
+  'PAD',
+  'PAD_SCRIPT',
+  'answer',
+  'draw_shapes',
+  'escape',
+  'tiles',
+]
 
 CSS = """
 canvas,canvas+button{display:block;margin:0 auto 8px}
 canvas{width:240px;background:#fff;cursor:crosshair;border:1px solid #8888;
  border-radius:8px;touch-action:none}
 .tiles{display:flex;flex-wrap:wrap;gap:6px;align-items:center;margin:8px 0}
+#notes{overflow-wrap:anywhere}
 .tiles b{min-width:5em;max-width:100%;overflow-wrap:anywhere}
 .tiles img{height:44px;border:1px solid #8888;border-radius:4px}
 .steps{contain:inline-size;overflow-x:auto;margin-bottom:20px;font-size:13px}
-.steps :is(td,th){padding:4px 6px;text-align:right;white-space:nowrap}
+.steps tr{white-space:nowrap}
+.steps :is(td,th){padding:4px 6px;text-align:right}
+.steps th:first-child{max-width:10em;white-space:normal;
+ overflow-wrap:anywhere}
 .steps :is(td,th):last-child{position:sticky;right:0;font-weight:bold;
  background:var(--body-background-fill)}
 """
@@ -52,11 +65,12 @@ def escape(text) -> str:
   return text.replace('{', '&#123;').replace('$', '&#36;')
 
 
-def tiles(title: str, pictures: list[Picture]) -> str:
-  """Returns a title and pictures as HTML; no file is needed."""
+def tiles(name: str, pictures: list[Picture], note: str = '') -> str:
+  """Returns the name of a class, a note and pictures as HTML, without files."""
   uris = [base64.b64encode(encode_png(p.thumbnail)).decode() for p in pictures]
   tags = [f'<img alt="" src="data:image/png;base64,{uri}">' for uri in uris]
-  return f'<div class="tiles"><b>{escape(title)}</b>{"".join(tags)}</div>'
+  title = f'<b><bdi>{escape(name)}</bdi>{note}</b>'
+  return f'<div class="tiles">{title}{"".join(tags)}</div>'
 
 
 def answer(picture: Picture, classes, by_step: np.ndarray) -> str:
@@ -68,8 +82,25 @@ def answer(picture: Picture, classes, by_step: np.ndarray) -> str:
     cells = [
       f'<td style="background:{color.format(0.6 * p)}">{p:.0f}' for p in row
     ]
-    rows.append(f'<th>{escape(name)}{"".join(cells)}')
+    rows.append(f'<th><bdi>{escape(name)}</bdi>{"".join(cells)}')
   best = by_step[-1].argmax()
-  title = f'{classes[best]} {100 * by_step[-1, best]:.0f} %'
+  note = f' {100 * by_step[-1, best]:.0f} %'
   table = f'<table><tr>{"<tr>".join(rows)}</table>'
-  return f'{tiles(title, [picture])}<div class="steps">{table}</div>'
+  return (
+    f'{tiles(classes[best], [picture], note)}<div class="steps">{table}</div>'
+  )
+
+
+def draw_shapes(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+  """Draws four variants of each of three shapes; returns names and files."""
+  from PIL import Image, ImageDraw  # saves start-up time
+
+  shapes = []
+  for name, sides in {'circle': 40, 'square': 4, 'triangle': 3}.items():
+    for i in range(4):
+      image, circle = Image.new('L', (112, 112), 255), (56, 56, 28 + 4 * i)
+      draw = ImageDraw.Draw(image)
+      draw.regular_polygon(circle, sides, 8 * i - 12, outline=0, width=6)
+      shapes.append((name, folder / f'{name}{i}.png'))
+      image.save(shapes[-1][1])
+  return shapes
