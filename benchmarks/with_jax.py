@@ -8,10 +8,20 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.workload import Workload, random_episodes
+from benchmarks.workload import (
+  BATCH,
+  CLASSES,
+  PARTS,
+  Workload,
+  random_episodes,
+  random_images,
+)
+from maml_jax import config as config_lib
 from maml_jax import ops, sharding
 from maml_jax.data.episodes import sample_episode
+from maml_jax.experiment import setup
 from maml_jax.experiment.optimizers import make_optimizer
+from maml_jax.experiment.pretraining import pretraining_learner
 from maml_jax.experiment.setup import PRECISIONS
 from maml_jax.learner import (
   Batch,
@@ -198,3 +208,41 @@ def random_dataset(
 def replicate(tree, mesh):
   """Replicates arrays over the devices of a mesh."""
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def make_pretraining_iteration(precision: str):
+  """Returns a function that pre-trains on one batch, as `main.py` does."""
+  one_device_per_core(PARTS)
+  config = config_lib.load_preset('mini_pretrain')
+  config.precision = precision
+  learner = pretraining_learner(config, CLASSES)
+  tx, mesh = setup.make_outer_optimizer(config), fitting_mesh(PARTS)
+  parts = jax.tree.map(
+    lambda x: x.reshape(PARTS, BATCH // PARTS, *x.shape[1:]), random_images()
+  )
+  images = replicate(parts, mesh)
+
+  def sample_episode(key, images):
+    part = jax.random.randint(key, (), 0, PARTS)
+    return Episode((), Batch(*jax.tree.map(lambda x: x[part], images)))
+
+  step = make_train_step(
+    learner,
+    tx,
+    sample_episode,
+    key=jax.random.key(1),
+    meta_batch_size=PARTS,
+    max_steps=1,
+    mesh=mesh,
+    tasks_per_chunk=sharding.default_tasks_per_chunk(mesh),
+  )
+  state = replicate(init_state(learner, tx, jax.random.key(0)), mesh)
+  with setup.matmul_precision(config):
+    step = step.lower(state, images, 1).compile()
+
+  def run():
+    nonlocal state
+    state, metrics = step(state, images, 1)
+    jax.block_until_ready((state, metrics))
+
+  return run

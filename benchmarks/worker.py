@@ -9,6 +9,7 @@ framework of its own library.
 """
 
 import contextlib
+import importlib
 import json
 import sys
 import time
@@ -20,24 +21,29 @@ def make_iteration(library, name, precision, checkout=''):
   """Returns a function that runs one iteration, and a description.
 
   Args:
-    library: 'maml_jax', 'pytorch_maml' or 'learn2learn'.
-    name: a workload of `COMPARED`.
+    library: 'maml_jax', 'pytorch_maml', 'learn2learn' or 'pytorch'.
+    name: a workload of `COMPARED`, or 'pretrain' (maml_jax and pytorch).
     precision: 'float32' or 'tf32'.
     checkout: the source tree of the library, unless it is maml_jax.
   """
-  work = COMPARED[name]
   # Imported here because each interpreter has only one of the frameworks.
   if library == 'maml_jax':
     from benchmarks import with_jax
     from benchmarks.machine import describe_machine
 
-    iteration = with_jax.make_iteration(work, precision)
+    if name == 'pretrain':
+      iteration = with_jax.make_pretraining_iteration(precision)
+    else:
+      iteration = with_jax.make_iteration(COMPARED[name], precision)
     return iteration, describe_machine() | {'precision': precision}
-  from benchmarks import with_learn2learn, with_pytorch_maml, with_torch
+  from benchmarks import with_torch
 
   with_torch.set_precision(precision)
-  modules = {'pytorch_maml': with_pytorch_maml, 'learn2learn': with_learn2learn}
-  iteration = modules[library].make_iteration(work, checkout)
+  if library == 'pytorch':
+    iteration = with_torch.make_pretraining_iteration()
+  else:
+    module = importlib.import_module(f'benchmarks.with_{library}')
+    iteration = module.make_iteration(COMPARED[name], checkout)
   return iteration, with_torch.describe_device()
 
 

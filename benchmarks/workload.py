@@ -81,3 +81,18 @@ def random_episodes(work: Workload):
     return r.rand(*shape).astype(np.float32), np.tile(labels, (work.tasks, 1))
 
   return make_batch(work.shots), make_batch(work.queries)
+
+
+# Pre-training, as preset mini_pretrain: a batch of PARTS x 32 images.
+PARTS, BATCH, CLASSES = 4, 128, 64
+
+
+def random_images():
+  """Returns a batch for pre-training, as NumPy arrays.
+
+  Returns:
+    Images [BATCH, 84, 84, 3] float32 in 0..1, labels [BATCH] int.
+  """
+  r = np.random.RandomState(0)
+  images = r.rand(BATCH, 84, 84, 3).astype(np.float32)
+  return images, r.randint(0, CLASSES, BATCH)

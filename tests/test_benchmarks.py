@@ -20,6 +20,7 @@ from jax import lax
 from benchmarks import (
   compare,
   flops,
+  pretraining,
   profile,
   run,
   scaling,
@@ -431,6 +432,7 @@ def worker_log(monkeypatch):
   """Replaces workers by `FakeWorker`; returns the log of their calls."""
   log = []
   seconds = {'maml_jax': 0.5, 'pytorch_maml': 1.0, 'learn2learn': 2.0}
+  seconds['pytorch'] = 2.0
   monkeypatch.setattr(
     compare,
     'Worker',
@@ -468,6 +470,14 @@ def test_library_that_cannot_run_is_skipped(worker_log, monkeypatch, capsys):
   out = capsys.readouterr().out
   assert 'learn2learn skipped: ModuleNotFoundError: no torch' in out
   assert 'pytorch_maml: median ratio 2.00' in out
+
+
+def test_pretraining_is_measured_in_images_per_second(worker_log, capsys):
+  assert pretraining.main(['--pairs=2']) == 0
+  row = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert row['maml_jax_images_per_second'] == 256
+  assert row['pytorch_images_per_second'] == 64
+  assert row['ratio'] == row['ratio_min'] == 4
 
 
 def test_worker_reports_why_it_cannot_run():
