@@ -180,7 +180,7 @@ def compile_train_step(config, devices: list):
     The traced program, the compiled one, and the sharding.
 
   Raises:
-    UserError: the config does not go with the number of devices, or is not one
+    UserError: the config does not fit the number of devices, or is not one
       of meta-training.
   """
   if config.train.objective != 'tasks':

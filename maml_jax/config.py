@@ -226,7 +226,10 @@ def _run_config_file(path: str) -> ConfigDict:
     place = file + ''.join(lines[-1:])
     raise UserError(f'{place}: {_innermost_message(error)}') from error
   if not isinstance(config, ConfigDict):
-    raise UserError(f'{file}: get_config() must return a ConfigDict')
+    raise UserError(
+      f'{file}: must define get_config() that returns a ConfigDict, got '
+      f'{type(config).__name__}'
+    )
   return config.lock()
 
 

@@ -354,7 +354,9 @@ def _check_task_kind(fields: dict[str, Any]) -> None:
       'the images'
     )
   if is_regression and fields['train.objective'] == 'classes':
-    raise UserError(f'config.train.objective=classes: {reason}')
+    raise UserError(
+      f'config.train.objective=classes: must be tasks, because {reason}'
+    )
   for field, value in fields.items():
     augments = '.augment' in field and value != 'none'
     if is_regression and (augments or field == 'data.normalize' and value):

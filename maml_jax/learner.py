@@ -177,7 +177,8 @@ def make_learner(
     now = outer.at_epoch(epoch) if isinstance(epoch, int) else outer
     if now.first_order_epochs:
       raise UserError(
-        'outer.first_order_epochs needs an epoch that is a Python int, or '
+        f'outer.first_order_epochs={now.first_order_epochs} needs the epoch as '
+        'a Python int, not as an array: pass an int, or use '
         'make_learner(model, inner, outer.at_epoch(epoch))'
       )
     support, query = episode
@@ -241,7 +242,7 @@ def _check(model: Model, inner: InnerConfig, support_loss_fn) -> None:
     )
   if support_loss_fn and inner.class_weights != 'none':
     raise UserError(
-      f'inner.class_weights={inner.class_weights} does not go with a '
+      f'inner.class_weights={inner.class_weights} cannot be combined with a '
       'support_loss_fn: weight its classes there'
     )
 

@@ -221,7 +221,8 @@ def check_settings(inner: InnerConfig, outer: OuterConfig) -> None:
   for name, is_set in excluded.items():
     if is_set:
       raise UserError(
-        f'outer.gradient={outer.gradient} does not go with {name}: {reason}'
+        f'outer.gradient={outer.gradient} cannot be combined with {name}: '
+        f'{reason}'
       )
 
 
@@ -255,7 +256,7 @@ def _exclusions(c: InnerConfig):
     }
     for name, value in excluded.items():
       yield (
-        f'inner.{name}={value} does not go with inner.rule=alfa, which '
+        f'inner.{name}={value} cannot be combined with inner.rule=alfa, which '
         'computes rates and decay of plain gradient descent itself',
         value,
       )

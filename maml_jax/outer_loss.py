@@ -148,7 +148,7 @@ def _require_no_tangent(x):
 def _raise_if_tangent(primals, tangents):
   if not isinstance(tangents[0], SymbolicZero):
     raise UserError(
-      'outer.gradient=implicit does not go with statistics that carry '
+      'outer.gradient=implicit cannot be combined with statistics that carry '
       'derivatives: apply jax.lax.stop_gradient to them in Model.apply'
     )
   return primals[0], tangents[0]

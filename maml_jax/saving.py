@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maml_jax.inner_loop import flatten, has_rows
+from maml_jax.inner_loop import flatten, is_per_step
 from maml_jax.learner import Learner
 from maml_jax.types import INNER, Array, PyTree
 from maml_jax.utils.errors import UserError
@@ -94,7 +94,7 @@ def load_params(
   for name, like in wanted.items():
     x = _from_numpy(arrays[name], dtypes.get(name, ''), like)
     inner_path = name.removeprefix(f'params/{INNER}/')
-    skip = int(inner_path != name and has_rows(learner.inner, inner_path))
+    skip = int(inner_path != name and is_per_step(learner.inner, inner_path))
     if x.shape[skip:] != like.shape[skip:] or x.dtype != like.dtype:
       raise UserError(
         f'{path}: {name} is {x.dtype}{list(x.shape)}, expected '
@@ -116,7 +116,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
       raise ValueError(f'format {metadata["format"]} is not supported')
     return arrays, dict(metadata['dtypes'])
   except FileNotFoundError:
-    raise UserError(f'no file {path}') from None
+    raise UserError(f'no such file: {path}') from None
   except (
     AttributeError,
     EOFError,

@@ -31,7 +31,7 @@ PyTree = Any
 # stats dict; all other statistics carry over from task to task. Those under
 # SUPPORT are recomputed from the support set after the last inner step.
 EPISODE, SUPPORT = 'episode', 'support'
-# The key of params for what the inner loop learns, see `inner_loop.learned`.
+# The key of the quantities that `inner_loop.learned` adds to params.
 INNER = 'inner'
 
 

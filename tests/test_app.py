@@ -85,8 +85,8 @@ def test_names_on_the_page_are_escaped(app, tmp_path):
   name = '<img src=x onerror=alert(1)>${value}{{value}}'
   by_step = np.array([[0.5, 0.5], [0.2, 0.8]])
   for text in (
-    app_markup.tiles(name, pictures),
-    app_markup.answer(pictures[0], ['a', name], by_step),
+    app_markup.class_html(name, pictures),
+    app_markup.prediction_html(pictures[0], ['a', name], by_step),
   ):
     assert '&lt;img src=x' in text
     assert not re.search(r'<img src=x|\$\{|\{\{', text)
@@ -280,7 +280,7 @@ def test_address_that_cannot_be_used_is_a_user_error(server):
     [sys.executable, '-c', script], cwd=REPOSITORY, text=True
   )
   assert printed.splitlines() == [
-    'cannot listen on 127.0.0.1: Address already in use',
-    'cannot listen on 127.0.0.1: bind(): port must be 0-65535.',
+    f'cannot listen on 127.0.0.1:{port}: Address already in use',
+    'cannot listen on 127.0.0.1:70000: bind(): port must be 0-65535.',
     'cannot listen on 300.1.1.1: Name or service not known',
   ]

@@ -264,7 +264,7 @@ def test_unknown_argument_is_named():
       'config.outer.clip = 1.0',
       'config.outer.clip does not exist; it is now config.outer.clip_value',
     ),
-    ('config = 3', 'get_config() must return a ConfigDict'),
+    ('config = 3', 'must define get_config() that returns a ConfigDict'),
     ('config = (', 'was never closed'),
   ],
 )
@@ -300,7 +300,7 @@ def test_error_in_incomplete_config_suggests_the_default(tmp_path):
 def test_file_without_get_config_is_rejected(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('x = 1')
-  with pytest.raises(UserError, match='must return a ConfigDict'):
+  with pytest.raises(UserError, match='returns a ConfigDict, got '):
     config_lib.load(str(path))
 
 

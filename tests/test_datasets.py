@@ -924,7 +924,10 @@ def test_cub_with_missing_classes_raises_error(tmp_path):
       'train.csv lists 001.Auk/c.jpg, which matches none',
     ),
     ([('a.jpg', '0')], 'train.csv lists a.jpg, which matches 4 '),
-    ([('001.Auk/a.jpg',)], 'train.csv: row without filename or label'),
+    (
+      [('001.Auk/a.jpg',)],
+      'train.csv, line .: expected a filename and a label',
+    ),
     ([('001.Auk/a.jpg', '0'), ('004.Owl/a.jpg', '1')], 'in several splits'),
   ],
 )

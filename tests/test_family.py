@@ -318,9 +318,9 @@ def test_support_loss_may_be_of_its_own():
 @pytest.mark.parametrize(
   'inner, outer, message',
   [
-    ({'rule': 'alfa', 'momentum': 0.9}, {}, 'momentum=0.9 does not go with'),
-    ({'rule': 'alfa', 'optimizer': 'adam'}, {}, 'optimizer=adam does not go'),
-    ({'rule': 'alfa', 'learn_lr': 'tensor'}, {}, 'learn_lr=tensor does not'),
+    ({'rule': 'alfa', 'momentum': 0.9}, {}, 'momentum=0.9 cannot be combined'),
+    ({'rule': 'alfa', 'optimizer': 'adam'}, {}, 'optimizer=adam cannot be'),
+    ({'rule': 'alfa', 'learn_lr': 'tensor'}, {}, 'learn_lr=tensor cannot'),
     ({'rule': 'alfa', 'precondition': 'kronecker'}, {}, 'precondition=kron'),
     ({'per_step': ('lr',)}, {}, 'needs learned rates'),
     ({'lr_bounds': (0.0, 1.0)}, {}, 'needs learned rates'),

@@ -458,7 +458,7 @@ def test_support_images_are_limited(workspace, monkeypatch, capsys):
     '2.webp',
   ]
   assert support.labels.tolist() == [0, 0, 0, 1, 1, 1]
-  assert 'using 3 of the 4 files of disc' in capsys.readouterr().err
+  assert "using 3 of the 4 files of class 'disc'" in capsys.readouterr().err
 
 
 def test_contact_sheet_shows_each_image_at_its_position():

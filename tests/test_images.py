@@ -76,10 +76,10 @@ def test_from_array_accepts_uint8_float_and_bool(shape):
     (np.full((4, 4), np.nan), 'floats in 0..1'),
     (np.full((4, 4), 256, np.int64), 'integers in 0..255 .* got int64'),
     (np.full((4, 4), -1, np.int8), 'integers in 0..255 .* got int8 in -1..-1'),
-    (np.full((4, 4), 'x'), 'expected pixels, got dtype <U1'),
+    (np.full((4, 4), 'x'), 'expected numbers, got dtype <U1'),
     (np.zeros((3, 8, 8), np.uint8), 'the channels must come last'),
-    (np.zeros((8, 3), np.uint8), r'\(8, 3\), which looks like pixels without'),
-    (np.zeros((8, 1), np.uint8), 'which looks like pixels without rows or'),
+    (np.zeros((8, 3), np.uint8), r'\(8, 3\), which looks like a row of pixels'),
+    (np.zeros((8, 1), np.uint8), 'which looks like a row of pixels'),
   ],
 )
 def test_from_array_with_invalid_array_raises_error(image, message):

@@ -1,4 +1,4 @@
-"""What the inner loop learns: shapes, initial values, transfer, ranges."""
+"""Learned quantities of the inner loop: shapes, initial values, transfer."""
 
 import jax
 import jax.numpy as jnp

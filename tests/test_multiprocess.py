@@ -347,8 +347,8 @@ def test_launchers_are_detected_by_environment_variables(environment, expected):
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    ({'num_processes': 2}, 'go together'),
-    ({'coordinator': 'a:1', 'process_id': 0}, 'go together'),
+    ({'num_processes': 2}, 'must be given together'),
+    ({'coordinator': 'a:1', 'process_id': 0}, 'must be given together'),
     (
       {'coordinator': 'a:1', 'num_processes': 2, 'process_id': 2},
       '--process_id=2: must be in 0..1',

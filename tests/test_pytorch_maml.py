@@ -878,7 +878,7 @@ def test_state_dict_of_a_model_is_converted_with_a_config(
     ),
     (
       {'encoder_state_dict': {}, 'classifier_state_dict': {}, 'config': {}},
-      'dataset is missing; or add --config',
+      'dataset is missing; use --config to replace',
     ),
     (
       {'encoder_state_dict': {}, 'classifier_state_dict': {}, 'maml_jax': {}},

@@ -84,7 +84,7 @@ def test_file_of_another_model_is_an_error(tmp_path, other, message):
 
 def test_missing_and_damaged_files_are_errors(tmp_path):
   learner = build_learner()
-  with pytest.raises(UserError, match='no file'):
+  with pytest.raises(UserError, match='no such file'):
     load_params(tmp_path / 'missing.npz', learner)
   file = tmp_path / 'model.npz'
   save_params(file, *learner.init(jax.random.key(0)))

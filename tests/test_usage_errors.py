@@ -151,7 +151,7 @@ USAGE_ERRORS = {
   ),
   'checkpoint_of_regression': (
     '--mode=adapt --checkpoint={d}/sinusoid --support={s} --output={d}/out',
-    'is a regression: it has no images',
+    'was trained on regression: use a checkpoint trained on images',
   ),
   'config_of_other_model': (
     ADAPT + '--support={s} --config={p}/omniglot_20w1s.py',

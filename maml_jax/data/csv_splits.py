@@ -85,7 +85,8 @@ def read_csv(name: str, path: Path) -> list[Row]:
     raise UserError(f'{name}: cannot read {path}: {error}') from error
   rows, columns = [], [0, 1]
   with open(path, newline='', encoding='utf-8-sig') as file:
-    for fields in csv.reader(file):
+    reader = csv.reader(file)
+    for fields in reader:
       fields = [field.strip() for field in fields]
       header = [field.lower() for field in fields]
       if not rows and 'filename' in header:
@@ -98,7 +99,8 @@ def read_csv(name: str, path: Path) -> list[Row]:
       values = [fields[c] for c in columns if c < len(fields) and fields[c]]
       if len(values) < 2:
         raise UserError(
-          f'{name}: {path}: row without filename or label: {fields}'
+          f'{name}: {path}, line {reader.line_num}: expected a filename and a '
+          f'label, got {fields}'
         )
       rows.append(Row(PurePosixPath(values[0].replace('\\', '/')), values[1]))
   return rows

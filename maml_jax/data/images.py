@@ -221,7 +221,7 @@ def from_array(image: np.ndarray, spec: records.DatasetSpec) -> np.ndarray:
   if is_gray and shape[1] in CHANNELS and shape[0] != shape[1]:
     raise UserError(
       f'expected an image [H, W] or [H, W, C], got shape {shape}, which looks '
-      'like pixels without rows or columns'
+      'like a row of pixels: pass whole images'
     )
   if not is_gray and not (has_channels and shape[-1] in CHANNELS):
     hint = ''
@@ -302,7 +302,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
   try:
     values = image.astype(np.float64)
   except (TypeError, ValueError) as error:
-    raise UserError(f'expected pixels, got dtype {image.dtype}') from error
+    raise UserError(f'expected numbers, got dtype {image.dtype}') from error
   low, high = values.min(), values.max()
   if not (low >= 0 and high <= limit):  # also true for NaN
     raise UserError(

@@ -100,7 +100,8 @@ def _mean_train_features(
     dataset = setup.load_split(config, setup.train_phase(config))
   except UserError as error:
     console.print_warning(
-      f'no baseline simple_shot, which needs the mean: {error}'
+      'skipping the baseline simple_shot, which needs the mean of the training '
+      f'features: {error}'
     )
     return None
   per_class = -(-MEAN_IMAGES // len(dataset.size))
@@ -116,7 +117,7 @@ def _mean_train_features(
 
   @jax.jit
   def mean_features(images):
-    inputs = setup.scale_images(config, images)
+    inputs = setup.to_model_inputs(config, images)
     return features(params, stats, inputs, train=train)[0].mean(0)
 
   # Batches of one size, with images of many classes each.

@@ -90,7 +90,7 @@ def export(saved: Checkpoint, path: str | os.PathLike) -> pathlib.Path:
   orbax_io.require_supported_path(path)
   arrays = {'step': np.int32(saved.step), 'params': saved.params}
   arrays |= {'stats': saved.stats, 'opt_state': {}}
-  args = orbax_io.save_args(
+  args = orbax_io.make_save_args(
     arrays, config_lib.to_json(saved.config), saved.metrics
   )
   with orbax_io.written_checkpoint(path.absolute().parent, args) as written:

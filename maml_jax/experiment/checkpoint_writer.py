@@ -134,7 +134,9 @@ class CheckpointWriter:
     self._set_aside(manager, step)
     if distributed.is_multiprocess():  # each process writes its share
       arrays = _to_tree(jax.tree.map(jnp.copy, state))
-    manager.save(step, args=orbax_io.save_args(arrays, self._config, metrics))
+    manager.save(
+      step, args=orbax_io.make_save_args(arrays, self._config, metrics)
+    )
 
   def _set_aside(self, manager, step: int) -> None:
     """Moves checkpoints of `step` or later away.
@@ -179,7 +181,9 @@ def _try_to_write(folder: pathlib.Path, config: str) -> None:
     UserError: it cannot be written or read.
   """
   arrays = {'step': np.int32(0), 'params': {'x': np.arange(3)}}
-  args = orbax_io.save_args(arrays | {'stats': {}, 'opt_state': {}}, config, {})
+  args = orbax_io.make_save_args(
+    arrays | {'stats': {}, 'opt_state': {}}, config, {}
+  )
   with orbax_io.written_checkpoint(folder, args):
     pass
 

@@ -82,7 +82,7 @@ def make_optimizer(
     learning_rate: a float or a schedule.
     momentum: momentum of 'sgd'.
     weight_decay: L2 penalty, added to the clipped gradient; decoupled for
-      'adamw'. It does not apply to what the inner loop learns, such as rates.
+      'adamw'. It does not apply to learned quantities of the inner loop.
     clip_value: clip each component of the gradient to +-clip_value; None:
       never.
     lr_scale: (pattern, factor) pairs; the first pattern that matches the path

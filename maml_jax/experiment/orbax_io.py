@@ -42,7 +42,7 @@ __all__ = [
   'one_line',
   'read',
   'require_supported_path',
-  'save_args',
+  'make_save_args',
   'silenced_orbax',
   'written_checkpoint',
 ]
@@ -86,7 +86,7 @@ def written_checkpoint(
 
   Args:
     folder: of the temporary directory; created if missing.
-    args: from `save_args`, with NumPy arrays.
+    args: from `make_save_args`, with NumPy arrays.
 
   Raises:
     UserError: the checkpoint cannot be written or read, or the block raises
@@ -149,7 +149,7 @@ def silenced_orbax() -> Iterator[None]:
     logger.removeFilter(is_shown)
 
 
-def save_args(arrays: PyTree, config: str, metrics: Mapping):
+def make_save_args(arrays: PyTree, config: str, metrics: Mapping):
   """Returns the arguments for Orbax: arrays, and metadata with its digest."""
   metadata = {'config': config, 'metrics': dict(metrics)}
   metadata['step'] = int(arrays['step'])

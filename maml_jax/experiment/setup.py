@@ -62,7 +62,7 @@ __all__ = [
   'phase_model',
   'phase_transform',
   'rng_stream',
-  'scale_images',
+  'to_model_inputs',
   'train_phase',
   'train_sharding',
   'val_phase',
@@ -290,7 +290,7 @@ def phase_transform(config: ConfigDict, phase: Phase) -> Callable:
   )
 
 
-def scale_images(config: ConfigDict, images: np.ndarray | Array) -> Array:
+def to_model_inputs(config: ConfigDict, images: np.ndarray | Array) -> Array:
   """Converts uint8 [N, H, W, C] to the float32 inputs of the model."""
   batch = Batch(jnp.asarray(images), ())
   transform = phase_transform(config, eval_phase(config))

@@ -26,7 +26,7 @@ from maml_jax.evaluation.measurement import EVAL_IGNORED_FIELDS
 from maml_jax.experiment import checkpoint as checkpoint_lib
 from maml_jax.experiment import setup
 from maml_jax.experiment.run_dir import require_same_config
-from maml_jax.experiment.setup import Phase, scale_images
+from maml_jax.experiment.setup import Phase, to_model_inputs
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.fewshot.classifier import Classifier, make_classifier
 from maml_jax.fewshot.heads import (
@@ -186,7 +186,7 @@ def load(
     adapt_config,
     phase,
     saved.path,
-    lambda images: scale_images(
+    lambda images: to_model_inputs(
       adapt_config, prepare_images(adapt_config, images)
     ),
   )
@@ -327,7 +327,7 @@ def leave_one_out(
       adapted, adapted_stats, _ = program.adapt(
         params, stats, images[others], labels[others]
       )
-      inputs = scale_images(config, images[row][None])
+      inputs = to_model_inputs(config, images[row][None])
       return program.learner.predict(adapted, adapted_stats, inputs)[0]
 
     return lax.map(predict_one, (jnp.asarray(left_out), jnp.asarray(others)))
@@ -358,7 +358,7 @@ def _cached_program(
   model = setup.phase_model(config, phase)
 
   def start(params, stats, images, labels):
-    support = Batch(scale_images(config, images), labels)
+    support = Batch(to_model_inputs(config, images), labels)
     initial, _ = transfer_params(learner, params, stats)
     if not uses_own:
       initial['classifier'] = make_initial_head(
@@ -376,7 +376,7 @@ def _cached_program(
 
   @jax.jit
   def predict_by_step(params, stats, images):
-    inputs = scale_images(config, images)
+    inputs = to_model_inputs(config, images)
     return lax.map(lambda x: learner.predict(*x, inputs), (params, stats))
 
   return AdaptationProgram(

@@ -21,7 +21,11 @@ from maml_jax import data
 from maml_jax.fewshot import adaptation
 from maml_jax.fewshot import app_markup as markup
 from maml_jax.fewshot.app_uploads import Uploads, is_drawing, read_uploads
-from maml_jax.fewshot.commands import MODEL_FILE, describe_left_out, leave_out
+from maml_jax.fewshot.commands import (
+  MODEL_FILE,
+  describe_left_out,
+  predict_left_out,
+)
 from maml_jax.fewshot.image_folders import SupportSet
 from maml_jax.fewshot.inputs import encode_labels
 from maml_jax.utils.compilation_cache import enable_compilation_cache
@@ -42,7 +46,7 @@ def app(flags, config) -> None:
   """
   if not flags.checkpoint:
     raise UserError('--mode=app needs --checkpoint=DIR')
-  enable_compilation_cache(least_seconds=0.0)
+  enable_compilation_cache(min_compile_seconds=0.0)
   stop = threading.Event()
   for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
     signal.signal(number, lambda *_: stop.set())
@@ -68,13 +72,16 @@ def serve(
     The address of the page.
 
   Raises:
-    UserError: the checkpoint is invalid or a regression; the address is invalid
-      or in use.
+    UserError: the checkpoint is invalid or was trained on regression; the
+      address is invalid or in use.
   """
   which = config.eval.checkpoint if config else 'best'
   learner = adaptation.load(checkpoint, which=which, config=config)
   if learner.config.data.name in data.REGRESSIONS:
-    raise UserError(f'{checkpoint} is a regression: it has no images')
+    raise UserError(
+      f'{checkpoint} was trained on regression: use a checkpoint trained on '
+      'images'
+    )
   with tempfile.TemporaryDirectory(prefix='maml_jax-') as folder:
     os.environ |= {'GRADIO_TEMP_DIR': folder, 'GRADIO_ANALYTICS_ENABLED': '0'}
     name = pathlib.Path(checkpoint).resolve().name
@@ -97,7 +104,8 @@ def serve(
       )
     except (OSError, OverflowError) as error:
       reason = str(getattr(error, 'strerror', None) or error).partition(' (')[0]
-      raise UserError(f'cannot listen on {host}: {reason}') from error
+      address = host if port is None else f'{host}:{port}'
+      raise UserError(f'cannot listen on {address}: {reason}') from error
     try:
       yield url
     finally:
@@ -123,7 +131,7 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
     groups = {name: [] for name, _ in examples}
     for name, picture in examples:
       groups[name].append(picture)
-    return examples, ''.join(map(markup.tiles, groups, groups.values()))
+    return examples, ''.join(map(markup.class_html, groups, groups.values()))
 
   def add(examples, name, source):
     new, name = read(source), ' '.join(name.split())
@@ -167,7 +175,7 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
     download = gr.DownloadButton(value=str(model), visible=True)
     learned = classes, predict
     yield learned, 'measuring the leave-one-out accuracy ...', download
-    left_out = leave_out(learner, program, support)
+    left_out = predict_left_out(learner, program, support)
     _, text, warning = describe_left_out(left_out, support)
     text = f'<p>{markup.escape(text)}</p><p><b>{markup.escape(warning)}</b></p>'
     yield learned, text, download
@@ -177,7 +185,7 @@ def _make_page(learner, folder: pathlib.Path, title: str) -> gr.Blocks:
     for picture in pictures if learned else ():
       classes, predict = learned
       by_step = predict(picture.pixels[None])[:, 0]
-      answers.append(markup.answer(picture, classes, by_step))
+      answers.append(markup.prediction_html(picture, classes, by_step))
     if pictures and not learned:
       answers.append('Press Learn first.')
     return ''.join(answers), keep_drawing(source)

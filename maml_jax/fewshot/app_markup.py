@@ -13,10 +13,10 @@ __all__ = [
   'CSS',
   'PAD',
   'PAD_SCRIPT',
-  'answer',
+  'class_html',
   'draw_shapes',
   'escape',
-  'tiles',
+  'prediction_html',
 ]
 
 CSS = """
@@ -65,7 +65,7 @@ def escape(text) -> str:
   return text.replace('{', '&#123;').replace('$', '&#36;')
 
 
-def tiles(name: str, pictures: list[Picture], note: str = '') -> str:
+def class_html(name: str, pictures: list[Picture], note: str = '') -> str:
   """Returns the name of a class, a note and pictures as HTML, without files."""
   uris = [base64.b64encode(encode_png(p.thumbnail)).decode() for p in pictures]
   tags = [f'<img alt="" src="data:image/png;base64,{uri}">' for uri in uris]
@@ -73,7 +73,7 @@ def tiles(name: str, pictures: list[Picture], note: str = '') -> str:
   return f'<div class="tiles">{title}{"".join(tags)}</div>'
 
 
-def answer(picture: Picture, classes, by_step: np.ndarray) -> str:
+def prediction_html(picture: Picture, classes, by_step: np.ndarray) -> str:
   """Returns the probabilities [K + 1, W] for a picture as HTML."""
   steps = ''.join(f'<th>{step}' for step in range(len(by_step)))
   rows = [f'<th>% after step{steps}']
@@ -86,9 +86,8 @@ def answer(picture: Picture, classes, by_step: np.ndarray) -> str:
   best = by_step[-1].argmax()
   note = f' {100 * by_step[-1, best]:.0f} %'
   table = f'<table><tr>{"<tr>".join(rows)}</table>'
-  return (
-    f'{tiles(classes[best], [picture], note)}<div class="steps">{table}</div>'
-  )
+  prediction = class_html(classes[best], [picture], note)
+  return f'{prediction}<div class="steps">{table}</div>'
 
 
 def draw_shapes(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:

@@ -21,7 +21,7 @@ from scipy.special import softmax
 from maml_jax import config as config_lib
 from maml_jax.experiment import setup
 from maml_jax.experiment.metrics import is_transductive
-from maml_jax.experiment.setup import Phase, scale_images
+from maml_jax.experiment.setup import Phase, to_model_inputs
 from maml_jax.fewshot.inputs import prepare_images
 from maml_jax.learner import Learner
 from maml_jax.types import PyTree
@@ -224,7 +224,7 @@ def _make_prediction_program(
 
   @jax.jit
   def predict(params, stats, images):
-    return learner.predict(params, stats, scale_images(config, images))
+    return learner.predict(params, stats, to_model_inputs(config, images))
 
   return learner, predict
 

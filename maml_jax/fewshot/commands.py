@@ -47,7 +47,7 @@ __all__ = [
   'MODEL_FILE',
   'adapt',
   'describe_left_out',
-  'leave_out',
+  'predict_left_out',
   'predict',
 ]
 
@@ -85,7 +85,7 @@ def adapt(flags: Any, config: ConfigDict) -> None:
   from maml_jax.fewshot import adaptation
   from maml_jax.utils.compilation_cache import enable_compilation_cache
 
-  enable_compilation_cache(least_seconds=0.0)
+  enable_compilation_cache(min_compile_seconds=0.0)
   learner = adaptation.load(
     flags.checkpoint, which=config.eval.checkpoint, config=config
   )
@@ -95,7 +95,7 @@ def adapt(flags: Any, config: ConfigDict) -> None:
   classifier = adaptation.fit_classifier(
     learner, program, support.pixels, support.labels, np.array(support.classes)
   )
-  left_out = leave_out(learner, program, support)
+  left_out = predict_left_out(learner, program, support)
   print(_describe_adaptation(program, support))
   metadata = {
     'model': str(output / MODEL_FILE),
@@ -148,7 +148,7 @@ def predict(flags: Any, config: ConfigDict) -> None:
   from maml_jax.fewshot.classifier import load_classifier
   from maml_jax.utils.compilation_cache import enable_compilation_cache
 
-  enable_compilation_cache(least_seconds=0.0)
+  enable_compilation_cache(min_compile_seconds=0.0)
   classifier = load_classifier(model)
   reader = ImageReader(data.spec(classifier.config.data.name))
   predictions = _predict_queries(classifier, queries, reader, set())
@@ -171,7 +171,8 @@ def _check_adapt_flags(flags, config) -> None:
     raise UserError('--mode=adapt needs --support=DIR, with a folder per class')
   if config.data.name in data.REGRESSIONS:
     raise UserError(
-      f'--checkpoint={flags.checkpoint} is a regression: it has no images'
+      f'--checkpoint={flags.checkpoint} was trained on regression: use a '
+      'checkpoint trained on images'
     )
   if flags.num_steps is not None and flags.num_steps < 0:
     raise UserError(f'--num_steps={flags.num_steps}: must be at least 0')
@@ -250,7 +251,9 @@ def _make_output_folder(
     raise UserError(f'cannot write to {output}: {reason}') from error
 
 
-def leave_out(learner, program, support: SupportSet) -> LeaveOneOut | None:
+def predict_left_out(
+  learner, program, support: SupportSet
+) -> LeaveOneOut | None:
   """Returns predictions for left-out images; None if a class has only one."""
   from maml_jax.fewshot.adaptation import leave_one_out  # takes seconds
 

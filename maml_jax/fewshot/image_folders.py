@@ -172,7 +172,10 @@ def read_support(
   max_files = max(MAX_SUPPORT_IMAGES // len(class_files), 1)
   for label, (name, files) in enumerate(class_files.items()):
     if len(files) > max_files:
-      print_warning(f'using {max_files} of the {len(files)} files of {name}')
+      print_warning(
+        f'using {max_files} of the {len(files)} files of class {name!r}: a '
+        f'support set has at most {MAX_SUPPORT_IMAGES} images'
+      )
       rows = np.linspace(0, len(files) - 1, max_files).astype(int)
       files = [files[row] for row in rows]
     class_pictures = list(reader.read(files))

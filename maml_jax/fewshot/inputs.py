@@ -34,12 +34,14 @@ def prepare_images(
     uint8 [N, H, W, C].
 
   Raises:
-    UserError: the images are invalid, or the checkpoint is a regression.
+    UserError: the images are invalid, or the checkpoint was trained on
+      regression.
   """
   name = config.data.name
   if name in data.REGRESSIONS:
     raise UserError(
-      f'the checkpoint was trained on {name}: a regression has no images'
+      f'the checkpoint was trained on regression, {name}: use a checkpoint '
+      'trained on images'
     )
   spec = data.spec(name)
   images = _split(images, spec.image_shape[-1])
@@ -133,7 +135,7 @@ def encode_labels(
     )
   array = np.array(values)
   if array.dtype == object or array.tolist() != values:  # large integers
-    raise UserError('the labels have no exact NumPy type: use strings')
+    raise UserError('NumPy cannot store the labels exactly: use strings')
   classes, class_ids = np.unique(array, return_inverse=True)
   if len(classes) < 2:
     raise UserError(

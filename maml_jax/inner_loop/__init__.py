@@ -5,14 +5,14 @@ settings of `InnerConfig` that combine freely: momentum, weight decay, Adam,
 frozen parameters, learned and per-step learning rates (Meta-SGD, MAML++),
 learned preconditioners (Meta-Curvature), ALFA and a proximal term (iMAML).
 
-What the inner loop learns besides the initial parameters, such as its learning
-rates, is stored under `params['inner']`, see `learned`.
+The learned quantities of the inner loop besides the initial parameters, such as
+learning rates, are stored under `params['inner']`, see `learned`.
 """
 
 from maml_jax.inner_loop.learned import (
   clip_learned_rates,
-  has_rows,
   init_learned,
+  is_per_step,
   learned_ranges,
   model_params,
   split_learned,
@@ -42,7 +42,7 @@ __all__ = [
   'class_means',
   'clip_learned_rates',
   'flatten',
-  'has_rows',
+  'is_per_step',
   'init_learned',
   'learned_ranges',
   'model_params',

@@ -1,7 +1,7 @@
-"""What the inner loop learns besides the initial parameters.
+"""The learned quantities of the inner loop besides the initial parameters.
 
-`params['inner']` holds it as nested dicts; PATH is that of an adapted
-parameter and a star marks a leading axis of K rows, one per inner step:
+`params['inner']` holds them as nested dicts. PATH is that of an adapted
+parameter, and a star marks a leading axis of K rows, one per inner step:
 
     lr/encoder, lr/classifier       [] rates per group
     lr/PATH                         [] per tensor, or the shape of the parameter
@@ -37,12 +37,12 @@ from maml_jax.utils.errors import UserError
 
 __all__ = [
   'clip_learned_rates',
-  'has_rows',
+  'is_per_step',
   'init_learned',
   'learned_ranges',
   'model_params',
   'split_learned',
-  'split_rows',
+  'split_per_step',
   'transfer_learned',
 ]
 
@@ -68,7 +68,7 @@ def init_learned(config: InnerConfig, params: PyTree, key: Array) -> PyTree:
   if isinstance(params, Mapping) and INNER in params:
     raise UserError(
       f"the model's params have a top-level key {INNER!r}, which is reserved "
-      'for what the inner loop learns: rename it'
+      'for learned quantities of the inner loop: rename it'
     )
   if not config.has_learned:
     return params
@@ -162,7 +162,7 @@ def learned_ranges(params: PyTree) -> dict[str, Array]:
   return ranges
 
 
-def has_rows(config: InnerConfig, path: str) -> bool:
+def is_per_step(config: InnerConfig, path: str) -> bool:
   """Returns whether a learned quantity has a leading axis of inner steps."""
   prefixes = ('per_step/', 'alfa/lr/', 'alfa/decay/')
   return path.startswith(
@@ -170,8 +170,8 @@ def has_rows(config: InnerConfig, path: str) -> bool:
   )
 
 
-def split_rows(config: InnerConfig, learned: dict) -> tuple[dict, dict]:
-  """Splits learned quantities into constant ones and those with rows.
+def split_per_step(config: InnerConfig, learned: dict) -> tuple[dict, dict]:
+  """Splits learned quantities into constant ones and those per inner step.
 
   Args:
     config: the settings of the inner loop.
@@ -193,7 +193,7 @@ def split_rows(config: InnerConfig, learned: dict) -> tuple[dict, dict]:
   flat, _ = flatten(learned)
   constant, rows = {}, {}
   for path, value in flat.items():
-    if not has_rows(config, path):
+    if not is_per_step(config, path):
       constant[path] = value
     elif len(value) == config.num_steps:
       rows[path] = value

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maml_jax.inner_loop.learned import split_learned, split_rows
+from maml_jax.inner_loop.learned import split_learned, split_per_step
 from maml_jax.inner_loop.mixed_mode import mixed_mode_value_and_grad
 from maml_jax.inner_loop.parameters import param_labels, split_adapted
 from maml_jax.inner_loop.updates import make_update
@@ -137,7 +137,7 @@ class _Loop(NamedTuple):
 
 def _make_loop(loss_fn, config, params, stats, support, first_order) -> _Loop:
   params, learned = split_learned(params)
-  constant, rows = split_rows(config, learned)
+  constant, rows = split_per_step(config, learned)
   combine, start, frozen = split_adapted(config, params)
   update = make_update(config, param_labels(config, params))
 

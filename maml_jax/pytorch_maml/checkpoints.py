@@ -93,7 +93,9 @@ def embedded_config(
   try:
     return configs.convert_config(config, file=f'{file}, config')
   except UserError as error:
-    raise UserError(f'{error}; or add --config') from error
+    raise UserError(
+      f'{error}; use --config to replace the config in the file'
+    ) from error
 
 
 def convert_checkpoint(

@@ -15,18 +15,19 @@ __all__ = ['enable_compilation_cache', 'remove_damaged_entries']
 ZSTANDARD_MAGIC = b'\x28\xb5\x2f\xfd'  # entries not compressed by zlib
 
 
-def enable_compilation_cache(least_seconds: float | None = None) -> None:
+def enable_compilation_cache(min_compile_seconds: float | None = None) -> None:
   """Caches compiled programs on disk.
 
   The directory is $MAML_JAX_CACHE, default ~/.cache/maml_jax/xla. A directory
   configured in JAX itself takes precedence.
 
   Args:
-    least_seconds: do not cache programs that compile faster; default as in JAX.
+    min_compile_seconds: do not cache programs that compile faster; default as
+      in JAX.
   """
-  if least_seconds is not None:
+  if min_compile_seconds is not None:
     name = 'jax_persistent_cache_min_compile_time_secs'
-    jax.config.update(name, least_seconds)
+    jax.config.update(name, min_compile_seconds)
   if jax.config.values['jax_compilation_cache_dir'] is None:
     folder = os.environ.get('MAML_JAX_CACHE') or '~/.cache/maml_jax/xla'
     folder = expand_path(folder)

@@ -102,8 +102,8 @@ def initialize(
   is_explicit = None not in given
   if any(x is not None for x in given) and not is_explicit and not detect:
     raise UserError(
-      '--coordinator, --num_processes and --process_id go together; or use '
-      '--distributed to query the cluster for the missing ones'
+      '--coordinator, --num_processes and --process_id must be given together; '
+      'or use --distributed to query the cluster for the missing ones'
     )
   is_launched = detect or launched_as_multiprocess(os.environ)
   if not is_explicit and not is_launched:

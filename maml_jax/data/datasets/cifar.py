@@ -15,9 +15,9 @@ __all__ = [
   'MEAN',
   'STD',
   'SUPERCLASSES',
-  'layout',
+  'describe_layout',
   'make_record_finder',
-  'split_classes',
+  'assign_splits',
 ]
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -50,7 +50,7 @@ SUPERCLASSES = {
 CLASSES = sorted(' '.join(SUPERCLASSES.values()).split())
 
 
-def split_classes(val: Iterable[str], test: Iterable[str]) -> Mapping[str, str]:
+def assign_splits(val: Iterable[str], test: Iterable[str]) -> Mapping[str, str]:
   """Returns the split of each class, given those of 'val' and 'test'."""
   split_of = dict.fromkeys(CLASSES, 'train')
   return split_of | dict.fromkeys(val, 'val') | dict.fromkeys(test, 'test')
@@ -59,7 +59,7 @@ def split_classes(val: Iterable[str], test: Iterable[str]) -> Mapping[str, str]:
 def make_record_finder(
   name: str, prefix: str, split_of: Mapping[str, str]
 ) -> Callable[[Path], records.Splits]:
-  """Makes a `find_records` for the layouts described by `layout`.
+  """Makes a `find_records` for the layouts described by `describe_layout`.
 
   Args:
     name: the name of the data set, for messages.
@@ -96,7 +96,7 @@ def make_record_finder(
   return find_records
 
 
-def layout(prefix: str) -> str:
+def describe_layout(prefix: str) -> str:
   """Returns the accepted contents of the source directory, one per line."""
   return f"""\
 {prefix}{{train,val,test}}.pickle, or {{train,val,test}}.pickle

@@ -9,7 +9,7 @@ from maml_jax.data.datasets import cifar
 
 __all__ = ['LAYOUT', 'SPEC', 'SPLIT_OF', 'TEST', 'VAL']
 
-LAYOUT = cifar.layout('CIFAR_FS_')
+LAYOUT = cifar.describe_layout('CIFAR_FS_')
 
 VAL = (
   'beaver beetle butterfly camel cattle crab crocodile flatfish lamp'
@@ -19,7 +19,7 @@ TEST = (
   'baby bed bicycle chimpanzee fox leopard man pickup_truck plain poppy'
   ' rocket rose snail sweet_pepper table telephone wardrobe whale woman worm'
 )
-SPLIT_OF = cifar.split_classes(VAL.split(), TEST.split())
+SPLIT_OF = cifar.assign_splits(VAL.split(), TEST.split())
 
 SPEC = records.DatasetSpec(
   name='cifar_fs',

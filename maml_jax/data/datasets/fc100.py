@@ -9,7 +9,7 @@ from maml_jax.data.datasets import cifar
 
 __all__ = ['LAYOUT', 'SPEC', 'SPLIT_OF', 'TEST', 'VAL']
 
-LAYOUT = cifar.layout('FC100_')
+LAYOUT = cifar.describe_layout('FC100_')
 
 VAL = (
   'large carnivores',
@@ -18,7 +18,7 @@ VAL = (
   'small mammals',
 )
 TEST = ('aquatic mammals', 'insects', 'medium mammals', 'people')
-SPLIT_OF = cifar.split_classes(
+SPLIT_OF = cifar.assign_splits(
   ' '.join(cifar.SUPERCLASSES[name] for name in VAL).split(),
   ' '.join(cifar.SUPERCLASSES[name] for name in TEST).split(),
 )
