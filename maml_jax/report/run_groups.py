@@ -9,14 +9,15 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment.metrics import primary_metric
 from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS
 from maml_jax.report.runs import CELL_FIELDS, Evaluation, Run
-from maml_jax.report.statistics import combine_seeds
 
 __all__ = [
   'EvaluationGroup',
   'RunGroup',
+  'combine_seeds',
   'differing_fields',
   'first_evaluations_with',
   'group_runs',
@@ -59,6 +60,11 @@ class EvaluationGroup(NamedTuple):
   def metric(self) -> str:
     """The primary metric: 'accuracy' or, for regression, 'loss'."""
     return primary_metric(self.result)
+
+  @property
+  def setup(self) -> str:
+    """A string that is equal for evaluations with the same setup."""
+    return _setup_key(self.evaluations[0])
 
   @property
   def mean(self) -> tuple[float, float | None]:
@@ -119,11 +125,6 @@ class RunGroup(NamedTuple):
     return self._group([run.grids for run in self.runs])
 
   def _group(self, lists: list[list[Evaluation]]) -> list[EvaluationGroup]:
-    """Groups by setup.
-
-    The second evaluation of a seed with the same setup, such as that of an
-    earlier checkpoint, is grouped with the second ones of the other seeds.
-    """
     groups, count = [], len(self.runs)
     items = [(_setup_key(e), i, e) for i, es in enumerate(lists) for e in es]
     for found in _group_unique(items):
@@ -132,6 +133,19 @@ class RunGroup(NamedTuple):
         name = name.replace(f'({count} ', f'({len(found)} of {count} ')
       groups.append(EvaluationGroup(name, self.number, found))
     return groups
+
+
+def combine_seeds(
+  results: Sequence[dict], field: str, interval: str = 'interval'
+) -> tuple[float, float | None]:
+  """Combines a number in the results of several seeds, and its interval.
+
+  For one seed, the interval is over tasks and has the name `interval`; for
+  several seeds, it is the t interval over seeds.
+  """
+  if len(results) == 1:
+    return results[0][field], results[0].get(interval)
+  return mean_interval([result[field] for result in results])
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
@@ -159,47 +173,36 @@ def main_evaluations(run_groups: Sequence[RunGroup]) -> list[EvaluationGroup]:
   the most seeds, otherwise the evaluation of each group with the most seeds;
   the newest one if several have the same number of seeds.
   """
-
-  def num_seeds(groups):
-    return sum(len(group.evaluations) for group in groups)
-
   lists = [g.evaluation_groups for g in run_groups if g.evaluation_groups]
-  by_setup = [
-    {_setup_key(e.evaluations[0]): e for e in reversed(groups)}
-    for groups in lists
-  ]
+  by_setup = [{e.setup: e for e in reversed(groups)} for groups in lists]
   shared = [
-    [known[setup] for known in by_setup]
-    for setup in (_setup_key(e.evaluations[0]) for e in sum(lists[:1], []))
-    if all(setup in known for known in by_setup)
+    [known[e.setup] for known in by_setup]
+    for e in (lists[0] if lists else ())
+    if all(e.setup in known for known in by_setup)
   ]
   if shared:
-    return max(shared, key=num_seeds)
-  return [max(found, key=lambda e: num_seeds([e])) for found in lists]
+    return max(shared, key=lambda es: sum(len(e.evaluations) for e in es))
+  return [max(es, key=lambda e: len(e.evaluations)) for es in lists]
 
 
 def first_evaluations_with(
   run_groups: Sequence[RunGroup], name: str
 ) -> list[EvaluationGroup]:
-  """Returns the first evaluation of each run group that has some data.
+  """Returns the first evaluation of each run group that has some data, if any.
 
-  Those of `main_evaluations` come first. Run groups without such an evaluation
-  are omitted.
+  Those of `main_evaluations` come first.
 
   Args:
     run_groups: the run groups.
     name: a field of the results, or 'predictions'; see `has_predictions`.
   """
-
-  def has_data(group):
-    return group.result.get(name) or (
-      name == 'predictions' and has_predictions(group)
-    )
-
   main = {e.number: [e] for e in main_evaluations(run_groups)}
-  lists = [main.get(g.number, []) + g.evaluation_groups for g in run_groups]
-  found = [next(filter(has_data, groups), None) for groups in lists]
-  return [evaluation for evaluation in found if evaluation]
+  found = {}
+  for group in run_groups:
+    for e in main.get(group.number, []) + group.evaluation_groups:
+      if has_predictions(e) if name == 'predictions' else e.result.get(name):
+        found.setdefault(group.number, e)
+  return list(found.values())
 
 
 def has_predictions(group: EvaluationGroup) -> bool:
@@ -210,18 +213,14 @@ def has_predictions(group: EvaluationGroup) -> bool:
 def differing_fields(run_groups: Sequence[RunGroup]) -> list[list]:
   """Returns the config fields that differ, with the value in each group."""
   configs = [group.runs[0].config for group in run_groups]
-  rows = [
-    [field, *(config.get(field, '–') for config in configs)]
-    for field in sorted({field for config in configs for field in config})
-    if not _is_ignored(field)
-  ]
+  fields = sorted({f for c in configs for f in c if not _is_ignored(f)})
+  rows = [[f, *(config.get(f, '–') for config in configs)] for f in fields]
   return [row for row in rows if any(value != row[1] for value in row[1:])]
 
 
 def _is_ignored(field: str) -> bool:
-  return any(
-    f'{field}.'.startswith(f'{prefix}.') for prefix in SEED_IGNORED_FIELDS
-  )
+  prefixes = tuple(f'{prefix}.' for prefix in SEED_IGNORED_FIELDS)
+  return f'{field}.'.startswith(prefixes)
 
 
 def _setup_key(evaluation: Evaluation) -> str:
@@ -234,7 +233,9 @@ def _setup_key(evaluation: Evaluation) -> str:
 def _group_unique(items: Iterable[tuple[str, object, T]]) -> list[list[T]]:
   """Groups (key, seed, item) by key, with distinct seeds within each group.
 
-  The nth item of a key and a seed goes to the nth group of the key.
+  The nth item of a key and a seed goes to the nth group of the key, so a second
+  evaluation, such as that of an earlier checkpoint, joins the second ones of
+  the other seeds.
   """
   groups: dict[tuple[str, int], list[T]] = {}
   counts: dict[tuple[str, object], int] = {}
