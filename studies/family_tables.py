@@ -4,12 +4,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from maml_jax.evaluation.statistics import mean_interval, paired_difference
-from maml_jax.report.axes import format_as_percent, style_axes
-from maml_jax.report.style import INK, MUTED, SERIES
+from maml_jax.report.style import MUTED, RC, SERIES
 from maml_jax.utils.files import write_text
 from studies.family_cells import Cell, unpack_counts
 from studies.family_methods import DATASETS, METHODS, PRETRAINED
@@ -219,6 +220,7 @@ def write_tables(cells: Cells, path: pathlib.Path) -> str:
   return text
 
 
+@matplotlib.rc_context(RC)
 def draw_figure(cells: Cells, path: pathlib.Path) -> pathlib.Path:
   """Draws the accuracies of all rows, a panel for each data set.
 
@@ -232,13 +234,12 @@ def draw_figure(cells: Cells, path: pathlib.Path) -> pathlib.Path:
   panels = figure.subplots(1, max(1, len(tables)), squeeze=False)[0]
   for axes, (dataset, rows) in zip(panels, tables.items(), strict=False):
     _draw_panel(axes, rows)
-    axes.set_title(f'{dataset}, 20-way 1-shot', loc='left', color=INK)
+    axes.set_title(f'{dataset}, 20-way 1-shot')
   if tables:
     figure.legend(
       *panels[0].get_legend_handles_labels(),
       loc='outside lower center',
       ncols=3,
-      frameon=False,
     )
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path)
@@ -246,7 +247,6 @@ def draw_figure(cells: Cells, path: pathlib.Path) -> pathlib.Path:
 
 
 def _draw_panel(axes, rows: list[Row]) -> None:
-  style_axes(axes)
   rows = rows[::-1]  # the first one at the top
   y = np.arange(len(rows))
   styles = zip(PROTOCOLS, 'os', SERIES, (0.15, -0.15), strict=False)
@@ -271,5 +271,5 @@ def _draw_panel(axes, rows: list[Row]) -> None:
   ]
   axes.plot(before, y, 'x', color=MUTED, label='before adaptation')
   axes.set_yticks(y, [LABELS[row.name] for row in rows])
-  axes.set_xlabel('test accuracy', color=MUTED)
-  format_as_percent(axes.xaxis)
+  axes.set_xlabel('test accuracy')
+  axes.xaxis.set_major_formatter(PercentFormatter(1, 0, ' %'))
