@@ -54,15 +54,11 @@ def classes_of(group: EvaluationGroup) -> dict:
 
 
 def class_accuracy(predicted, classes) -> dict[int, tuple[float, float, int]]:
-  """Returns the accuracy on the images of each class.
+  """Returns class -> mean accuracy, half of its interval, number of tasks.
 
   Args:
     predicted: [T, W * Q] predicted labels, sorted by true label.
     classes: [T, W] the class of each label.
-
-  Returns:
-    class -> mean accuracy over the tasks that contain the class, half the width
-    of its 95 % interval, and the number of these tasks.
   """
   label = np.arange(classes.shape[1])[:, None]
   accuracy = (predicted.reshape(*classes.shape, -1) == label).mean(-1)
@@ -74,8 +70,7 @@ def confusion_counts(predicted, classes, num_classes: int):
   """Counts images by true class and predicted class.
 
   Args:
-    predicted: [T, W * Q] predicted labels, sorted by true label.
-    classes: [T, W] the class of each label.
+    predicted, classes: see `class_accuracy`.
     num_classes: C.
 
   Returns:

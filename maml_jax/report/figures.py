@@ -67,10 +67,10 @@ def plot_histogram(groups: Sequence[EvaluationGroup]) -> Figure | None:
       axes.stairs(share.max(0), bins, baseline=low, **fill)
   if metric == 'accuracy':
     _plot_chance(axes.axvline, groups)
-    axes.xaxis.set_major_formatter(_percent(0))
+    _show_percent(axes.xaxis)
     axes.set_xlim(min(e[0] for e in edges), max(e[-1] for e in edges))
   if same_bins:
-    axes.yaxis.set_major_formatter(_percent(0))
+    _show_percent(axes.yaxis)
   axes.set_ylim(bottom=0)
   return _with_legend(figure)
 
@@ -107,11 +107,11 @@ def plot_running_mean(groups: Sequence[EvaluationGroup]) -> Figure | None:
   axes.xaxis.set_major_formatter(COUNT_FORMAT)
   if axes.get_xlim()[1] > USUAL_NUM_TASKS:
     axes.axvline(USUAL_NUM_TASKS, color=MUTED, linewidth=1, linestyle='--')
-    place = {'transform': axes.get_xaxis_transform(), 'ha': 'right'}
-    text = f'{USUAL_NUM_TASKS} '
-    axes.text(USUAL_NUM_TASKS, 0.95, text, color=MUTED, fontsize=9, **place)
+    style = {'color': MUTED, 'fontsize': 9, 'ha': 'right'}
+    place = USUAL_NUM_TASKS, 0.95, f'{USUAL_NUM_TASKS} '
+    axes.text(*place, transform=axes.get_xaxis_transform(), **style)
   if metric == 'accuracy':
-    axes.yaxis.set_major_formatter(_percent(None))
+    _show_percent(axes.yaxis, None)
   return _with_legend(figure)
 
 
@@ -140,7 +140,7 @@ def plot_adaptation(
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   if name == 'accuracy':
     _plot_chance(axes.axhline, groups)
-    axes.yaxis.set_major_formatter(_percent(0))
+    _show_percent(axes.yaxis)
   axes.set_ylim(0, 1.03 if name == 'accuracy' else None)
   return _with_legend(figure)
 
@@ -190,7 +190,7 @@ def plot_learning_curves(
       axes.plot(step[best], value[best], '*', **star)
   axes.xaxis.set_major_formatter(COUNT_FORMAT)
   if name == 'accuracy':
-    axes.yaxis.set_major_formatter(_percent(0))
+    _show_percent(axes.yaxis)
   return _with_legend(figure)
 
 
@@ -225,8 +225,8 @@ def plot_confusion_matrix(rate, names: Sequence[str]) -> Figure:
   axes.tick_params(axis='x', rotation=90)
   axes.set(xlabel='predicted class', ylabel='true class')
   axes.spines[:].set_visible(True)
-  text = f'maximum: {100 * highest:.3g} %'
-  figure.text(0.01, 0.01, text, color=MUTED, fontsize=9)
+  style = {'color': MUTED, 'fontsize': 9}
+  figure.text(0.01, 0.01, f'maximum: {100 * highest:.3g} %', **style)
   return figure
 
 
@@ -262,8 +262,8 @@ def _with_legend(figure: Figure) -> Figure | None:
   return figure
 
 
-def _percent(decimals: int | None) -> PercentFormatter:
-  return PercentFormatter(1, decimals=decimals, symbol=' %')
+def _show_percent(axis, decimals: int | None = 0) -> None:
+  axis.set_major_formatter(PercentFormatter(1, decimals, ' %'))
 
 
 def _plot_chance(draw_line, groups: Sequence[EvaluationGroup]) -> None:
@@ -315,7 +315,6 @@ def _group_curve(group: RunGroup, part: str, name: str) -> tuple | None:
 
 
 def _run_curve(records: list[dict], part: str, name: str) -> tuple | None:
-  """Returns the curve of a single run; see `_group_curve`."""
   kept = [r for r in records if r['split'] == part and name in r]
   if not kept:
     return None

@@ -74,12 +74,7 @@ def format_norm(value: str | Sequence[tuple[str, str]] | None) -> str:
 
 
 def tag(word: str, kind: str | None = None) -> Markup:
-  """Returns a word with an outline.
-
-  Args:
-    word: such as 'transductive' or 'holds'.
-    kind: 'good' or 'bad' for a color; 'transductive' and 'inductive' have one.
-  """
+  """Returns a word with an outline, and a color for the kinds in style.css."""
   return Markup('<span class="tag {}">{}</span>').format(kind or word, word)
 
 

@@ -21,16 +21,15 @@ __all__ = [
   'differing_fields',
   'first_evaluations_with',
   'group_runs',
-  'has_predictions',
   'main_evaluations',
 ]
 
 T = TypeVar('T')
 
-# Config fields in which the runs of a group may differ.
-SEED_IGNORED_FIELDS = (
-  'seed',
-  *(field for field in RESUME_IGNORED_FIELDS if 'epochs' not in field),
+# Prefixes of the config fields in which the runs of a group may differ.
+IGNORED_PREFIXES = (
+  'seed.',
+  *(f'{field}.' for field in RESUME_IGNORED_FIELDS if 'epochs' not in field),
 )
 # Fields in which the evaluations of a group agree.
 SETUP_FIELDS = (
@@ -64,7 +63,7 @@ class EvaluationGroup(NamedTuple):
   @property
   def setup(self) -> str:
     """A string that is equal for evaluations with the same setup."""
-    return _setup_key(self.evaluations[0])
+    return _setup(self.result)
 
   @property
   def mean(self) -> tuple[float, float | None]:
@@ -80,6 +79,11 @@ class EvaluationGroup(NamedTuple):
     """Returns whether all seeds have these arrays."""
     arrays = [e.arrays.get(name) for e in self.evaluations for name in names]
     return all(array is not None and len(array) for array in arrays)
+
+  @property
+  def has_predictions(self) -> bool:
+    """Whether all seeds have the prediction for every query image."""
+    return self.has('predicted', 'classes', 'accuracy', 'loss')
 
   def array(self, name: str) -> np.ndarray:
     """Returns an array of all seeds, [seeds, T, ...]; T is the smallest."""
@@ -125,8 +129,10 @@ class RunGroup(NamedTuple):
     return self._group([run.grids for run in self.runs])
 
   def _group(self, lists: list[list[Evaluation]]) -> list[EvaluationGroup]:
+    items = [
+      (_setup(e.result), seed, e) for seed, es in enumerate(lists) for e in es
+    ]
     groups, count = [], len(self.runs)
-    items = [(_setup_key(e), i, e) for i, es in enumerate(lists) for e in es]
     for found in _group_unique(items):
       name = self.name
       if len(found) < count:
@@ -190,24 +196,16 @@ def first_evaluations_with(
 ) -> list[EvaluationGroup]:
   """Returns the first evaluation of each run group that has some data, if any.
 
-  Those of `main_evaluations` come first.
-
-  Args:
-    run_groups: the run groups.
-    name: a field of the results, or 'predictions'; see `has_predictions`.
+  Those of `main_evaluations` come first. `name` is a field of the results, or
+  'predictions'.
   """
-  main = {e.number: [e] for e in main_evaluations(run_groups)}
+  groups = main_evaluations(run_groups)
+  groups += [e for g in run_groups for e in g.evaluation_groups]
   found = {}
-  for group in run_groups:
-    for e in main.get(group.number, []) + group.evaluation_groups:
-      if has_predictions(e) if name == 'predictions' else e.result.get(name):
-        found.setdefault(group.number, e)
-  return list(found.values())
-
-
-def has_predictions(group: EvaluationGroup) -> bool:
-  """Returns whether the prediction for every query image is known."""
-  return group.has('predicted', 'classes', 'accuracy', 'loss')
+  for e in groups:
+    if e.has_predictions if name == 'predictions' else e.result.get(name):
+      found.setdefault(e.number, e)
+  return [found[number] for number in sorted(found)]
 
 
 def differing_fields(run_groups: Sequence[RunGroup]) -> list[list]:
@@ -219,13 +217,10 @@ def differing_fields(run_groups: Sequence[RunGroup]) -> list[list]:
 
 
 def _is_ignored(field: str) -> bool:
-  prefixes = tuple(f'{prefix}.' for prefix in SEED_IGNORED_FIELDS)
-  return f'{field}.'.startswith(prefixes)
+  return f'{field}.'.startswith(IGNORED_PREFIXES)
 
 
-def _setup_key(evaluation: Evaluation) -> str:
-  """Returns a string that is equal for evaluations with the same setup."""
-  result = evaluation.result
+def _setup(result: dict) -> str:
   cells = [[c[f] for f in CELL_FIELDS] for c in result.get('cells', ())]
   return json.dumps([[result.get(field) for field in SETUP_FIELDS], cells])
 

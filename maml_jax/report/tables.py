@@ -30,7 +30,6 @@ from maml_jax.report.run_groups import (
   EvaluationGroup,
   RunGroup,
   combine_seeds,
-  has_predictions,
   main_evaluations,
 )
 from maml_jax.report.task_plots import draw_regression
@@ -41,7 +40,6 @@ __all__ = [
   'compare_baselines',
   'compare_runs',
   'fitted_curves',
-  'missing_results',
   'precisions',
   'rate_table',
   'rate_tables',
@@ -54,17 +52,15 @@ PREFIXES = (100, 200, 600, 1_000, 2_000, 6_000, 10_000)
 
 
 def compare_runs(groups: Sequence[EvaluationGroup]) -> list[tuple]:
-  """Compares evaluations with the first one, task by task.
+  """Returns (evaluation, difference from the first, number of tasks).
 
-  Returns:
-    (evaluation, difference with its interval, number of tasks) for each one on
-    the same tasks, the first one included.
+  Only evaluations on the same tasks as the first one are compared.
   """
   groups = [g for g in groups if g.has(g.metric)]
-  setups = [[g.result.get(f) for f in SAME_TASK_FIELDS] for g in groups]
   rows = []
-  for group, setup in zip(groups, setups, strict=True):
-    if setup == setups[0]:
+  for group in groups:
+    first, other = groups[0].result, group.result
+    if all(first.get(f) == other.get(f) for f in SAME_TASK_FIELDS):
       a, b = group.task_means(), groups[0].task_means()
       n = min(len(a), len(b))
       rows.append((group, paired_difference(a[:n], b[:n]), n))
@@ -74,10 +70,8 @@ def compare_runs(groups: Sequence[EvaluationGroup]) -> list[tuple]:
 def task_groups(run_groups: Sequence[RunGroup]) -> list[list[EvaluationGroup]]:
   """Returns the main evaluations with results per task, by primary metric."""
   groups = [g for g in main_evaluations(run_groups) if g.has(g.metric)]
-  by_metric = (
-    [g for g in groups if g.metric == m] for m in ('accuracy', 'loss')
-  )
-  return [found for found in by_metric if found]
+  metrics = sorted({g.metric for g in groups})
+  return [[g for g in groups if g.metric == metric] for metric in metrics]
 
 
 def precisions(groups: Sequence[EvaluationGroup]) -> Iterator[dict]:
@@ -184,11 +178,10 @@ def compare_baselines(group: EvaluationGroup) -> list[tuple]:
 
 
 def rate_tables(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
-  """Yields the learned rates of the first run of each group.
+  """Yields groups with learned rates, and the rates of the first run.
 
-  Yields:
-    The group, the step of the checkpoint, and the arguments of
-    `figures.plot_heat_map`, or the reason why there are none.
+  They are the step of the checkpoint and the arguments of
+  `figures.plot_heat_map`, or None and the reason why there are none.
   """
   for group in run_groups:
     config = group.runs[0].config
@@ -209,15 +202,12 @@ def rate_tables(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
 
 
 def rate_table(params, *, per_step: bool) -> tuple[list[str], np.ndarray]:
-  """Returns the learned rates of meta-parameters as a table.
+  """Returns parameter names, and the means of their rates [names, steps].
 
   Args:
-    params: with learned rates, or those of ALFA.
-    per_step: whether the rates have a leading axis of inner steps.
-
-  Returns:
-    The names of the rows, such as 'encoder/conv1/conv/kernel', and the means
-    of the rates [rows, steps], with one column unless `per_step`.
+    params: meta-parameters with learned rates, or those of ALFA.
+    per_step: whether the rates have a leading axis of inner steps; if not, the
+      means have one column.
   """
   learned = split_learned(params)[1]
   rates, _ = flatten(learned.get('lr') or learned['alfa']['lr'])
@@ -238,20 +228,3 @@ def fitted_curves(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
         yield group, str(error)
       else:
         yield group, draw_regression(saved.config, saved, 3, 1, width=6)
-
-
-def missing_results(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
-  """Yields run groups, what is missing, and the flags that create it."""
-  for run_group in run_groups:
-    groups = run_group.evaluation_groups
-    classifies = any(g.metric == 'accuracy' for g in groups)
-    if not groups:
-      yield run_group, 'evaluation', ()
-    if classifies and not run_group.grid_groups:
-      yield run_group, 'grid', ('--eval.grid',)
-    if classifies and not any(g.result.get('baselines') for g in groups):
-      yield run_group, 'baselines', ('--eval.baselines',)
-    if groups and not any(g.result.get('curve') for g in groups):
-      yield run_group, 'adaptation curve', ('--eval.curve_tasks=100',)
-    if classifies and not any(has_predictions(g) for g in groups):
-      yield run_group, 'predictions per task', ()

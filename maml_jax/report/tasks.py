@@ -63,16 +63,12 @@ def load_split(
 def best_and_worst_tasks(
   accuracy, loss, count: int
 ) -> tuple[list[int], list[int]]:
-  """Returns the tasks with the best and the worst accuracy.
+  """Returns the indices of the best tasks, and of the worst, worst first.
 
   Args:
-    accuracy: [T].
-    loss: [T], which breaks ties.
+    accuracy, loss: [T]; the loss breaks ties.
     count: maximum number of best and of worst tasks; no task is both. A single
       task is the best.
-
-  Returns:
-    The indices of the best tasks, best first, and of the worst, worst first.
   """
   order = np.lexsort((loss, -np.asarray(accuracy))).tolist()
   count = min(count, len(order) // 2)
@@ -82,12 +78,7 @@ def best_and_worst_tasks(
 def extreme_tasks(
   evaluation: Evaluation, count: int
 ) -> tuple[list[EvaluatedTask], str]:
-  """Returns the `best_and_worst_tasks`, and the reason if there are none.
-
-  Args:
-    evaluation: with the prediction for every query image.
-    count: maximum number of best and of worst tasks.
-  """
+  """Returns the `best_and_worst_tasks`, and the reason if there are none."""
   dataset, names, error = load_split(evaluation)
   if dataset is None:
     return [], error
@@ -133,9 +124,8 @@ def image_url(image: np.ndarray) -> str:
   kind = 'png' if image.shape[-1] == 1 else 'jpeg'
   file = io.BytesIO()
   PIL.Image.fromarray(image.squeeze()).save(file, kind, quality=80)
-  return (
-    f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
-  )
+  content = base64.b64encode(file.getvalue()).decode()
+  return f'data:image/{kind};base64,{content}'
 
 
 def _short_class_name(name: str) -> str:
