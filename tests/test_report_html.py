@@ -22,16 +22,16 @@ from maml_jax.evaluation.statistics import mean_interval, prefix_difference
 from maml_jax.experiment import checkpoint, setup
 from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.report import (
-  figure_writer,
   figures,
   formatting,
   page,
   run_groups,
   runs,
-  statistics,
   style,
   tables,
 )
+from maml_jax.report.classes import class_accuracy, confusion_counts
+from maml_jax.report.tasks import best_and_worst_tasks
 from maml_jax.train import train
 from maml_jax.utils.errors import UserError
 
@@ -153,7 +153,7 @@ def edit_result(workdir, name='tasks', drop=(), **new):
 def write_page(tmp_path, workdirs, **options):
   """Writes a report without PNG files, which take time, and parses it."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(figure_writer.FigureWriter, 'save', lambda *_: '')
+    patch.setattr(page, 'save_png', lambda *_: None)
     path = report.write_report(tmp_path / 'page.html', workdirs, **options)
   return Page(path.read_text())
 
@@ -163,7 +163,7 @@ def write_page(tmp_path, workdirs, **options):
 
 @pytest.mark.parametrize('queries', [1, 5, 25, 26, 75, 300])
 def test_histogram_bins_contain_equally_many_accuracies(queries):
-  edges = statistics.accuracy_bins(queries)
+  edges = figures.accuracy_bins(queries)
   possible = np.arange(queries + 1) / queries
   count, _ = np.histogram(possible, edges)
   assert count.sum() == queries + 1 and len(count) <= 26
@@ -183,19 +183,17 @@ def test_class_accuracy_and_confusion_counts_match_loops():
       for other_label, other_class in enumerate(task):
         confused[true_class, other_class] += np.sum(own == other_label)
         possible[true_class, other_class] += 4
-  result = statistics.confusion_counts(predicted, classes, 6)
+  result = confusion_counts(predicted, classes, 6)
   np.testing.assert_array_equal(result, (confused, possible))
-  for c, (mean, interval, count) in statistics.class_accuracy(
-    predicted, classes
-  ).items():
+  for c, (mean, interval, count) in class_accuracy(predicted, classes).items():
     assert count == len(accuracies[c])
     np.testing.assert_allclose((mean, interval), mean_interval(accuracies[c]))
 
 
 def test_best_and_worst_tasks_break_ties_by_loss():
   accuracy, loss = [0.5, 1.0, 0.2, 1.0, 0.2], [1.0, 0.3, 2.0, 0.1, 3.0]
-  assert statistics.best_and_worst_tasks(accuracy, loss, 2) == ([3, 1], [4, 2])
-  assert statistics.best_and_worst_tasks(accuracy[:3], loss[:3], 2) == (
+  assert best_and_worst_tasks(accuracy, loss, 2) == ([3, 1], [4, 2])
+  assert best_and_worst_tasks(accuracy[:3], loss[:3], 2) == (
     [1],
     [2],
   )
@@ -203,9 +201,9 @@ def test_best_and_worst_tasks_break_ties_by_loss():
 
 def test_interval_is_over_tasks_for_one_seed_and_over_seeds_for_several():
   results = [{'loss': x, 'interval': 0.1} for x in (0.5, 0.6, 0.65)]
-  assert statistics.combine_seeds(results[:1], 'loss') == (0.5, 0.1)
+  assert run_groups.combine_seeds(results[:1], 'loss') == (0.5, 0.1)
   expected = mean_interval([0.5, 0.6, 0.65])
-  assert statistics.combine_seeds(results, 'loss') == expected
+  assert run_groups.combine_seeds(results, 'loss') == expected
 
 
 def test_number_formatting():

@@ -13,14 +13,9 @@ from scipy.special import softmax
 
 from maml_jax import data
 from maml_jax.data.episodes import split_episode
-from maml_jax.experiment import (
-  checkpoint,
-  metrics,
-  metrics_log,
-  setup,
-  transfer,
-)
+from maml_jax.experiment import checkpoint, metrics_log, setup, transfer
 from maml_jax.experiment.checkpoint import Checkpoint
+from maml_jax.experiment.metrics import primary_metric
 from maml_jax.experiment.task_source import eval_task_indices, task_classes
 from maml_jax.report.figures import COUNT_FORMAT
 from maml_jax.report.style import MUTED, RC, SERIES
@@ -28,11 +23,12 @@ from maml_jax.report.task_plots import draw_episode, draw_regression
 from maml_jax.types import Array, Episode
 from maml_jax.utils.errors import UserError
 
-__all__ = ['draw_demo', 'plot_curves', 'plot_episode', 'plot_regression']
+__all__ = ['draw_demo', 'plot_curves', 'plot_episode']
 
-GRAY, BLUE = MUTED, SERIES[0]
+BLUE = SERIES[0]
 
 
+@matplotlib.rc_context(RC)
 def draw_demo(config, workdir: str | os.PathLike) -> None:
   """Draws the learning curves of a run and its predictions for test tasks.
 
@@ -44,24 +40,22 @@ def draw_demo(config, workdir: str | os.PathLike) -> None:
   Raises:
     UserError: the run has no metrics or no checkpoint.
   """
+  folder = pathlib.Path(workdir)
   saved = checkpoint.load(workdir, config.eval.checkpoint)
   print(f'checkpoint  {saved.path}')
   print(f'curves      {plot_curves(workdir)}')
   if config.data.name in data.REGRESSIONS:
-    path = pathlib.Path(workdir) / 'regression.png'
-    print(f'test tasks  {plot_regression(path, config, saved)}')
-    return
-  episode, logits, names = _adapt_to_first_task(config, saved)
-  path = pathlib.Path(workdir) / 'episode.png'
-  print(f'test task   {plot_episode(path, episode, logits, names)}')
+    path = folder / 'regression.png'
+    draw_regression(config, saved).savefig(path)
+    print(f'test tasks  {path}')
+  else:
+    task = _adapt_to_first_task(config, saved)
+    print(f'test task   {plot_episode(folder / "episode.png", *task)}')
 
 
 @matplotlib.rc_context(RC)
 def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
-  """Plots accuracy and loss against the meta-iteration.
-
-  Args:
-    workdir: a run, with its `metrics.jsonl`; see `experiment.metrics_log`.
+  """Plots accuracy and loss of a run against the meta-iteration.
 
   Returns:
     The path of the image, WORKDIR/curves.png.
@@ -69,69 +63,48 @@ def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
   Raises:
     UserError: the run has no metrics.
   """
-  records = metrics_log.read_records(pathlib.Path(workdir))
+  folder = pathlib.Path(workdir)
+  records = metrics_log.read_records(folder)
   if not records:
     raise UserError(f'cannot draw learning curves: no metrics in {workdir}')
-  train, val = (
-    [record for record in records if record['split'] == split]
-    for split in ('train', 'val')
-  )
-  primary = metrics.primary_metric(records[0])
+  primary = primary_metric(records[0])
   names = ('accuracy', 'loss') if primary == 'accuracy' else ('loss',)
   figure = Figure(figsize=(11, 4.4))
   panels = np.ravel(figure.subplots(1, len(names)))
   for name, axes in zip(names, panels, strict=True):
     axes.set(title=f'Query {name}', xlabel='meta-iteration')
     axes.xaxis.set_major_formatter(COUNT_FORMAT)
-    _plot_train(axes, train, name)
+    _plot_train(axes, [r for r in records if r['split'] == 'train'], name)
+    val = [r for r in records if r['split'] == 'val']
     _plot_val(axes, val, name, name == primary)
   if primary == 'accuracy':
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
   panels[0].legend(loc='best')
-  figure.suptitle(pathlib.Path(workdir).resolve().name, color=GRAY)
-  path = pathlib.Path(workdir) / 'curves.png'
-  figure.savefig(path)
-  return path
-
-
-@matplotlib.rc_context(RC)
-def plot_regression(
-  path: str | os.PathLike, config, saved: Checkpoint, num_tasks: int = 4
-) -> pathlib.Path:
-  """Writes an image of `task_plots.draw_regression`, and returns its path."""
-  draw_regression(config, saved, num_tasks).savefig(path)
-  return pathlib.Path(path)
+  figure.suptitle(folder.resolve().name, color=MUTED)
+  figure.savefig(folder / 'curves.png')
+  return folder / 'curves.png'
 
 
 def plot_episode(
-  path: str | os.PathLike,
+  path: pathlib.Path,
   episode: Episode,
   logits: Array,
   class_names: Sequence[str] = (),
 ) -> pathlib.Path:
-  """Writes an image of one task, and returns its path.
+  """Writes an image of one task to a path, which it returns.
 
-  Args:
-    path: the image to write.
-    episode: see `task_plots.draw_episode`.
-    logits: [N, W] for the query images.
-    class_names: see `task_plots.draw_episode`.
+  It is drawn by `task_plots.draw_episode`; logits [N, W] are for the queries.
   """
   scores = np.asarray(logits)
-  probability = softmax(scores, axis=-1).max(-1)
-  predicted = scores.argmax(-1)
+  predicted, probability = scores.argmax(-1), softmax(scores, axis=-1).max(-1)
   draw_episode(episode, predicted, probability, class_names).savefig(path)
-  return pathlib.Path(path)
+  return path
 
 
 def _adapt_to_first_task(
   config, saved: Checkpoint
 ) -> tuple[Episode, Array, list[str]]:
-  """Adapts a checkpoint to the first task of its evaluation.
-
-  Returns:
-    The task, logits [N, W] for its query images, and the names of its classes.
-  """
+  """Returns the first task, logits for its queries, and its class names."""
   phase = setup.eval_phase(config)
   dataset = setup.load_split(config, phase)
   (positions,), (key,) = eval_task_indices(dataset, phase, 1)
@@ -158,13 +131,13 @@ def _adapt_to_first_task(
 def _plot_train(axes, records: list[dict], name: str) -> None:
   """Plots all records in a pale color and their moving average on top."""
   step, value = (np.array([r[key] for r in records]) for key in ('step', name))
-  axes.plot(step, value, color=GRAY, alpha=0.25, linewidth=0.8)
+  axes.plot(step, value, color=MUTED, alpha=0.25, linewidth=0.8)
   half = len(value) // 50
   window = np.full(2 * half + 1, 1 / (2 * half + 1))
   if records:
     label = 'training tasks' + ', smoothed' * bool(half)
     mean = np.convolve(value, window, 'valid')
-    axes.plot(step[half : len(step) - half], mean, color=GRAY, label=label)
+    axes.plot(step[half : len(step) - half], mean, color=MUTED, label=label)
 
 
 def _plot_val(axes, records: list[dict], name: str, is_primary: bool) -> None:
@@ -174,14 +147,13 @@ def _plot_val(axes, records: list[dict], name: str, is_primary: bool) -> None:
   step, value = ([r[key] for r in records] for key in ('step', name))
   # The interval of a single task is infinite.
   interval = [min(r['interval'], 1) for r in records] if is_primary else None
-  style = {'color': BLUE, 'marker': 'o', 'markersize': 4}
+  style = {'color': BLUE, 'marker': 'o', 'markersize': 4, 'capsize': 2}
   label = 'validation, 95 % interval'
-  axes.errorbar(step, value, interval, label=label, capsize=2, **style)
-  if not is_primary:
-    return
-  best = (max if name == 'accuracy' else min)(records, key=lambda r: r[name])
-  axes.plot(best['step'], best[name], color=BLUE, marker='*', markersize=13)
-  text = f'★ best {best[name]:.3f} ± {best["interval"]:.3f}'
-  if name == 'accuracy':
-    text = f'★ best {best[name]:.1%} ± {100 * best["interval"]:.1f}'
-  axes.set_title(text, loc='right', color=BLUE)
+  axes.errorbar(step, value, interval, label=label, **style)
+  if is_primary:
+    best = (max if name == 'accuracy' else min)(records, key=lambda r: r[name])
+    axes.plot(best['step'], best[name], color=BLUE, marker='*', markersize=13)
+    text = f'★ best {best[name]:.3f} ± {best["interval"]:.3f}'
+    if name == 'accuracy':
+      text = f'★ best {best[name]:.1%} ± {100 * best["interval"]:.1f}'
+    axes.set_title(text, loc='right', color=BLUE)

@@ -1,6 +1,7 @@
 """Figures of evaluations and of meta-training, one panel each.
 
-They are drawn under `style.RC` in the light colors; see `page.to_svg`.
+They are drawn under `style.RC` in the light colors; see `page`. Functions
+return None if there is nothing to draw.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,13 @@ from matplotlib.ticker import (
 )
 
 from maml_jax.evaluation.statistics import mean_interval, running_interval
-from maml_jax.experiment import metrics
+from maml_jax.experiment.metrics import primary_metric
 from maml_jax.report.run_groups import EvaluationGroup, RunGroup
-from maml_jax.report.statistics import accuracy_bins
 from maml_jax.report.style import INK, MUTED, PALETTE, line_style
 
 __all__ = [
   'COUNT_FORMAT',
-  'USUAL_NUM_TASKS',
+  'accuracy_bins',
   'plot_adaptation',
   'plot_confusion_matrix',
   'plot_differences',
@@ -67,10 +67,10 @@ def plot_histogram(groups: Sequence[EvaluationGroup]) -> Figure | None:
       axes.stairs(share.max(0), bins, baseline=low, **fill)
   if metric == 'accuracy':
     _plot_chance(axes.axvline, groups)
-    axes.xaxis.set_major_formatter(_percent(0))
+    _show_percent(axes.xaxis)
     axes.set_xlim(min(e[0] for e in edges), max(e[-1] for e in edges))
   if same_bins:
-    axes.yaxis.set_major_formatter(_percent(0))
+    _show_percent(axes.yaxis)
   axes.set_ylim(bottom=0)
   return _with_legend(figure)
 
@@ -80,9 +80,6 @@ def plot_running_mean(groups: Sequence[EvaluationGroup]) -> Figure | None:
 
   Args:
     groups: evaluations with the same primary metric.
-
-  Returns:
-    The figure; None if there are too few tasks.
   """
   metric = groups[0].metric
   title = 'Mean of the first n tasks'
@@ -110,26 +107,18 @@ def plot_running_mean(groups: Sequence[EvaluationGroup]) -> Figure | None:
   axes.xaxis.set_major_formatter(COUNT_FORMAT)
   if axes.get_xlim()[1] > USUAL_NUM_TASKS:
     axes.axvline(USUAL_NUM_TASKS, color=MUTED, linewidth=1, linestyle='--')
-    place = {'transform': axes.get_xaxis_transform(), 'ha': 'right'}
-    text = f'{USUAL_NUM_TASKS} '
-    axes.text(USUAL_NUM_TASKS, 0.95, text, color=MUTED, fontsize=9, **place)
+    style = {'color': MUTED, 'fontsize': 9, 'ha': 'right'}
+    place = USUAL_NUM_TASKS, 0.95, f'{USUAL_NUM_TASKS} '
+    axes.text(*place, transform=axes.get_xaxis_transform(), **style)
   if metric == 'accuracy':
-    axes.yaxis.set_major_formatter(_percent(None))
+    _show_percent(axes.yaxis, None)
   return _with_legend(figure)
 
 
 def plot_adaptation(
   groups: Sequence[EvaluationGroup], name: str
 ) -> Figure | None:
-  """Plots a metric after each inner step, on support and query set.
-
-  Args:
-    groups: the evaluations, one color each.
-    name: 'accuracy' or 'loss'.
-
-  Returns:
-    The figure; None if no evaluation has the metric.
-  """
+  """Plots 'accuracy' or 'loss' (`name`) after each inner step."""
   figure, axes = _axes(f'{name.capitalize()} during adaptation', 'inner steps')
   for group in groups:
     curves = [r['curve'] for r in group.results if r.get('curve')]
@@ -142,7 +131,8 @@ def plot_adaptation(
       values = np.array([c[part][name] for c in curves])
       low, high = values.min(0), values.max(0)
       if part == 'query' and len(values) == 1:
-        low, high = _adaptation_interval(group, name)
+        half_width = _adaptation_half_width(group, name)
+        low, high = low - half_width, high + half_width
       axes.fill_between(range(len(low)), low, high, color=color, **BAND)
       style = {'color': color, 'linestyle': dashes, 'markerfacecolor': face}
       label = f'{group.name}, {part}'
@@ -150,24 +140,22 @@ def plot_adaptation(
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   if name == 'accuracy':
     _plot_chance(axes.axhline, groups)
-    axes.yaxis.set_major_formatter(_percent(0))
+    _show_percent(axes.yaxis)
   axes.set_ylim(0, 1.03 if name == 'accuracy' else None)
   return _with_legend(figure)
 
 
-def plot_differences(
-  rows: Sequence[tuple[str, float, float | None]], xlabel: str
-) -> Figure:
-  """Plots differences with their intervals, one per row, and a line at zero.
-
-  Args:
-    rows: name, difference, and half the width of its interval.
-    xlabel: the label of the x axis.
-  """
-  figure, axes = _axes('', xlabel, size=(6, 1 + 0.4 * len(rows)))
-  names, differences, half_widths = zip(*rows, strict=True)
+def plot_differences(rows: Sequence[tuple], metric: str) -> Figure:
+  """Plots the rows of `tables.compare_baselines`, and a line at zero."""
+  scale, unit = (
+    (100, ', percentage points') if metric == 'accuracy' else (1, '')
+  )
+  label = f'{metric} minus that of MAML{unit}'
+  figure, axes = _axes('', label, size=(6, 1 + 0.4 * len(rows)))
+  values = scale * np.array([row[3] for row in rows], float).T
   style = {'fmt': 'o', 'color': line_style(0)['color'], 'capsize': 3}
-  axes.errorbar(differences, names, xerr=_finite(half_widths), **style)
+  names = [row[0] for row in rows]
+  axes.errorbar(values[0], names, xerr=_finite(values[1]), **style)
   axes.axvline(0, color=INK, linewidth=1)
   axes.tick_params(axis='y', labelcolor=INK)
   axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -177,18 +165,11 @@ def plot_differences(
 def plot_learning_curves(
   run_groups: Sequence[RunGroup], name: str
 ) -> Figure | None:
-  """Plots a metric against the meta-iteration.
+  """Plots 'accuracy' or 'loss' (`name`) against the meta-iteration.
 
   Training tasks are a thin, smoothed line. Validation is a line with a band,
   the 95 % interval of a single seed or the range of several seeds, and a star
   at its best value.
-
-  Args:
-    run_groups: the runs, one color per group.
-    name: 'accuracy' or 'loss'.
-
-  Returns:
-    The figure; None if no run has the metric.
   """
   figure, axes = _axes(f'Query {name}', 'meta-iteration')
   for group in run_groups:
@@ -209,21 +190,14 @@ def plot_learning_curves(
       axes.plot(step[best], value[best], '*', **star)
   axes.xaxis.set_major_formatter(COUNT_FORMAT)
   if name == 'accuracy':
-    axes.yaxis.set_major_formatter(_percent(0))
+    _show_percent(axes.yaxis)
   return _with_legend(figure)
 
 
 def plot_heat_map(
   columns: Sequence[str], rows: Sequence[str], values, texts
 ) -> Figure:
-  """Plots a heat map with the values as text.
-
-  Args:
-    columns: the names of the columns.
-    rows: the names of the rows.
-    values: [rows, columns], NaN for empty cells.
-    texts: [rows][columns], the text of each cell.
-  """
+  """Plots values [rows, columns], NaN for none, with the text of each cell."""
   size = 2.4 + 1.5 * len(columns), 0.7 + 0.5 * len(rows)
   figure, axes = _matrix_axes(size, scale_to_unit(values), columns, rows)
   for i, j in np.argwhere(np.isfinite(values)):
@@ -251,8 +225,8 @@ def plot_confusion_matrix(rate, names: Sequence[str]) -> Figure:
   axes.tick_params(axis='x', rotation=90)
   axes.set(xlabel='predicted class', ylabel='true class')
   axes.spines[:].set_visible(True)
-  text = f'maximum: {100 * highest:.3g} %'
-  figure.text(0.01, 0.01, text, color=MUTED, fontsize=9)
+  style = {'color': MUTED, 'fontsize': 9}
+  figure.text(0.01, 0.01, f'maximum: {100 * highest:.3g} %', **style)
   return figure
 
 
@@ -260,6 +234,16 @@ def scale_to_unit(values) -> np.ndarray:
   """Scales values linearly to 0..1 from the minimum to the maximum."""
   low, high = np.nanmin(values), np.nanmax(values)
   return (np.asarray(values) - low) / ((high - low) or 1)
+
+
+def accuracy_bins(num_queries: int, max_bins: int = 26) -> np.ndarray:
+  """Returns histogram edges, with equally many possible accuracies per bin.
+
+  The accuracy of a task with n query images is 0, 1/n, ..., or 1.
+  """
+  values_per_bin = -(-(num_queries + 1) // max_bins)
+  num_bins = -(-(num_queries + 1) // values_per_bin)
+  return (np.arange(num_bins + 1) * values_per_bin - 0.5) / num_queries
 
 
 def _axes(title: str, xlabel: str, ylabel: str = '', size=None) -> tuple:
@@ -278,8 +262,8 @@ def _with_legend(figure: Figure) -> Figure | None:
   return figure
 
 
-def _percent(decimals: int | None) -> PercentFormatter:
-  return PercentFormatter(1, decimals=decimals, symbol=' %')
+def _show_percent(axis, decimals: int | None = 0) -> None:
+  axis.set_major_formatter(PercentFormatter(1, decimals, ' %'))
 
 
 def _plot_chance(draw_line, groups: Sequence[EvaluationGroup]) -> None:
@@ -302,17 +286,13 @@ def _bin_edges(group: EvaluationGroup) -> np.ndarray:
   return np.linspace(0, highest or 1, LOSS_BINS + 1)
 
 
-def _adaptation_interval(group: EvaluationGroup, name: str) -> tuple:
-  """Returns both ends of the interval after each inner step, [K + 1] each."""
-  curve = group.result['curve']['query']
-  values, half_width = np.array(curve[name]), curve.get('interval')
+def _adaptation_half_width(group: EvaluationGroup, name: str) -> np.ndarray:
+  """Returns half the width of the interval after each inner step."""
   tasks = group.evaluations[0].arrays.get(f'curve_query_{name}')
   if tasks is not None:
-    half_width = [mean_interval(column)[1] for column in tasks.T]
-  elif name != group.metric or half_width is None:
-    half_width = np.zeros(len(values))
-  half_width = _finite(half_width)
-  return values - half_width, values + half_width
+    return _finite([mean_interval(column)[1] for column in tasks.T])
+  curve = group.result['curve']['query'] if name == group.metric else {}
+  return _finite(curve.get('interval') or 0)
 
 
 def _group_curve(group: RunGroup, part: str, name: str) -> tuple | None:
@@ -335,7 +315,6 @@ def _group_curve(group: RunGroup, part: str, name: str) -> tuple | None:
 
 
 def _run_curve(records: list[dict], part: str, name: str) -> tuple | None:
-  """Returns the curve of a single run; see `_group_curve`."""
   kept = [r for r in records if r['split'] == part and name in r]
   if not kept:
     return None
@@ -345,7 +324,7 @@ def _run_curve(records: list[dict], part: str, name: str) -> tuple | None:
     size = max(1, len(value) // 30)
     value = np.convolve(value, np.full(size, 1 / size), 'valid')
     step = step[size // 2 :][: len(value)]
-  elif name == metrics.primary_metric(kept[0]):
+  elif name == primary_metric(kept[0]):
     half_width = _finite([r.get('interval', 0) for r in kept])
   chosen = np.unique(np.linspace(0, len(step) - 1, MAX_POINTS).astype(int))
   step, value, half_width = step[chosen], value[chosen], half_width[chosen]

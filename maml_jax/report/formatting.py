@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from maml_jax.experiment.formatting import describe_data, format_metric
-from maml_jax.experiment.metrics import primary_metric
-from maml_jax.report.run_groups import EvaluationGroup, RunGroup
+from maml_jax.report.run_groups import RunGroup
 
 __all__ = [
   'describe_conditions',
   'describe_data',
-  'describe_interval',
   'describe_setup',
   'describe_task',
-  'describe_version',
   'eval_command',
   'format_difference',
   'format_margin',
@@ -27,7 +24,6 @@ __all__ = [
   'format_share',
   'pluralize',
   'protocol',
-  'protocol_tag',
   'tag',
 ]
 
@@ -77,19 +73,8 @@ def format_norm(value: str | Sequence[tuple[str, str]] | None) -> str:
   return ', '.join(f'{pattern}: {mode}' for pattern, mode in value or ())
 
 
-def protocol_tag(result: dict) -> Markup | str:
-  """Returns the protocol as a tag; a dash for a regression."""
-  is_accuracy = primary_metric(result) == 'accuracy'
-  return tag(protocol(result)) if is_accuracy else '–'
-
-
 def tag(word: str, kind: str | None = None) -> Markup:
-  """Returns a word with an outline.
-
-  Args:
-    word: such as 'transductive' or 'holds'.
-    kind: 'good' or 'bad' for a color; 'transductive' and 'inductive' have one.
-  """
+  """Returns a word with an outline, and a color for the kinds in style.css."""
   return Markup('<span class="tag {}">{}</span>').format(kind or word, word)
 
 
@@ -100,48 +85,35 @@ def protocol(result: dict) -> str:
 
 def describe_task(result: dict) -> str:
   """Returns '5-way 1-shot', or '10 points' for a regression."""
-  if _classifies(result):
+  if result.get('ways', 1) > 1:
     return f'{result["ways"]}-way {result["shots"]}-shot'
   return pluralize(result.get('shots', 0), 'point')
 
 
 def describe_conditions(result: dict) -> str:
   """Describes the tasks and the learner, without the protocol."""
-  parts = [
-    f'{pluralize(result["num_tasks"], "task")} of the '
-    f'{describe_data(result, " split")}',
-    describe_task(result),
-  ]
+  tasks = pluralize(result['num_tasks'], 'task')
+  parts = [f'{tasks} of the {describe_data(result, " split")}']
+  parts.append(describe_task(result))
   if 'queries' in result:  # a grid has several values
-    noun = 'query image' if _classifies(result) else 'query point'
-    count = pluralize(result['queries'], noun)
-    parts.append(count + ' per class' * _classifies(result))
-    parts.append(pluralize(result['num_steps'], 'inner step'))
-    if _classifies(result):
-      parts.append(f'norm mode {format_norm(result["norm"])}')
+    queries, steps = (
+      result['queries'],
+      pluralize(result['num_steps'], 'inner step'),
+    )
+    if result.get('ways', 1) > 1:
+      count = pluralize(queries, 'query image')
+      norm = format_norm(result['norm'])
+      parts += [f'{count} per class', steps, f'norm mode {norm}']
+    else:
+      parts += [pluralize(queries, 'query point'), steps]
   return ', '.join(parts)
 
 
 def describe_setup(result: dict) -> str:
   """Returns `describe_conditions`, with the protocol for classification."""
   text = describe_conditions(result)
-  if _classifies(result) and 'queries' in result:
-    return f'{text}, {protocol(result)}'
-  return text
-
-
-def describe_interval(group: EvaluationGroup) -> str:
-  """Returns the meaning of ± for an evaluation."""
-  seeds, tasks = len(group.evaluations), f'{group.result["num_tasks"]:,} tasks'
-  over = f'{seeds} seeds, each evaluated on {tasks}' if seeds > 1 else tasks
-  return f'95 % confidence interval over {over}'
-
-
-def describe_version(result: dict) -> str:
-  """Returns the versions of maml_jax and jax that produced a result."""
-  commit = f' ({result["commit"]})' if result.get('commit') else ''
-  version = result.get('version', '?')
-  return f'maml_jax {version}{commit}, jax {result.get("jax", "?")}'
+  classifies = result.get('ways', 1) > 1 and 'queries' in result
+  return f'{text}, {protocol(result)}' if classifies else text
 
 
 def eval_command(group: RunGroup, *flags: str) -> str:
@@ -151,7 +123,3 @@ def eval_command(group: RunGroup, *flags: str) -> str:
   if not (group.path / 'checkpoints').is_dir() and sources and sources[0]:
     words.append(f'--checkpoint={sources[0]}')
   return shlex.join([*words, *flags])
-
-
-def _classifies(result: dict) -> bool:
-  return result.get('ways', 1) > 1

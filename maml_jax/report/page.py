@@ -5,24 +5,39 @@
 Figures are inline; a folder next to the page has them as PNG files as well.
 """
 
+import functools
+import io
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jinja2
 import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 import maml_jax
-from maml_jax.report import figures, formatting, run_groups, style, tables
-from maml_jax.report.figure_writer import FigureWriter
+from maml_jax.report import (
+  classes,
+  figures,
+  formatting,
+  run_groups,
+  style,
+  tables,
+  task_plots,
+  tasks,
+)
 from maml_jax.report.runs import read_run
-from maml_jax.report.task_plots import draw_episode, label_letter
-from maml_jax.report.tasks import image_url
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.files import oserror_as_user_error, write_text
 
-__all__ = ['TableSection', 'write_report']
+__all__ = ['TableSection', 'save_png', 'write_report']
+
+# Templates may call the public functions of these modules.
+MODULES = classes, figures, formatting, run_groups, tables, task_plots, tasks
+NO_METADATA = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
 
 
 class TableSection(NamedTuple):
@@ -66,14 +81,23 @@ def write_report(
   distinct = {pathlib.Path(w).resolve(): w for w in workdirs}
   found = [read_run(workdir) for workdir in distinct.values()]
   groups = run_groups.group_runs(found)
-  if path is None:
-    folder = found[0].path if len(found) == 1 else pathlib.Path()
-    path = folder / 'report.html'
-  path = pathlib.Path(path)
+  folder = found[0].path if len(found) == 1 else pathlib.Path()
+  path = pathlib.Path(folder / 'report.html' if path is None else path)
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('maml_jax.report'),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+    extensions=['jinja2.ext.do'],
+  )
+  for module in MODULES:
+    environment.globals |= {x: getattr(module, x) for x in module.__all__}
+  pictures = path.with_name(f'{path.stem}_pictures')
+  environment.globals['save'] = functools.partial(save_png, pictures)
+  environment.globals['to_svg'] = _to_svg
   with oserror_as_user_error(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = FigureWriter(path.with_name(f'{path.stem}_pictures'))
-    environment = _environment(writer)
     macros = vars(environment.get_template('sections.html').module)
     sections = [(name, f(groups)) for name, f in macros['SECTIONS']]
     html = environment.get_template('page.html').render(
@@ -87,23 +111,20 @@ def write_report(
   return path
 
 
-def _environment(writer: FigureWriter) -> jinja2.Environment:
-  """Returns the templates, which escape all text, and what they may call."""
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('maml_jax.report'),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-    extensions=['jinja2.ext.do'],
-  )
-  for module in (figures, formatting, run_groups, tables):
-    environment.globals |= {x: getattr(module, x) for x in module.__all__}
-  environment.globals |= {
-    'draw_episode': draw_episode,
-    'embed': writer.embed,
-    'image_url': image_url,
-    'label_letter': label_letter,
-    'save': writer.save,
-  }
-  return environment
+def save_png(folder: pathlib.Path, name: str, figure: Figure) -> None:
+  """Writes FOLDER/NAME.png, and creates the folder."""
+  folder.mkdir(parents=True, exist_ok=True)
+  figure.savefig(folder / f'{name}.png', facecolor='white')
+
+
+def _to_svg(figure: Figure, alt: str) -> Markup:
+  """Returns a figure as an SVG element; its colors become CSS variables."""
+  file = io.StringIO()
+  with matplotlib.rc_context({'svg.hashsalt': alt}):  # makes ids unique
+    figure.savefig(file, format='svg', transparent=True, metadata=NO_METADATA)
+  _, _, svg = file.getvalue().partition('<svg ')
+  svg = re.sub(r'<g id="[^"]*"', '<g', svg)
+  svg = re.sub(r'-?\d+\.\d{2,}', lambda m: f'{float(m[0]):.2f}', svg)
+  for color, (light, _) in style.PALETTE.items():
+    svg = svg.replace(light, f'var(--{color})')
+  return Markup('<svg role="img" aria-label="{}" ').format(alt) + Markup(svg)

@@ -9,27 +9,27 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment.metrics import primary_metric
 from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS
 from maml_jax.report.runs import CELL_FIELDS, Evaluation, Run
-from maml_jax.report.statistics import combine_seeds
 
 __all__ = [
   'EvaluationGroup',
   'RunGroup',
+  'combine_seeds',
   'differing_fields',
   'first_evaluations_with',
   'group_runs',
-  'has_predictions',
   'main_evaluations',
 ]
 
 T = TypeVar('T')
 
-# Config fields in which the runs of a group may differ.
-SEED_IGNORED_FIELDS = (
-  'seed',
-  *(field for field in RESUME_IGNORED_FIELDS if 'epochs' not in field),
+# Prefixes of the config fields in which the runs of a group may differ.
+IGNORED_PREFIXES = (
+  'seed.',
+  *(f'{field}.' for field in RESUME_IGNORED_FIELDS if 'epochs' not in field),
 )
 # Fields in which the evaluations of a group agree.
 SETUP_FIELDS = (
@@ -61,6 +61,11 @@ class EvaluationGroup(NamedTuple):
     return primary_metric(self.result)
 
   @property
+  def setup(self) -> str:
+    """A string that is equal for evaluations with the same setup."""
+    return _setup(self.result)
+
+  @property
   def mean(self) -> tuple[float, float | None]:
     """The primary metric over all seeds with its interval."""
     return combine_seeds(self.results, self.metric)
@@ -74,6 +79,11 @@ class EvaluationGroup(NamedTuple):
     """Returns whether all seeds have these arrays."""
     arrays = [e.arrays.get(name) for e in self.evaluations for name in names]
     return all(array is not None and len(array) for array in arrays)
+
+  @property
+  def has_predictions(self) -> bool:
+    """Whether all seeds have the prediction for every query image."""
+    return self.has('predicted', 'classes', 'accuracy', 'loss')
 
   def array(self, name: str) -> np.ndarray:
     """Returns an array of all seeds, [seeds, T, ...]; T is the smallest."""
@@ -119,19 +129,29 @@ class RunGroup(NamedTuple):
     return self._group([run.grids for run in self.runs])
 
   def _group(self, lists: list[list[Evaluation]]) -> list[EvaluationGroup]:
-    """Groups by setup.
-
-    The second evaluation of a seed with the same setup, such as that of an
-    earlier checkpoint, is grouped with the second ones of the other seeds.
-    """
+    items = [
+      (_setup(e.result), seed, e) for seed, es in enumerate(lists) for e in es
+    ]
     groups, count = [], len(self.runs)
-    items = [(_setup_key(e), i, e) for i, es in enumerate(lists) for e in es]
     for found in _group_unique(items):
       name = self.name
       if len(found) < count:
         name = name.replace(f'({count} ', f'({len(found)} of {count} ')
       groups.append(EvaluationGroup(name, self.number, found))
     return groups
+
+
+def combine_seeds(
+  results: Sequence[dict], field: str, interval: str = 'interval'
+) -> tuple[float, float | None]:
+  """Combines a number in the results of several seeds, and its interval.
+
+  For one seed, the interval is over tasks and has the name `interval`; for
+  several seeds, it is the t interval over seeds.
+  """
+  if len(results) == 1:
+    return results[0][field], results[0].get(interval)
+  return mean_interval([result[field] for result in results])
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
@@ -159,74 +179,48 @@ def main_evaluations(run_groups: Sequence[RunGroup]) -> list[EvaluationGroup]:
   the most seeds, otherwise the evaluation of each group with the most seeds;
   the newest one if several have the same number of seeds.
   """
-
-  def num_seeds(groups):
-    return sum(len(group.evaluations) for group in groups)
-
   lists = [g.evaluation_groups for g in run_groups if g.evaluation_groups]
-  by_setup = [
-    {_setup_key(e.evaluations[0]): e for e in reversed(groups)}
-    for groups in lists
-  ]
+  by_setup = [{e.setup: e for e in reversed(groups)} for groups in lists]
   shared = [
-    [known[setup] for known in by_setup]
-    for setup in (_setup_key(e.evaluations[0]) for e in sum(lists[:1], []))
-    if all(setup in known for known in by_setup)
+    [known[e.setup] for known in by_setup]
+    for e in (lists[0] if lists else ())
+    if all(e.setup in known for known in by_setup)
   ]
   if shared:
-    return max(shared, key=num_seeds)
-  return [max(found, key=lambda e: num_seeds([e])) for found in lists]
+    return max(shared, key=lambda es: sum(len(e.evaluations) for e in es))
+  return [max(es, key=lambda e: len(e.evaluations)) for es in lists]
 
 
 def first_evaluations_with(
   run_groups: Sequence[RunGroup], name: str
 ) -> list[EvaluationGroup]:
-  """Returns the first evaluation of each run group that has some data.
+  """Returns the first evaluation of each run group that has some data, if any.
 
-  Those of `main_evaluations` come first. Run groups without such an evaluation
-  are omitted.
-
-  Args:
-    run_groups: the run groups.
-    name: a field of the results, or 'predictions'; see `has_predictions`.
+  Those of `main_evaluations` come first. `name` is a field of the results, or
+  'predictions'.
   """
-
-  def has_data(group):
-    return group.result.get(name) or (
-      name == 'predictions' and has_predictions(group)
-    )
-
-  main = {e.number: [e] for e in main_evaluations(run_groups)}
-  lists = [main.get(g.number, []) + g.evaluation_groups for g in run_groups]
-  found = [next(filter(has_data, groups), None) for groups in lists]
-  return [evaluation for evaluation in found if evaluation]
-
-
-def has_predictions(group: EvaluationGroup) -> bool:
-  """Returns whether the prediction for every query image is known."""
-  return group.has('predicted', 'classes', 'accuracy', 'loss')
+  groups = main_evaluations(run_groups)
+  groups += [e for g in run_groups for e in g.evaluation_groups]
+  found = {}
+  for e in groups:
+    if e.has_predictions if name == 'predictions' else e.result.get(name):
+      found.setdefault(e.number, e)
+  return [found[number] for number in sorted(found)]
 
 
 def differing_fields(run_groups: Sequence[RunGroup]) -> list[list]:
   """Returns the config fields that differ, with the value in each group."""
   configs = [group.runs[0].config for group in run_groups]
-  rows = [
-    [field, *(config.get(field, '–') for config in configs)]
-    for field in sorted({field for config in configs for field in config})
-    if not _is_ignored(field)
-  ]
+  fields = sorted({f for c in configs for f in c if not _is_ignored(f)})
+  rows = [[f, *(config.get(f, '–') for config in configs)] for f in fields]
   return [row for row in rows if any(value != row[1] for value in row[1:])]
 
 
 def _is_ignored(field: str) -> bool:
-  return any(
-    f'{field}.'.startswith(f'{prefix}.') for prefix in SEED_IGNORED_FIELDS
-  )
+  return f'{field}.'.startswith(IGNORED_PREFIXES)
 
 
-def _setup_key(evaluation: Evaluation) -> str:
-  """Returns a string that is equal for evaluations with the same setup."""
-  result = evaluation.result
+def _setup(result: dict) -> str:
   cells = [[c[f] for f in CELL_FIELDS] for c in result.get('cells', ())]
   return json.dumps([[result.get(field) for field in SETUP_FIELDS], cells])
 
@@ -234,7 +228,9 @@ def _setup_key(evaluation: Evaluation) -> str:
 def _group_unique(items: Iterable[tuple[str, object, T]]) -> list[list[T]]:
   """Groups (key, seed, item) by key, with distinct seeds within each group.
 
-  The nth item of a key and a seed goes to the nth group of the key.
+  The nth item of a key and a seed goes to the nth group of the key, so a second
+  evaluation, such as that of an earlier checkpoint, joins the second ones of
+  the other seeds.
   """
   groups: dict[tuple[str, int], list[T]] = {}
   counts: dict[tuple[str, object], int] = {}

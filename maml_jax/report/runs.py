@@ -35,7 +35,6 @@ REQUIRED_FIELDS = {
 RENAMED_KEYS = {'at_chance_by_luck': 'expected_at_chance'}
 RENAMED_BASELINES = {'nearest_mean': 'nearest_centroid'}
 
-
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -76,10 +75,9 @@ def read_run(workdir: str | os.PathLike) -> Run:
   files = sorted(files, key=lambda f: (-f.stat().st_mtime, f.name))
   found = [e for file in files if (e := _read_evaluation(file, notes))]
   found.sort(key=lambda e: e.result.get('data_root') is not None)
+  records = metrics_log.read_records(path)
   records = [
-    record
-    for record in metrics_log.read_records(path)
-    if isinstance(record, dict) and RECORD_FIELDS <= record.keys()
+    r for r in records if isinstance(r, dict) and RECORD_FIELDS <= r.keys()
   ]
   if not found and not records:
     raise UserError(
@@ -103,8 +101,7 @@ def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
     )
     return None
   npz = file.with_suffix('.npz')
-  try:
-    # np.load alone would leave a damaged file open.
+  try:  # np.load alone would leave a damaged file open
     with npz.open('rb') as opened, np.load(opened) as arrays:
       return Evaluation(file, result, dict(arrays))
   except FileNotFoundError:
@@ -115,11 +112,7 @@ def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
 
 
 def _read_result(file: pathlib.Path) -> dict:
-  """Reads a JSON file and renames the keys of earlier versions.
-
-  Raises:
-    OSError, ValueError, TypeError, KeyError: the file is not a valid result.
-  """
+  """Reads a JSON file and renames the keys of earlier versions."""
   result = {'kind': 'tasks'} | json.loads(file.read_text())
   result = {RENAMED_KEYS.get(key, key): x for key, x in result.items()}
   for row in result.get('baselines') or ():

@@ -65,12 +65,11 @@ def draw_episode(
   axes.axis('off')
   edge, num_correct = 0.15 - left, (predicted == labels[1]).sum()
   title = f'{num_correct} of {len(labels[1])} query images correct'
-  axes.text(edge, -0.85, title, fontsize=12, fontweight='bold')
-  legend = 'predicted class' + ' and its probability' * (
-    probability is not None
-  )
+  legend = 'predicted class'
+  legend += '' if probability is None else ' and its probability'
   if queries < max(map(len, rows[1])):
     legend += f'; the first {queries} of each class are shown'
+  axes.text(edge, -0.85, title, fontsize=12, fontweight='bold')
   axes.text(edge, -0.6, legend, fontsize=9, color=MUTED)
   axes.text(0.03, -0.1, 'support', fontsize=10)
   axes.text(start + 0.03, -0.1, 'query', fontsize=10)
@@ -83,30 +82,26 @@ def draw_episode(
       name = textwrap.fill(class_names[row], 14, max_lines=4)
       axes.text(-1.35, y + 0.5, name, va='center', fontsize=8, color=MUTED)
     for x, i in enumerate(own_support[:shots]):
-      _draw_image(axes, support[i], x, y)
-    for x, i in enumerate(own_query[:queries], start=1):
-      _draw_image(axes, query[i], start + x - 1, y)
+      axes.imshow(support[i], extent=_extent(x, y))
+    for column, i in enumerate(own_query[:queries]):
+      x = start + column
+      axes.imshow(query[i], extent=_extent(x, y))
       text = label_letter(predicted[i])
       text += '' if probability is None else f' {probability[i]:.0%}'
-      _draw_prediction(axes, start + x - 1, y, text, predicted[i] == row)
+      _draw_prediction(axes, x, y, text, predicted[i] == row)
   return figure
 
 
 def draw_regression(
   config,
   saved: Checkpoint,
-  num_tasks: int,
+  num_tasks: int = 4,
   columns: int = 2,
   width: float = 11.0,
 ) -> Figure:
-  """Draws curves fitted to the first tasks of an evaluation.
+  """Draws curves that a regression fits to its first evaluation tasks.
 
-  Args:
-    config: the config of a regression.
-    saved: a checkpoint of it.
-    num_tasks: number of tasks, one panel each.
-    columns: number of columns of panels.
-    width: in inches.
+  There is one panel per task, in `columns`; `width` is in inches.
   """
   phase = setup.eval_phase(config)
   tasks = eval_tasks(config, phase, num_tasks, setup.eval_sharding(config))
@@ -116,7 +111,12 @@ def draw_regression(
   figure = Figure(figsize=size)
   panels = np.ravel(figure.subplots(rows, columns, sharex=True))
   for axes, episode in zip(panels, episodes, strict=False):
-    _plot_points(axes, episode)
+    x, y = (np.ravel(values) for values in episode.query)  # many: a curve
+    order, thick = np.argsort(x), {'linewidth': 5, 'alpha': 0.35}
+    axes.plot(x[order], y[order], color=MUTED, label='ground truth', **thick)
+    x, y = (np.ravel(values) for values in episode.support)
+    label = pluralize(len(x), 'support point')
+    axes.plot(x, y, '^', color=INK, markersize=7, zorder=3, label=label)
   low, high = data.REGRESSIONS[config.data.name].RANGE
   x = np.linspace(low, high, NUM_CURVE_POINTS, dtype=np.float32)[:, None]
   steps = sorted({0, 1, max(phase.num_steps, 1)})
@@ -146,8 +146,8 @@ def _images_in_unit_range(episode: Episode) -> list[np.ndarray]:
   ]
 
 
-def _draw_image(axes, image, x: float, y: float) -> None:
-  axes.imshow(image, extent=(x + 0.03, x + 0.97, y + 0.97, y + 0.03))
+def _extent(x: float, y: float) -> tuple[float, float, float, float]:
+  return x + 0.03, x + 0.97, y + 0.97, y + 0.03
 
 
 def _draw_prediction(axes, x, y, text: str, is_correct: bool) -> None:
@@ -160,14 +160,3 @@ def _draw_prediction(axes, x, y, text: str, is_correct: bool) -> None:
   place = {'ha': 'center', 'va': 'center', 'color': color}
   text = f'{"✓" if is_correct else "✗"} {text}'
   axes.text(x + 0.5, y + 1.12, text, **place, **font)
-
-
-def _plot_points(axes, episode: Episode) -> None:
-  """Plots the many query points as a curve, and the support points."""
-  x, y = (np.ravel(values) for values in episode.query)
-  order = np.argsort(x)
-  thick = {'color': MUTED, 'linewidth': 5, 'alpha': 0.35}
-  axes.plot(x[order], y[order], label='ground truth', **thick)
-  x, y = (np.ravel(values) for values in episode.support)
-  label = pluralize(len(x), 'support point')
-  axes.plot(x, y, '^', color=INK, markersize=7, zorder=3, label=label)

@@ -6,7 +6,6 @@ This needs the data set but no checkpoint.
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +19,13 @@ from maml_jax.report.runs import Evaluation
 from maml_jax.types import Dataset, Episode
 from maml_jax.utils.errors import UserError
 
-__all__ = ['EvaluatedTask', 'image_url', 'load_split', 'rebuild_tasks']
+__all__ = ['best_and_worst_tasks', 'extreme_tasks', 'image_url', 'load_split']
 
 
 class EvaluatedTask(NamedTuple):
   """One task with its predictions; W ways, S shots, Q queries per class."""
 
+  label: str  # such as 'best 1'
   index: int  # among the tasks of the evaluation
   images: np.ndarray  # [W, S + Q, H, W, C] uint8
   shots: int
@@ -60,45 +60,63 @@ def load_split(
   return dataset, [_short_class_name(n) for n in names], ''
 
 
-def rebuild_tasks(
-  evaluation: Evaluation,
-  dataset: Dataset,
-  class_names: Sequence[str],
-  indices: Sequence[int],
-) -> list[EvaluatedTask]:
-  """Rebuilds tasks of an evaluation with their images.
+def best_and_worst_tasks(
+  accuracy, loss, count: int
+) -> tuple[list[int], list[int]]:
+  """Returns the indices of the best tasks, and of the worst, worst first.
 
   Args:
-    evaluation: with the arrays `predicted` and `classes`.
-    dataset: from `load_split`.
-    class_names: from `load_split`.
-    indices: of the tasks.
-
-  Raises:
-    UserError: the data set differs from the one that was evaluated.
+    accuracy, loss: [T]; the loss breaks ties.
+    count: maximum number of best and of worst tasks; no task is both. A single
+      task is the best.
   """
+  order = np.lexsort((loss, -np.asarray(accuracy))).tolist()
+  count = min(count, len(order) // 2)
+  return order[: max(count, 1)], order[::-1][:count]
+
+
+def extreme_tasks(
+  evaluation: Evaluation, count: int
+) -> tuple[list[EvaluatedTask], str]:
+  """Returns the `best_and_worst_tasks`, and the reason if there are none."""
+  dataset, names, error = load_split(evaluation)
+  if dataset is None:
+    return [], error
+  arrays = evaluation.arrays
+  extremes = best_and_worst_tasks(arrays['accuracy'], arrays['loss'], count)
+  labeled = {
+    index: f'{word} {i}'
+    for word, indices in zip(('best', 'worst'), extremes, strict=True)
+    for i, index in enumerate(indices, start=1)
+  }
   # Results of earlier versions are on the data set of the training.
   result = {'data_root': None, **evaluation.result}
   missing = [field for field in Phase._fields if field not in result]
   if missing:
-    raise UserError(f'the result lacks the fields {", ".join(missing)}')
+    fields = ', '.join(missing)
+    return [], f'Tasks cannot be shown: the result lacks the fields {fields}.'
   phase = Phase(**{field: result[field] for field in Phase._fields})
-  positions, _ = eval_task_indices(dataset, phase, max(indices) + 1)
+  try:
+    positions, _ = eval_task_indices(dataset, phase, max(labeled) + 1)
+  except UserError as e:
+    return [], f'Tasks cannot be shown: {e}.'
   classes = task_classes(dataset, positions)
-  if not np.array_equal(classes, evaluation.arrays['classes'][: len(classes)]):
-    raise UserError(
-      f'the prepared data set {result["data"]} differs from the evaluated one'
+  if not np.array_equal(classes, arrays['classes'][: len(classes)]):
+    return [], (
+      f'Tasks cannot be shown: the prepared data set {result["data"]} differs '
+      'from the evaluated one.'
     )
   return [
     EvaluatedTask(
+      label,
       i,
       np.asarray(dataset.images[positions[i]]),
       phase.shots,
-      evaluation.arrays['predicted'][i].reshape(phase.ways, phase.queries),
-      [class_names[int(c)] for c in classes[i]],
+      arrays['predicted'][i].reshape(phase.ways, phase.queries),
+      [names[c] for c in classes[i]],
     )
-    for i in indices
-  ]
+    for i, label in labeled.items()
+  ], ''
 
 
 def image_url(image: np.ndarray) -> str:
@@ -106,9 +124,8 @@ def image_url(image: np.ndarray) -> str:
   kind = 'png' if image.shape[-1] == 1 else 'jpeg'
   file = io.BytesIO()
   PIL.Image.fromarray(image.squeeze()).save(file, kind, quality=80)
-  return (
-    f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
-  )
+  content = base64.b64encode(file.getvalue()).decode()
+  return f'data:image/{kind};base64,{content}'
 
 
 def _short_class_name(name: str) -> str:
