@@ -18,7 +18,14 @@ from PIL import Image
 
 from maml_jax import cli, data, report
 from maml_jax import config as config_lib
-from maml_jax.evaluation.statistics import mean_interval, prefix_difference
+from maml_jax.evaluation.statistics import (
+  accuracy_bins,
+  class_accuracy,
+  combine_seeds,
+  confusion_counts,
+  mean_interval,
+  prefix_difference,
+)
 from maml_jax.experiment import checkpoint, setup
 from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.report import (
@@ -30,7 +37,6 @@ from maml_jax.report import (
   style,
   tables,
 )
-from maml_jax.report.classes import class_accuracy, confusion_counts
 from maml_jax.report.tasks import best_and_worst_tasks
 from maml_jax.train import train
 from maml_jax.utils.errors import UserError
@@ -163,7 +169,7 @@ def write_page(tmp_path, workdirs, **options):
 
 @pytest.mark.parametrize('queries', [1, 5, 25, 26, 75, 300])
 def test_histogram_bins_contain_equally_many_accuracies(queries):
-  edges = figures.accuracy_bins(queries)
+  edges = accuracy_bins(queries)
   possible = np.arange(queries + 1) / queries
   count, _ = np.histogram(possible, edges)
   assert count.sum() == queries + 1 and len(count) <= 26
@@ -201,9 +207,9 @@ def test_best_and_worst_tasks_break_ties_by_loss():
 
 def test_interval_is_over_tasks_for_one_seed_and_over_seeds_for_several():
   results = [{'loss': x, 'interval': 0.1} for x in (0.5, 0.6, 0.65)]
-  assert run_groups.combine_seeds(results[:1], 'loss') == (0.5, 0.1)
+  assert combine_seeds(results[:1], 'loss') == (0.5, 0.1)
   expected = mean_interval([0.5, 0.6, 0.65])
-  assert run_groups.combine_seeds(results, 'loss') == expected
+  assert combine_seeds(results, 'loss') == expected
 
 
 def test_number_formatting():

@@ -95,17 +95,13 @@ def describe_conditions(result: dict) -> str:
   tasks = pluralize(result['num_tasks'], 'task')
   parts = [f'{tasks} of the {describe_data(result, " split")}']
   parts.append(describe_task(result))
+  classifies = result.get('ways', 1) > 1
   if 'queries' in result:  # a grid has several values
-    queries, steps = (
-      result['queries'],
-      pluralize(result['num_steps'], 'inner step'),
-    )
-    if result.get('ways', 1) > 1:
-      count = pluralize(queries, 'query image')
-      norm = format_norm(result['norm'])
-      parts += [f'{count} per class', steps, f'norm mode {norm}']
-    else:
-      parts += [pluralize(queries, 'query point'), steps]
+    noun = 'query image' if classifies else 'query point'
+    queries = pluralize(result['queries'], noun) + ' per class' * classifies
+    parts += [queries, pluralize(result['num_steps'], 'inner step')]
+    if classifies:
+      parts.append(f'norm mode {format_norm(result["norm"])}')
   return ', '.join(parts)
 
 
@@ -118,8 +114,10 @@ def describe_setup(result: dict) -> str:
 
 def eval_command(group: RunGroup, *flags: str) -> str:
   """Returns the command that evaluates a run."""
-  words = ['python', 'main.py', '--mode=eval', f'--workdir={group.path}']
-  sources = [e.result.get('checkpoint') for e in group.saved]
-  if not (group.path / 'checkpoints').is_dir() and sources and sources[0]:
-    words.append(f'--checkpoint={sources[0]}')
+  path = group.runs[0].path
+  words = ['python', 'main.py', '--mode=eval', f'--workdir={path}']
+  results = [e.result for run in group.runs for e in run.evaluations]
+  source = results[0].get('checkpoint') if results else None
+  if source and not (path / 'checkpoints').is_dir():
+    words.append(f'--checkpoint={source}')
   return shlex.join([*words, *flags])

@@ -47,18 +47,15 @@ class Evaluation(NamedTuple):
 
 
 class Run(NamedTuple):
-  """The content of one workdir.
-
-  Evaluations (kind 'tasks') and grids (kind 'grid') are newest first; those on
-  another data set than that of the training are the last ones.
-  """
+  """The content of one workdir."""
 
   path: pathlib.Path
   seed: int | None  # of the training; None if unknown
   config: dict  # flat, {'task.ways': 5, ...}; {} if unknown
   records: list[dict]  # of `metrics.jsonl`
+  # Of the kind 'tasks', then grids, 'grid'; both newest first, except for those
+  # on another data set than that of the training, which are the last ones.
   evaluations: list[Evaluation]
-  grids: list[Evaluation]
   notes: list[str]  # one line for each file that cannot be read
 
 
@@ -74,10 +71,17 @@ def read_run(workdir: str | os.PathLike) -> Run:
   files = path.glob('eval/*.json')
   files = sorted(files, key=lambda f: (-f.stat().st_mtime, f.name))
   found = [e for file in files if (e := _read_evaluation(file, notes))]
-  found.sort(key=lambda e: e.result.get('data_root') is not None)
-  records = metrics_log.read_records(path)
+  kinds = 'tasks', 'grid'
+  found.sort(
+    key=lambda e: (
+      kinds.index(e.result['kind']),
+      e.result.get('data_root') is not None,
+    )
+  )
   records = [
-    r for r in records if isinstance(r, dict) and RECORD_FIELDS <= r.keys()
+    record
+    for record in metrics_log.read_records(path)
+    if isinstance(record, dict) and RECORD_FIELDS <= record.keys()
   ]
   if not found and not records:
     raise UserError(
@@ -86,9 +90,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
     )
   config = _read_config(path, found)
   seed = config.get('seed', found[0].result.get('seed') if found else None)
-  grids = [e for e in found if e.result['kind'] == 'grid']
-  evaluations = [e for e in found if e.result['kind'] == 'tasks']
-  return Run(path, seed, config, records, evaluations, grids, notes)
+  return Run(path, seed, config, records, found, notes)
 
 
 def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
