@@ -140,14 +140,15 @@ def plot_adaptation(
 
 def plot_differences(rows: Sequence[tuple], metric: str) -> Figure:
   """Plots the rows of `tables.compare_baselines`, and a line at zero."""
-  in_percent = metric == 'accuracy'
-  label = f'{metric} minus that of MAML' + ', percentage points' * in_percent
+  unit, scale = '', 1
+  if metric == 'accuracy':
+    unit, scale = ', percentage points', 100
+  label = f'{metric} minus that of MAML{unit}'
   figure, axes = _axes('', label, size=(6, 1 + 0.4 * len(rows)))
-  values = np.array([row[3] for row in rows], float).T
-  values = 100 * values if in_percent else values
+  names, _, _, differences = zip(*rows, strict=True)
+  value, half_width = scale * np.array(differences, float).T
   style = {'fmt': 'o', 'color': SERIES[0], 'capsize': 3}
-  names = [row[0] for row in rows]
-  axes.errorbar(values[0], names, xerr=_finite(values[1]), **style)
+  axes.errorbar(value, names, xerr=_finite(half_width), **style)
   axes.axvline(0, color=INK, linewidth=1)
   axes.tick_params(axis='y', labelcolor=INK)
   axes.set_ylim(len(rows) - 0.5, -0.5)

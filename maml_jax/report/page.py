@@ -37,10 +37,8 @@ from maml_jax.utils.files import oserror_as_user_error, write_text
 __all__ = ['TableSection', 'save_png', 'write_report']
 
 # Templates may call the public functions of these modules.
-MODULES = (
-  *(classes, figures, formatting, run_groups, statistics),
-  *(tables, task_plots, tasks),
-)
+MODULES = [classes, figures, formatting, run_groups, statistics]
+MODULES += [tables, task_plots, tasks]
 NO_METADATA = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
 
 
@@ -83,7 +81,7 @@ def write_report(
   found = [read_run(workdir) for workdir in distinct.values()]
   groups = run_groups.group_runs(found)
   folder = found[0].path if len(found) == 1 else pathlib.Path()
-  path = pathlib.Path(folder / 'report.html' if path is None else path)
+  path = pathlib.Path(path or folder / 'report.html')
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('maml_jax.report'),
     autoescape=True,

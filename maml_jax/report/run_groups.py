@@ -78,12 +78,11 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
 
   A second run with the same config and seed starts a new group.
   """
-  keys = [json.dumps(_seedless(r), sort_keys=True) for r in runs]
-  items = [
-    (key if key != '{}' else str(r.path), r.seed, r)
-    for key, r in zip(keys, runs, strict=True)
-  ]
-  found = _group_unique(items)
+  configs = [_seedless(run) or str(run.path) for run in runs]
+  keys = [json.dumps(config, sort_keys=True) for config in configs]
+  found = _group_unique(
+    zip(keys, (run.seed for run in runs), runs, strict=True)
+  )
   names = _group_names([[run.path for run in group] for group in found])
   groups = []
   for number, (name, group) in enumerate(zip(names, found, strict=True)):
@@ -103,14 +102,12 @@ def main_evaluations(run_groups: Sequence[RunGroup]) -> list[EvaluationGroup]:
   """
   lists = [g.evaluation_groups for g in run_groups if g.evaluation_groups]
   by_setup = [{_setup(e.result): e for e in reversed(es)} for es in lists]
-  shared = [
-    [known[_setup(e.result)] for known in by_setup]
-    for e in (lists[0] if lists else ())
-    if all(_setup(e.result) in known for known in by_setup)
-  ]
-  if shared:
-    return max(shared, key=lambda es: sum(len(e.evaluations) for e in es))
-  return [max(es, key=lambda e: len(e.evaluations)) for es in lists]
+  setups = [_setup(e.result) for e in (lists[0] if lists else ())]
+  shared = [s for s in setups if all(s in known for known in by_setup)]
+  if not shared:
+    return [max(es, key=lambda e: len(e.evaluations)) for es in lists]
+  found = [[known[setup] for known in by_setup] for setup in shared]
+  return max(found, key=lambda es: sum(len(e.evaluations) for e in es))
 
 
 def first_evaluations_with(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax import config as config_lib
-from maml_jax.config_versions import RENAMED_AUGMENTATIONS
+from maml_jax.evaluation.results import rename_fields
 from maml_jax.experiment import metrics_log
 from maml_jax.utils.errors import UserError
 
@@ -30,10 +30,6 @@ REQUIRED_FIELDS = {
   'tasks': {*TASK_FIELDS, *CELL_FIELDS, 'loss', 'transductive'},
   'grid': {*TASK_FIELDS, 'cells'},
 }
-
-# Keys of results written by earlier versions -> current keys.
-RENAMED_KEYS = {'at_chance_by_luck': 'expected_at_chance'}
-RENAMED_BASELINES = {'nearest_mean': 'nearest_centroid'}
 
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -53,8 +49,8 @@ class Run(NamedTuple):
   seed: int | None  # of the training; None if unknown
   config: dict  # flat, {'task.ways': 5, ...}; {} if unknown
   records: list[dict]  # of `metrics.jsonl`
-  # Of the kind 'tasks', then grids, 'grid'; both newest first, except for those
-  # on another data set than that of the training, which are the last ones.
+  # Of the kind 'tasks', then 'grid'; both newest first, but those on another
+  # data set than that of the training are the last ones.
   evaluations: list[Evaluation]
   notes: list[str]  # one line for each file that cannot be read
 
@@ -71,13 +67,8 @@ def read_run(workdir: str | os.PathLike) -> Run:
   files = path.glob('eval/*.json')
   files = sorted(files, key=lambda f: (-f.stat().st_mtime, f.name))
   found = [e for file in files if (e := _read_evaluation(file, notes))]
-  kinds = 'tasks', 'grid'
-  found.sort(
-    key=lambda e: (
-      kinds.index(e.result['kind']),
-      e.result.get('data_root') is not None,
-    )
-  )
+  found.sort(key=lambda e: e.result.get('data_root') is not None)
+  found.sort(key=lambda e: e.result['kind'], reverse=True)
   records = [
     record
     for record in metrics_log.read_records(path)
@@ -115,12 +106,7 @@ def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
 
 def _read_result(file: pathlib.Path) -> dict:
   """Reads a JSON file and renames the keys of earlier versions."""
-  result = {'kind': 'tasks'} | json.loads(file.read_text())
-  result = {RENAMED_KEYS.get(key, key): x for key, x in result.items()}
-  for row in result.get('baselines') or ():
-    row['name'] = RENAMED_BASELINES.get(row['name'], row['name'])
-  if (name := result.get('augment_support')) in RENAMED_AUGMENTATIONS:
-    result['augment_support'] = RENAMED_AUGMENTATIONS[name]
+  result = rename_fields({'kind': 'tasks'} | json.loads(file.read_text()))
   required = REQUIRED_FIELDS[result['kind']]
   if not required <= result.keys() or result.get('cells') == []:
     raise ValueError('fields are missing')
