@@ -20,6 +20,7 @@ from maml_jax import cli, data, report
 from maml_jax import config as config_lib
 from maml_jax.evaluation.statistics import (
   accuracy_bins,
+  best_and_worst_tasks,
   class_accuracy,
   combine_seeds,
   confusion_counts,
@@ -27,6 +28,7 @@ from maml_jax.evaluation.statistics import (
   prefix_difference,
 )
 from maml_jax.experiment import checkpoint, setup
+from maml_jax.experiment.formatting import describe_setup, pluralize
 from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.report import (
   figures,
@@ -37,7 +39,6 @@ from maml_jax.report import (
   style,
   tables,
 )
-from maml_jax.report.tasks import best_and_worst_tasks
 from maml_jax.train import train
 from maml_jax.utils.errors import UserError
 
@@ -226,8 +227,8 @@ def test_number_formatting():
     formatting.format_share(0.2) == '20\xa0%'
     and formatting.format_share(0) == '0\xa0%'
   )
-  assert formatting.pluralize(5, 'query', 'queries') == '5 queries'
-  assert formatting.pluralize(10_000, 'task') == '10,000 tasks'
+  assert pluralize(5, 'query', 'queries') == '5 queries'
+  assert pluralize(10_000, 'task') == '10,000 tasks'
 
 
 # Reading runs
@@ -319,9 +320,7 @@ def test_evaluation_on_another_data_set_is_named_and_not_the_main_one(
   fake_results.write_tasks(workdir, config, dataset, name='newer', **fields)
   groups = run_groups.group_runs([runs.read_run(workdir)])
   results = [e.result for e in groups[0].evaluation_groups]
-  assert [
-    formatting.describe_conditions(r).split(', ')[0] for r in results
-  ] == [
+  assert [describe_setup(r).split(', ')[0] for r in results] == [
     '30 tasks of the glyphs test split',
     '40 tasks of the cub test split (trained on glyphs)',
   ]
@@ -572,7 +571,7 @@ def test_mean_of_first_tasks_is_compared_with_mean_of_all(
   row = [
     formatting.format_number('accuracy', *mean_interval(values[:100])),
     formatting.format_difference('accuracy', difference, None),
-    formatting.format_margin('accuracy', margin),
+    f'±\xa0{formatting.format_number("accuracy", margin)}',
   ]
   assert f'100 {normalize_spaces(" ".join(row))} 150 ' in text
   deviation = formatting.format_number('accuracy', values.std(ddof=1))

@@ -16,14 +16,18 @@ from maml_jax.experiment.metrics import primary_metric
 __all__ = [
   'CONFIDENCE_LEVEL',
   'accuracy_bins',
+  'best_and_worst_tasks',
   'class_accuracy',
+  'combine_curves',
   'combine_seeds',
   'confusion_counts',
   'expected_at_chance',
   'mean_interval',
+  'moving_average',
   'paired_difference',
   'prefix_difference',
   'running_interval',
+  'scale_to_unit',
   'share_at_chance',
   'summarize',
   'wilson_interval',
@@ -164,6 +168,54 @@ def combine_seeds(
   if len(results) == 1:
     return results[0][field], results[0].get(interval)
   return mean_interval([result[field] for result in results])
+
+
+def combine_curves(
+  curves: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Interpolates curves at all steps within the range that they share.
+
+  Args:
+    curves: increasing steps and the values at these steps, [m] each.
+
+  Returns:
+    The steps, [n], and the values, [curves, n].
+  """
+  steps = [np.asarray(step) for step, _ in curves]
+  first, last = max(s[0] for s in steps), min(s[-1] for s in steps)
+  step = np.unique(np.concatenate(steps))
+  if first <= last:
+    step = step[(step >= first) & (step <= last)]
+  return step, np.stack([np.interp(step, *curve) for curve in curves])
+
+
+def moving_average(
+  step: np.ndarray, values: np.ndarray, half: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the steps, and the means over 2 * half + 1 values around each."""
+  window = np.full(2 * half + 1, 1 / (2 * half + 1))
+  return step[half : len(step) - half], np.convolve(values, window, 'valid')
+
+
+def scale_to_unit(values) -> np.ndarray:
+  """Scales values linearly to 0..1 from the minimum to the maximum."""
+  low, high = np.nanmin(values), np.nanmax(values)
+  return (np.asarray(values) - low) / ((high - low) or 1)
+
+
+def best_and_worst_tasks(
+  accuracy, loss, count: int
+) -> tuple[list[int], list[int]]:
+  """Returns the indices of the best tasks, and of the worst, worst first.
+
+  Args:
+    accuracy, loss: [T]; the loss breaks ties.
+    count: maximum number of best and of worst tasks; no task is both. A single
+      task is the best.
+  """
+  order = np.lexsort((loss, -np.asarray(accuracy))).tolist()
+  count = min(count, len(order) // 2)
+  return order[: max(count, 1)], order[::-1][:count]
 
 
 def accuracy_bins(num_queries: int, max_bins: int = 26) -> np.ndarray:

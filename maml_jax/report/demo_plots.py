@@ -32,10 +32,8 @@ __all__ = ['draw_demo', 'plot_curves', 'plot_episode']
 def draw_demo(config, workdir: str | os.PathLike) -> None:
   """Draws the learning curves of a run and its predictions for test tasks.
 
-  Args:
-    config: its `eval` section configures the tasks; the rest is that of the
-      run.
-    workdir: the directory of the run.
+  The `eval` section of the config configures the tasks; the rest is that of
+  the run.
 
   Raises:
     UserError: the run has no metrics or no checkpoint.
@@ -55,10 +53,7 @@ def draw_demo(config, workdir: str | os.PathLike) -> None:
 
 @matplotlib.rc_context(RC)
 def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
-  """Plots accuracy and loss of a run against the meta-iteration.
-
-  Returns:
-    The path of the image, WORKDIR/curves.png.
+  """Plots the learning curves of a run to WORKDIR/curves.png, and returns it.
 
   Raises:
     UserError: the run has no metrics.
@@ -70,9 +65,8 @@ def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
   primary = primary_metric(groups[0].records[0])
   names = ('accuracy', 'loss') if primary == 'accuracy' else ('loss',)
   figure = Figure(figsize=(11, 4.4))
-  for axes, name in zip(
-    np.ravel(figure.subplots(1, len(names))), names, strict=True
-  ):
+  panels = np.ravel(figure.subplots(1, len(names)))
+  for axes, name in zip(panels, names, strict=True):
     draw_learning_curves(axes, groups, name)
   val = [r for r in groups[0].records if r['split'] == 'val']
   if val:

@@ -18,8 +18,11 @@ from matplotlib.ticker import (
 
 from maml_jax.evaluation.statistics import (
   accuracy_bins,
+  combine_curves,
   mean_interval,
+  moving_average,
   running_interval,
+  scale_to_unit,
 )
 from maml_jax.experiment.metrics import primary_metric
 from maml_jax.report.run_groups import EvaluationGroup, RunGroup
@@ -35,7 +38,6 @@ __all__ = [
   'plot_histogram',
   'plot_learning_curves',
   'plot_running_mean',
-  'scale_to_unit',
 ]
 
 COUNT_FORMAT = FuncFormatter(lambda x, _: f'{x:,.0f}')
@@ -167,7 +169,7 @@ def plot_learning_curves(
 def draw_learning_curves(
   axes, run_groups: Sequence[RunGroup], name: str
 ) -> None:
-  """Draws 'accuracy' or 'loss' (`name`) against the meta-iteration.
+  """Draws one panel of `plot_learning_curves`.
 
   Training tasks are a thin, smoothed line. Validation is a line with a band,
   the 95 % interval of a single seed or the range of several seeds, and a star
@@ -231,12 +233,6 @@ def plot_confusion_matrix(rate, names: Sequence[str]) -> Figure:
   return figure
 
 
-def scale_to_unit(values) -> np.ndarray:
-  """Scales values linearly to 0..1 from the minimum to the maximum."""
-  low, high = np.nanmin(values), np.nanmax(values)
-  return (np.asarray(values) - low) / ((high - low) or 1)
-
-
 def add_legend(figure: Figure) -> Figure | None:
   """Adds a legend above the axes; returns None if the axes are empty."""
   handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -295,14 +291,10 @@ def _curve(group: RunGroup, part: str, name: str) -> tuple | None:
   seeds = [records for records in seeds if records]
   if not seeds:
     return None
-  steps = [[r['step'] for r in records] for records in seeds]
-  first, last = max(s[0] for s in steps), min(s[-1] for s in steps)
-  step = np.unique(np.concatenate(steps))
-  step = step[(step >= first) & (step <= last)] if first <= last else step
-  values = np.stack(
+  step, values = combine_curves(
     [
-      np.interp(step, own_steps, [r[name] for r in records])
-      for own_steps, records in zip(steps, seeds, strict=True)
+      ([r['step'] for r in records], [r[name] for r in records])
+      for records in seeds
     ]
   )
   mean, low, high = values.mean(0), values.min(0), values.max(0)
@@ -310,10 +302,8 @@ def _curve(group: RunGroup, part: str, name: str) -> tuple | None:
     half_width = _finite([r.get('interval', 0) for r in seeds[0]])
     low, high = (mean + s * half_width for s in (-1, 1))
   if part == 'train':  # a centered moving average
-    half = len(step) // 50
-    window = np.full(2 * half + 1, 1 / (2 * half + 1))
-    step = step[half : len(step) - half]
-    mean = low = high = np.convolve(mean, window, 'valid')
+    step, mean = moving_average(step, mean, len(step) // 50)
+    low = high = mean
   chosen = np.unique(np.linspace(0, len(step) - 1, MAX_POINTS).astype(int))
   return step[chosen], mean[chosen], low[chosen], high[chosen]
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 import maml_jax
 from maml_jax.evaluation import statistics
+from maml_jax.experiment import formatting as setup_formatting
 from maml_jax.report import (
   classes,
   figures,
@@ -38,7 +39,7 @@ __all__ = ['TableSection', 'save_png', 'write_report']
 
 # Templates may call the public functions of these modules.
 MODULES = [classes, figures, formatting, run_groups, statistics]
-MODULES += [tables, task_plots, tasks]
+MODULES += [setup_formatting, tables, task_plots, tasks]
 NO_METADATA = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
 
 

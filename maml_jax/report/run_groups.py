@@ -120,11 +120,12 @@ def first_evaluations_with(
   """
   groups = main_evaluations(run_groups)
   groups += [e for g in run_groups for e in g.evaluation_groups]
-  found = {}
-  for e in groups:
-    if e.has_predictions if name == 'predictions' else e.result.get(name):
-      found.setdefault(e.number, e)
-  return [found[number] for number in sorted(found)]
+  if name == 'predictions':
+    kept = [e for e in groups if e.has_predictions]
+  else:
+    kept = [e for e in groups if e.result.get(name)]
+  first = {e.number: e for e in reversed(kept)}
+  return [first[number] for number in sorted(first)]
 
 
 def differing_fields(run_groups: Sequence[RunGroup]) -> list[list]:

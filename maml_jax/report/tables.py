@@ -10,11 +10,10 @@ import numpy as np
 from maml_jax import data
 from maml_jax.evaluation.statistics import combine_seeds, paired_difference
 from maml_jax.experiment import checkpoint
-from maml_jax.experiment.checkpoint import Checkpoint
+from maml_jax.experiment.formatting import format_norm, pluralize, protocol
 from maml_jax.experiment.metrics import primary_metric
-from maml_jax.inner_loop import flatten, split_learned
-from maml_jax.report import formatting
-from maml_jax.report.formatting import format_number, pluralize
+from maml_jax.inner_loop import rate_table
+from maml_jax.report.formatting import PERCENT, format_difference, format_number
 from maml_jax.report.run_groups import EvaluationGroup, RunGroup
 from maml_jax.report.runs import CELL_FIELDS
 from maml_jax.report.task_plots import draw_regression
@@ -25,7 +24,6 @@ __all__ = [
   'compare_baselines',
   'compare_runs',
   'fitted_curves',
-  'rate_table',
   'rate_tables',
 ]
 
@@ -52,13 +50,11 @@ def compare_runs(groups: Sequence[EvaluationGroup]) -> list[tuple]:
 def all_grids(run_groups: Sequence[RunGroup]) -> list[dict]:
   """Returns the grids of all runs: norm modes x queries x inner steps."""
   return [
-    _grid(group) | {'figure': f'grid_{run_group.number}_{i}'}
-    for run_group in run_groups
-    for i, group in enumerate(run_group.grid_groups)
+    _grid(group, i) for g in run_groups for i, group in enumerate(g.grid_groups)
   ]
 
 
-def _grid(group: EvaluationGroup) -> dict:
+def _grid(group: EvaluationGroup, index: int) -> dict:
   """Returns a grid, combined over seeds.
 
   `rows` are a label (norm mode, protocol, queries) and the cells for each
@@ -76,14 +72,15 @@ def _grid(group: EvaluationGroup) -> dict:
       difference = 'base'
     elif all(cell.get('difference') is not None for cell in cells):
       value = combine_seeds(cells, 'difference', 'difference_interval')
-      difference = formatting.format_difference(metric, *value)
-    text = format_number(metric, *values[k]).removesuffix(formatting.PERCENT)
+      difference = format_difference(metric, *value)
+    text = format_number(metric, *values[k]).removesuffix(PERCENT)
     texts[k] = text, difference
   labels = dict.fromkeys(label for label, _ in seeds)
   steps = sorted({step for _, step in seeds})
   order = sorted(values, key=lambda k: values[k][0])
   return {
     'name': f'{group.name}, step {group.result.get("step", "?")}',
+    'figure': f'grid_{group.number}_{index}',
     'group': group,
     'metric': metric,
     'columns': [pluralize(step, 'step') for step in steps],
@@ -99,9 +96,9 @@ def _grid(group: EvaluationGroup) -> dict:
 
 def _cell_key(cell: dict) -> tuple[tuple[str, ...], int]:
   """Returns the label of the row of a cell, and its inner steps."""
-  norm = formatting.format_norm(cell['norm'])
+  norm = format_norm(cell['norm'])
   queries = pluralize(cell['queries'], 'query', 'queries')
-  return (norm, formatting.protocol(cell), queries), cell['num_steps']
+  return (norm, protocol(cell), queries), cell['num_steps']
 
 
 def compare_baselines(group: EvaluationGroup) -> list[tuple]:
@@ -124,23 +121,6 @@ def compare_baselines(group: EvaluationGroup) -> list[tuple]:
   return rows
 
 
-def rate_table(params, *, per_step: bool) -> tuple[list[str], np.ndarray]:
-  """Returns parameter names, and the means of their rates [names, steps].
-
-  Args:
-    params: meta-parameters with learned rates, or those of ALFA.
-    per_step: whether the rates have a leading axis of inner steps; if not, the
-      means have one column.
-  """
-  learned = split_learned(params)[1]
-  rates, _ = flatten(learned.get('lr') or learned['alfa']['lr'])
-  means = [
-    np.reshape(x, (len(x) if per_step else 1, -1)).mean(1)
-    for x in rates.values()
-  ]
-  return list(rates), np.stack(means)
-
-
 def rate_tables(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
   """Yields groups with learned rates, and the rates of the first run.
 
@@ -152,15 +132,16 @@ def rate_tables(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
     is_alfa = config.get('inner.rule') == 'alfa'
     if not is_alfa and config.get('inner.learn_lr', 'none') == 'none':
       continue
-    saved, error = _load_checkpoint(group)
-    if saved is None:
-      yield group, None, error
+    try:
+      saved = checkpoint.load(group.runs[0].path)
+    except UserError as error:
+      yield group, None, str(error)
       continue
     per_step = is_alfa or 'lr' in config['inner.per_step']
     rows, values = rate_table(saved.params, per_step=per_step)
-    columns = [f'step {k + 1}' for k in range(values.shape[1])]
+    steps = [f'step {k + 1}' for k in range(values.shape[1])]
+    columns = steps if per_step else ['every step']
     texts = [[f'{x:.3g}' for x in row] for row in values]
-    columns = columns if per_step else ['every step']
     yield group, saved.step, (columns, rows, values, texts)
 
 
@@ -168,16 +149,8 @@ def fitted_curves(run_groups: Sequence[RunGroup]) -> Iterator[tuple]:
   """Yields each regression with a figure, or the reason why there is none."""
   for group in run_groups:
     if group.runs[0].config.get('data.name') in data.REGRESSIONS:
-      saved, error = _load_checkpoint(group)
-      if saved is None:
-        yield group, error
-      else:
+      try:
+        saved = checkpoint.load(group.runs[0].path)
         yield group, draw_regression(saved.config, saved, 3, 1, width=6)
-
-
-def _load_checkpoint(group: RunGroup) -> tuple[Checkpoint | None, str]:
-  """Returns the checkpoint of the first run, and the reason if it has none."""
-  try:
-    return checkpoint.load(group.runs[0].path), ''
-  except UserError as error:
-    return None, str(error)
+      except UserError as error:
+        yield group, str(error)

@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 from maml_jax import data
 from maml_jax.experiment import setup
 from maml_jax.experiment.checkpoint import Checkpoint
+from maml_jax.experiment.formatting import pluralize
 from maml_jax.experiment.task_source import eval_tasks
-from maml_jax.report.formatting import pluralize
 from maml_jax.report.style import INK, MUTED, SERIES
 from maml_jax.types import Episode
 
@@ -57,13 +57,10 @@ def draw_episode(
   start, edge = shots + 0.5, -1.75 if len(class_names) else -0.45
   # The unit is the width of an image; x = 0 is the first support image, and y
   # grows downwards.
-  left, right, bottom = (
-    edge - 0.15,
-    start + queries + 0.1,
-    ROW_HEIGHT * len(rows[0]),
-  )
-  figure = Figure(figsize=(right - left, bottom + 1.15), layout='none')
-  axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, -1.15))
+  left, right = edge - 0.15, start + queries + 0.1
+  bottom, top = ROW_HEIGHT * len(rows[0]), -1.15
+  figure = Figure(figsize=(right - left, bottom - top), layout='none')
+  axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
   axes.axis('off')
   num_correct = (predicted == labels[1]).sum()
   title = f'{num_correct} of {len(labels[1])} query images correct'

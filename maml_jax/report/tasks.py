@@ -14,13 +14,14 @@ import PIL.Image
 
 from maml_jax import data
 from maml_jax.data.episodes import split_episode
+from maml_jax.evaluation.statistics import best_and_worst_tasks
 from maml_jax.experiment.setup import Phase
 from maml_jax.experiment.task_source import eval_task_indices, task_classes
 from maml_jax.report.runs import Evaluation
 from maml_jax.types import Dataset, Episode
 from maml_jax.utils.errors import UserError
 
-__all__ = ['best_and_worst_tasks', 'extreme_tasks', 'image_url', 'load_split']
+__all__ = ['extreme_tasks', 'image_url', 'load_split']
 
 
 class EvaluatedTask(NamedTuple):
@@ -60,21 +61,6 @@ def load_split(
     return None, [], f'Images and class names are not available: {reason}'
   # Without WordNet IDs, such as ', n01532829'.
   return dataset, [re.sub(r'(?<=.), n[0-9]+$', '', n) for n in names], ''
-
-
-def best_and_worst_tasks(
-  accuracy, loss, count: int
-) -> tuple[list[int], list[int]]:
-  """Returns the indices of the best tasks, and of the worst, worst first.
-
-  Args:
-    accuracy, loss: [T]; the loss breaks ties.
-    count: maximum number of best and of worst tasks; no task is both. A single
-      task is the best.
-  """
-  order = np.lexsort((loss, -np.asarray(accuracy))).tolist()
-  count = min(count, len(order) // 2)
-  return order[: max(count, 1)], order[::-1][:count]
 
 
 def extreme_tasks(
