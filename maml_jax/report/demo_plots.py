@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from maml_jax import data
@@ -16,7 +15,7 @@ from maml_jax.experiment import checkpoint, metrics_log, setup, transfer
 from maml_jax.experiment.checkpoint import Checkpoint
 from maml_jax.experiment.metrics import primary_metric
 from maml_jax.experiment.task_source import eval_task_indices, task_classes
-from maml_jax.report.figures import add_legend, draw_learning_curves
+from maml_jax.report.figures import plot_learning_curves
 from maml_jax.report.formatting import format_number
 from maml_jax.report.run_groups import group_runs
 from maml_jax.report.runs import read_run
@@ -64,18 +63,12 @@ def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
   groups = group_runs([read_run(workdir)])
   primary = primary_metric(groups[0].records[0])
   names = ('accuracy', 'loss') if primary == 'accuracy' else ('loss',)
-  figure = Figure(figsize=(11, 4.4))
-  panels = np.ravel(figure.subplots(1, len(names)))
-  for axes, name in zip(panels, names, strict=True):
-    draw_learning_curves(axes, groups, name)
-  val = [r for r in groups[0].records if r['split'] == 'val']
-  if val:
-    best = (max if primary == 'accuracy' else min)(
-      val, key=lambda r: r[primary]
-    )
+  figure = plot_learning_curves(groups, *names, size=(11, 4.4))
+  if val := [r for r in groups[0].records if r['split'] == 'val']:
+    sign = 1 if primary == 'accuracy' else -1
+    best = max(val, key=lambda r: sign * r[primary])
     text = f'★ best {format_number(primary, best[primary], best["interval"])}'
     figure.axes[0].set_title(text, loc='right', color=SERIES[0])
-  add_legend(figure)
   figure.savefig(path)
   return path
 

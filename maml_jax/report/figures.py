@@ -9,12 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-  FuncFormatter,
-  LogLocator,
-  MaxNLocator,
-  NullLocator,
-)
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from maml_jax.evaluation.statistics import (
   accuracy_bins,
@@ -29,8 +24,6 @@ from maml_jax.report.run_groups import EvaluationGroup, RunGroup
 from maml_jax.report.style import INK, MUTED, SERIES, line_style
 
 __all__ = [
-  'add_legend',
-  'draw_learning_curves',
   'plot_adaptation',
   'plot_confusion_matrix',
   'plot_differences',
@@ -63,8 +56,8 @@ def plot_histogram(groups: Sequence[EvaluationGroup]) -> Figure | None:
   figure, axes = _axes(title, f'query {metric} of a task', ylabel)
   for group, bins in zip(groups, edges, strict=True):
     values = np.clip(group.arrays[metric], bins[0], bins[-1])
-    share = np.array([np.histogram(row, bins)[0] / len(row) for row in values])
-    share = share if same_bins else share / np.diff(bins)
+    count = np.stack([np.histogram(row, bins)[0] for row in values])
+    share = count / values.shape[1] / (1 if same_bins else np.diff(bins))
     style = line_style(group.number)
     axes.stairs(share.mean(0), bins, label=group.name, **style)
     if len(share) > 1 or len(groups) == 1:
@@ -72,13 +65,12 @@ def plot_histogram(groups: Sequence[EvaluationGroup]) -> Figure | None:
       fill = {'color': style['color'], 'alpha': 0.25, 'fill': True}
       axes.stairs(share.max(0), bins, baseline=low, **fill)
   if metric == 'accuracy':
-    _plot_chance(axes.axvline, groups)
-    axes.xaxis.set_major_formatter(PERCENT_FORMAT)
+    _show_accuracy(axes.xaxis, axes.axvline, groups)
     axes.set_xlim(min(e[0] for e in edges), max(e[-1] for e in edges))
   if same_bins:
     axes.yaxis.set_major_formatter(PERCENT_FORMAT)
   axes.set_ylim(bottom=0)
-  return add_legend(figure)
+  return _with_legend(figure)
 
 
 def plot_running_mean(groups: Sequence[EvaluationGroup]) -> Figure | None:
@@ -103,11 +95,11 @@ def plot_running_mean(groups: Sequence[EvaluationGroup]) -> Figure | None:
     line = {'color': MUTED, 'linewidth': 1, 'linestyle': '--'}
     axes.axvline(USUAL_NUM_TASKS, label=f'{USUAL_NUM_TASKS} tasks', **line)
   axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-  axes.xaxis.set_minor_locator(NullLocator())
+  axes.minorticks_off()
   axes.xaxis.set_major_formatter(COUNT_FORMAT)
   if metric == 'accuracy':
     axes.yaxis.set_major_formatter(PERCENT_FORMAT)
-  return add_legend(figure)
+  return _with_legend(figure)
 
 
 def plot_adaptation(
@@ -134,17 +126,16 @@ def plot_adaptation(
       axes.plot(values.mean(0), 'o', markersize=3.5, label=label, **style)
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   if name == 'accuracy':
-    _plot_chance(axes.axhline, groups)
-    axes.yaxis.set_major_formatter(PERCENT_FORMAT)
+    _show_accuracy(axes.yaxis, axes.axhline, groups)
   axes.set_ylim(0, 1.03 if name == 'accuracy' else None)
-  return add_legend(figure)
+  return _with_legend(figure)
 
 
 def plot_differences(rows: Sequence[tuple], metric: str) -> Figure:
   """Plots the rows of `tables.compare_baselines`, and a line at zero."""
-  unit, scale = '', 1
+  scale, unit = 1, ''
   if metric == 'accuracy':
-    unit, scale = ', percentage points', 100
+    scale, unit = 100, ', percentage points'
   label = f'{metric} minus that of MAML{unit}'
   figure, axes = _axes('', label, size=(6, 1 + 0.4 * len(rows)))
   names, _, _, differences = zip(*rows, strict=True)
@@ -158,42 +149,24 @@ def plot_differences(rows: Sequence[tuple], metric: str) -> Figure:
 
 
 def plot_learning_curves(
-  run_groups: Sequence[RunGroup], name: str
+  run_groups: Sequence[RunGroup], *names: str, size=None
 ) -> Figure | None:
-  """Plots 'accuracy' or 'loss' (`name`) against the meta-iteration."""
-  figure = Figure()
-  draw_learning_curves(figure.subplots(), run_groups, name)
-  return add_legend(figure)
-
-
-def draw_learning_curves(
-  axes, run_groups: Sequence[RunGroup], name: str
-) -> None:
-  """Draws one panel of `plot_learning_curves`.
+  """Plots 'accuracy' and 'loss' against the meta-iteration, one panel each.
 
   Training tasks are a thin, smoothed line. Validation is a line with a band,
   the 95 % interval of a single seed or the range of several seeds, and a star
   at its best value.
   """
-  axes.set(title=f'Query {name}', xlabel='meta-iteration')
-  for group in run_groups:
-    style = line_style(group.number)
-    if train := _curve(group, 'train', name):
-      label = f'{group.name}, training'
-      axes.plot(*train[:2], label=label, linewidth=0.9, alpha=0.55, **style)
-    if val := _curve(group, 'val', name):
-      step, value, low, high = val
-      axes.fill_between(step, low, high, color=style['color'], **BAND)
-      label = f'{group.name}, validation'
-      marker = 'o' if len(step) < MAX_MARKED_POINTS else None
-      points = {'marker': marker, 'markersize': 3.5}
-      axes.plot(step, value, label=label, **points, **style)
-      best = (np.argmax if name == 'accuracy' else np.argmin)(value)
-      star = {'color': style['color'], 'markersize': 11}
-      axes.plot(step[best], value[best], '*', **star)
-  axes.xaxis.set_major_formatter(COUNT_FORMAT)
-  if name == 'accuracy':
-    axes.yaxis.set_major_formatter(PERCENT_FORMAT)
+  figure = Figure(figsize=size)
+  panels = figure.subplots(1, len(names), squeeze=False)[0]
+  for axes, name in zip(panels, names, strict=True):
+    axes.set(title=f'Query {name}', xlabel='meta-iteration')
+    axes.xaxis.set_major_formatter(COUNT_FORMAT)
+    if name == 'accuracy':
+      axes.yaxis.set_major_formatter(PERCENT_FORMAT)
+    for group in run_groups:
+      _draw_curves(axes, group, name)
+  return _with_legend(figure)
 
 
 def plot_heat_map(
@@ -233,7 +206,7 @@ def plot_confusion_matrix(rate, names: Sequence[str]) -> Figure:
   return figure
 
 
-def add_legend(figure: Figure) -> Figure | None:
+def _with_legend(figure: Figure) -> Figure | None:
   """Adds a legend above the axes; returns None if the axes are empty."""
   handles, labels = figure.axes[0].get_legend_handles_labels()
   if not handles:
@@ -249,8 +222,9 @@ def _axes(title: str, xlabel: str, ylabel: str = '', size=None) -> tuple:
   return figure, figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
 
 
-def _plot_chance(draw_line, groups: Sequence[EvaluationGroup]) -> None:
-  """Draws a line at chance accuracy for each number of ways above 1."""
+def _show_accuracy(axis, draw_line, groups: Sequence[EvaluationGroup]) -> None:
+  """Labels an axis in percent and draws a line at each chance accuracy."""
+  axis.set_major_formatter(PERCENT_FORMAT)
   for n in sorted({group.result['ways'] for group in groups} - {1}):
     label = f'chance, {100 / n:.3g} %'
     draw_line(1 / n, color=MUTED, linewidth=1.2, linestyle='-.', label=label)
@@ -278,6 +252,22 @@ def _adaptation_half_width(group: EvaluationGroup, name: str) -> np.ndarray:
   return _finite(curve.get('interval') or 0)
 
 
+def _draw_curves(axes, group: RunGroup, name: str) -> None:
+  style = line_style(group.number)
+  if train := _curve(group, 'train', name):
+    label = f'{group.name}, training'
+    axes.plot(*train[:2], label=label, linewidth=0.9, alpha=0.55, **style)
+  if val := _curve(group, 'val', name):
+    step, value, low, high = val
+    axes.fill_between(step, low, high, color=style['color'], **BAND)
+    label = f'{group.name}, validation'
+    marker = 'o' if len(step) < MAX_MARKED_POINTS else None
+    points = {'marker': marker, 'markersize': 3.5}
+    axes.plot(step, value, label=label, **points, **style)
+    best = (np.argmax if name == 'accuracy' else np.argmin)(value)
+    axes.plot(step[best], value[best], '*', color=style['color'], markersize=11)
+
+
 def _curve(group: RunGroup, part: str, name: str) -> tuple | None:
   """Returns step, mean, lowest and highest value of the seeds, [n] each.
 
@@ -291,15 +281,12 @@ def _curve(group: RunGroup, part: str, name: str) -> tuple | None:
   seeds = [records for records in seeds if records]
   if not seeds:
     return None
-  step, values = combine_curves(
-    [
-      ([r['step'] for r in records], [r[name] for r in records])
-      for records in seeds
-    ]
-  )
+  points = [np.array([(r['step'], r[name]) for r in seed]).T for seed in seeds]
+  step, values = combine_curves(points)
   mean, low, high = values.mean(0), values.min(0), values.max(0)
   if part == 'val' and len(seeds) == 1 and name == primary_metric(seeds[0][0]):
     half_width = _finite([r.get('interval', 0) for r in seeds[0]])
+    half_width = np.interp(step, points[0][0], half_width)
     low, high = (mean + s * half_width for s in (-1, 1))
   if part == 'train':  # a centered moving average
     step, mean = moving_average(step, mean, len(step) // 50)

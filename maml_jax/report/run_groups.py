@@ -15,6 +15,7 @@ from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS
 from maml_jax.report.runs import CELL_FIELDS, Evaluation, Run
 
 __all__ = [
+  'SAME_TASKS',
   'EvaluationGroup',
   'RunGroup',
   'differing_fields',
@@ -30,11 +31,9 @@ IGNORED_PREFIXES = (
   'seed.',
   *(f'{field}.' for field in RESUME_IGNORED_FIELDS if 'epochs' not in field),
 )
-# Fields in which the evaluations of a group agree.
-SETUP_FIELDS = (
-  *('data', 'data_root', 'split', 'ways', 'shots'),
-  *('queries', 'num_steps', 'norm', 'augment_support'),
-)
+# Fields in which evaluations with the same tasks agree, and those of a group.
+SAME_TASKS = ('data', 'data_root', 'split', 'ways', 'shots', 'queries')
+SETUP_FIELDS = (*SAME_TASKS, 'num_steps', 'norm', 'augment_support')
 ARRAYS = ('accuracy', 'loss', 'classes', 'predicted')
 
 
@@ -121,10 +120,10 @@ def first_evaluations_with(
   groups = main_evaluations(run_groups)
   groups += [e for g in run_groups for e in g.evaluation_groups]
   if name == 'predictions':
-    kept = [e for e in groups if e.has_predictions]
+    groups = [e for e in groups if e.has_predictions]
   else:
-    kept = [e for e in groups if e.result.get(name)]
-  first = {e.number: e for e in reversed(kept)}
+    groups = [e for e in groups if e.result.get(name)]
+  first = {e.number: e for e in reversed(groups)}
   return [first[number] for number in sorted(first)]
 
 
@@ -171,9 +170,9 @@ def _group_results(
       if num_tasks := min(map(len, per_seed)):
         arrays[field] = np.stack([array[:num_tasks] for array in per_seed])
     values = arrays[metric].mean(0) if metric in arrays else np.zeros(0)
-    data = metric, arrays, len(arrays) == len(ARRAYS), values
-    group = EvaluationGroup(label, number, found, results, results[0], *data)
-    groups.append(group)
+    has_all = len(arrays) == len(ARRAYS)
+    derived = results, results[0], metric, arrays, has_all, values
+    groups.append(EvaluationGroup(label, number, found, *derived))
   return groups
 
 

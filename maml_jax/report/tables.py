@@ -14,7 +14,7 @@ from maml_jax.experiment.formatting import format_norm, pluralize, protocol
 from maml_jax.experiment.metrics import primary_metric
 from maml_jax.inner_loop import rate_table
 from maml_jax.report.formatting import PERCENT, format_difference, format_number
-from maml_jax.report.run_groups import EvaluationGroup, RunGroup
+from maml_jax.report.run_groups import SAME_TASKS, EvaluationGroup, RunGroup
 from maml_jax.report.runs import CELL_FIELDS
 from maml_jax.report.task_plots import draw_regression
 from maml_jax.utils.errors import UserError
@@ -27,9 +27,6 @@ __all__ = [
   'rate_tables',
 ]
 
-# Fields in which evaluations must agree to be compared task by task.
-SAME_TASK_FIELDS = ('data', 'data_root', 'split', 'ways', 'shots', 'queries')
-
 
 def compare_runs(groups: Sequence[EvaluationGroup]) -> list[tuple]:
   """Returns (evaluation, difference from the first, number of tasks).
@@ -39,11 +36,11 @@ def compare_runs(groups: Sequence[EvaluationGroup]) -> list[tuple]:
   groups = [group for group in groups if len(group.values)]
   rows = []
   for group in groups:
-    first, other = groups[0].result, group.result
-    if all(first.get(f) == other.get(f) for f in SAME_TASK_FIELDS):
-      a, b = group.values, groups[0].values
-      n = min(len(a), len(b))
-      rows.append((group, paired_difference(a[:n], b[:n]), n))
+    first, other = groups[0], group
+    if all(first.result.get(f) == other.result.get(f) for f in SAME_TASKS):
+      n = min(len(first.values), len(other.values))
+      difference = paired_difference(other.values[:n], first.values[:n])
+      rows.append((group, difference, n))
   return rows
 
 

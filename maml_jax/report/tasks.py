@@ -33,20 +33,15 @@ class EvaluatedTask(NamedTuple):
   shots: int
   predicted: np.ndarray  # [W, Q] labels
   class_names: list[str]  # [W]
-
-  @property
-  def episode(self) -> Episode:
-    """The task as an `Episode` with images in 0..1."""
-    return split_episode(self.images / 255, shots=self.shots)
+  episode: Episode  # the images in 0..1
 
 
 def load_split(
   evaluation: Evaluation,
 ) -> tuple[Dataset | None, list[str], str]:
-  """Loads the evaluated split if it is prepared on this machine.
+  """Returns the evaluated split, its class names and ''.
 
-  Returns:
-    The data set, its class names and ''; otherwise None, [] and the reason.
+  Or None, [] and the reason if it is not prepared on this machine.
   """
   result = evaluation.result
   root = result.get('data_root')
@@ -94,8 +89,9 @@ def extreme_tasks(
     images = np.asarray(dataset.images[positions[i]])
     predicted = arrays['predicted'][i].reshape(phase.ways, phase.queries)
     own_names = [names[c] for c in classes[i]]
-    task = EvaluatedTask(label, i, images, phase.shots, predicted, own_names)
-    tasks.append(task)
+    episode = split_episode(images / 255, shots=phase.shots)
+    about = phase.shots, predicted, own_names, episode
+    tasks.append(EvaluatedTask(label, i, images, *about))
   return tasks, ''
 
 
