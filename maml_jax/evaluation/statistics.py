@@ -171,12 +171,12 @@ def combine_seeds(
 
 
 def combine_curves(
-  curves: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+  curves: Sequence[np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
   """Interpolates curves at all steps within the range that they share.
 
   Args:
-    curves: increasing steps and the values at these steps, [m] each.
+    curves: increasing steps and the values at these steps, [2, m] each.
 
   Returns:
     The steps, [n], and the values, [curves, n].

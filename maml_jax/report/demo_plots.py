@@ -64,6 +64,7 @@ def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
   primary = primary_metric(groups[0].records[0])
   names = ('accuracy', 'loss') if primary == 'accuracy' else ('loss',)
   figure = plot_learning_curves(groups, *names, size=(11, 4.4))
+  assert figure  # there are records
   if val := [r for r in groups[0].records if r['split'] == 'val']:
     sign = 1 if primary == 'accuracy' else -1
     best = max(val, key=lambda r: sign * r[primary])

@@ -76,8 +76,7 @@ def plot_histogram(groups: Sequence[EvaluationGroup]) -> Figure | None:
 def plot_running_mean(groups: Sequence[EvaluationGroup]) -> Figure | None:
   """Plots the mean of the first n tasks and its 95 % interval against n.
 
-  Args:
-    groups: evaluations with the same primary metric.
+  All groups have the same primary metric.
   """
   metric = groups[0].metric
   groups = [g for g in groups if len(g.values) >= MIN_RUNNING_TASKS]

@@ -59,7 +59,8 @@ def draw_episode(
   # grows downwards.
   left, right = edge - 0.15, start + queries + 0.1
   bottom, top = ROW_HEIGHT * len(rows[0]), -1.15
-  figure = Figure(figsize=(right - left, bottom - top), layout='none')
+  figure = Figure(figsize=(right - left, bottom - top))
+  figure.set_layout_engine('none')
   axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
   axes.axis('off')
   num_correct = (predicted == labels[1]).sum()
