@@ -55,16 +55,22 @@ def test_curves_show_all_records_and_mark_the_best(tmp_path, figures):
   accuracy, loss = figures[0].axes
   records_line, *_ = accuracy.lines
   np.testing.assert_allclose(records_line.get_xydata(), [(1, 0.5), (2, 0.8)])
-  (bars,) = accuracy.containers
-  np.testing.assert_allclose(bars[0].get_xydata(), [(2, 0.7), (4, 0.6)])
-  assert accuracy.get_title('right') == '★ best 70.0% ± 1.0'
+  validation = accuracy.lines[1].get_xydata()
+  np.testing.assert_allclose(validation, [(2, 0.7), (4, 0.6)])
+  (band,) = accuracy.collections
+  x, y = band.get_paths()[0].vertices.T
+  assert (y[x == 4].min(), y[x == 4].max()) == pytest.approx((0.59, 0.61))
+  star = accuracy.lines[2]
+  np.testing.assert_allclose(star.get_xydata(), [(2, 0.7)])
+  best = accuracy.get_title('right').replace('\xa0', ' ')
+  assert best == '★ best 70.00 ± 1.00 %'
   assert loss.get_title('left') == 'Query loss'
 
 
 def test_moving_average_is_centered(tmp_path, figures):
   write_metrics(tmp_path, [train(i, i / 100) for i in range(1, 101)])
   report.plot_curves(tmp_path)
-  _, smooth = figures[0].axes[0].lines
+  (smooth,) = figures[0].axes[0].lines
   np.testing.assert_allclose(smooth.get_xydata()[0], (3, 0.03))
   np.testing.assert_allclose(smooth.get_xydata()[-1], (98, 0.98))
 

@@ -10,7 +10,6 @@ from maml_jax.experiment.optimizers import make_optimizer
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.learner import Batch, InnerConfig, make_learner
 from maml_jax.models import make_model
-from maml_jax.report.tables import rate_table
 
 STEPS = 3
 FROZEN = {'frozen': ('bn',), 'num_steps': STEPS, 'classifier_lr': 0.02}
@@ -218,7 +217,7 @@ def test_rate_table_averages_rates_of_entries():
   params = init(learn_lr='parameter', per_step=('lr',))
   rates = params['inner']['lr']['classifier']
   rates['bias'] = jnp.arange(12.0).reshape(3, 4)
-  names, table = rate_table(params, per_step=True)
+  names, table = inner_loop.rate_table(params, per_step=True)
   assert names[0] == 'classifier/bias' and table.shape == (4, 3)
   np.testing.assert_allclose(table[0], [1.5, 5.5, 9.5])
 

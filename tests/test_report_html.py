@@ -18,8 +18,17 @@ from PIL import Image
 
 from maml_jax import cli, data, report
 from maml_jax import config as config_lib
-from maml_jax.evaluation.statistics import mean_interval, prefix_difference
+from maml_jax.evaluation.statistics import (
+  accuracy_bins,
+  best_and_worst_tasks,
+  class_accuracy,
+  combine_seeds,
+  confusion_counts,
+  mean_interval,
+  prefix_difference,
+)
 from maml_jax.experiment import checkpoint, setup
+from maml_jax.experiment.formatting import describe_setup, pluralize
 from maml_jax.experiment.task_source import eval_task_indices
 from maml_jax.report import (
   figures,
@@ -30,8 +39,6 @@ from maml_jax.report import (
   style,
   tables,
 )
-from maml_jax.report.classes import class_accuracy, confusion_counts
-from maml_jax.report.tasks import best_and_worst_tasks
 from maml_jax.train import train
 from maml_jax.utils.errors import UserError
 
@@ -163,7 +170,7 @@ def write_page(tmp_path, workdirs, **options):
 
 @pytest.mark.parametrize('queries', [1, 5, 25, 26, 75, 300])
 def test_histogram_bins_contain_equally_many_accuracies(queries):
-  edges = figures.accuracy_bins(queries)
+  edges = accuracy_bins(queries)
   possible = np.arange(queries + 1) / queries
   count, _ = np.histogram(possible, edges)
   assert count.sum() == queries + 1 and len(count) <= 26
@@ -201,9 +208,9 @@ def test_best_and_worst_tasks_break_ties_by_loss():
 
 def test_interval_is_over_tasks_for_one_seed_and_over_seeds_for_several():
   results = [{'loss': x, 'interval': 0.1} for x in (0.5, 0.6, 0.65)]
-  assert run_groups.combine_seeds(results[:1], 'loss') == (0.5, 0.1)
+  assert combine_seeds(results[:1], 'loss') == (0.5, 0.1)
   expected = mean_interval([0.5, 0.6, 0.65])
-  assert run_groups.combine_seeds(results, 'loss') == expected
+  assert combine_seeds(results, 'loss') == expected
 
 
 def test_number_formatting():
@@ -220,8 +227,8 @@ def test_number_formatting():
     formatting.format_share(0.2) == '20\xa0%'
     and formatting.format_share(0) == '0\xa0%'
   )
-  assert formatting.pluralize(5, 'query', 'queries') == '5 queries'
-  assert formatting.pluralize(10_000, 'task') == '10,000 tasks'
+  assert pluralize(5, 'query', 'queries') == '5 queries'
+  assert pluralize(10_000, 'task') == '10,000 tasks'
 
 
 # Reading runs
@@ -313,9 +320,7 @@ def test_evaluation_on_another_data_set_is_named_and_not_the_main_one(
   fake_results.write_tasks(workdir, config, dataset, name='newer', **fields)
   groups = run_groups.group_runs([runs.read_run(workdir)])
   results = [e.result for e in groups[0].evaluation_groups]
-  assert [
-    formatting.describe_conditions(r).split(', ')[0] for r in results
-  ] == [
+  assert [describe_setup(r).split(', ')[0] for r in results] == [
     '30 tasks of the glyphs test split',
     '40 tasks of the cub test split (trained on glyphs)',
   ]
@@ -566,7 +571,7 @@ def test_mean_of_first_tasks_is_compared_with_mean_of_all(
   row = [
     formatting.format_number('accuracy', *mean_interval(values[:100])),
     formatting.format_difference('accuracy', difference, None),
-    formatting.format_margin('accuracy', margin),
+    f'±\xa0{formatting.format_number("accuracy", margin)}',
   ]
   assert f'100 {normalize_spaces(" ".join(row))} 150 ' in text
   deviation = formatting.format_number('accuracy', values.std(ddof=1))

@@ -20,6 +20,7 @@ from maml_jax.experiment import setup
 from maml_jax.experiment.formatting import (
   describe_data,
   describe_protocol,
+  describe_task,
   format_metric,
   format_percent,
   norm_label,
@@ -90,10 +91,9 @@ def describe_result(result: dict) -> list[str]:
   """Returns lines that describe a result of `evaluate`."""
   name = primary_metric(result)
   protocol = describe_protocol(result['norm'], result['queries'])
-  task = f'{result["ways"]}-way {result["shots"]}-shot, {protocol}'
   if name == 'loss':
     protocol = f'{result["queries"]} queries'
-    task = f'{result["shots"]} points, {protocol}'
+  task = f'{describe_task(result)}, {protocol}'
   more = f', median {format_metric(name, result["median"])}'
   if name == 'accuracy':
     more += f', {format_percent(result["at_chance"])} of tasks at chance'

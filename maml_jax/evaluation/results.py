@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 import maml_jax
+from maml_jax.config_versions import RENAMED_AUGMENTATIONS
 from maml_jax.utils import distributed
 from maml_jax.utils.files import (
   oserror_as_user_error,
@@ -34,12 +35,17 @@ __all__ = [
   'collect_metrics',
   'concatenate',
   'provenance',
+  'rename_fields',
   'read_result',
   'result_path',
   'write_result',
 ]
 
 SECONDS_BETWEEN_SAVES = 30.0
+
+# Fields of results written by earlier versions -> current fields.
+RENAMED_FIELDS = {'at_chance_by_luck': 'expected_at_chance'}
+RENAMED_BASELINES = {'nearest_mean': 'nearest_centroid'}
 
 
 def collect_metrics(
@@ -102,6 +108,16 @@ def read_result(path: pathlib.Path) -> dict:
   except (OSError, ValueError):
     return {}
   return result if isinstance(result, dict) else {}
+
+
+def rename_fields(result: Mapping) -> dict:
+  """Returns a result with the current names of those of earlier versions."""
+  result = {RENAMED_FIELDS.get(key, key): x for key, x in result.items()}
+  for row in result.get('baselines') or ():
+    row['name'] = RENAMED_BASELINES.get(row['name'], row['name'])
+  if (name := result.get('augment_support')) in RENAMED_AUGMENTATIONS:
+    result['augment_support'] = RENAMED_AUGMENTATIONS[name]
+  return result
 
 
 def write_result(

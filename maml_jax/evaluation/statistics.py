@@ -5,7 +5,7 @@ compared on the same tasks, pair by pair.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,19 @@ from maml_jax.experiment.metrics import primary_metric
 
 __all__ = [
   'CONFIDENCE_LEVEL',
+  'accuracy_bins',
+  'best_and_worst_tasks',
+  'class_accuracy',
+  'combine_curves',
+  'combine_seeds',
+  'confusion_counts',
   'expected_at_chance',
   'mean_interval',
+  'moving_average',
   'paired_difference',
   'prefix_difference',
   'running_interval',
+  'scale_to_unit',
   'share_at_chance',
   'summarize',
   'wilson_interval',
@@ -147,6 +155,111 @@ def summarize(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
   mean, interval = mean_interval(metrics[name])
   values = {'loss': float(metrics['loss'].mean()), name: mean}
   return values | {'interval': interval}
+
+
+def combine_seeds(
+  results: Sequence[Mapping], field: str, interval: str = 'interval'
+) -> tuple[float, float | None]:
+  """Combines a number in the results of several seeds, and its interval.
+
+  For one seed, the interval is over tasks and has the name `interval`; for
+  several seeds, it is the t interval over seeds.
+  """
+  if len(results) == 1:
+    return results[0][field], results[0].get(interval)
+  return mean_interval([result[field] for result in results])
+
+
+def combine_curves(
+  curves: Sequence[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Interpolates curves at all steps within the range that they share.
+
+  Args:
+    curves: increasing steps and the values at these steps, [2, m] each.
+
+  Returns:
+    The steps, [n], and the values, [curves, n].
+  """
+  steps = [np.asarray(step) for step, _ in curves]
+  first, last = max(s[0] for s in steps), min(s[-1] for s in steps)
+  step = np.unique(np.concatenate(steps))
+  if first <= last:
+    step = step[(step >= first) & (step <= last)]
+  return step, np.stack([np.interp(step, *curve) for curve in curves])
+
+
+def moving_average(
+  step: np.ndarray, values: np.ndarray, half: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the steps, and the means over 2 * half + 1 values around each."""
+  window = np.full(2 * half + 1, 1 / (2 * half + 1))
+  return step[half : len(step) - half], np.convolve(values, window, 'valid')
+
+
+def scale_to_unit(values) -> np.ndarray:
+  """Scales values linearly to 0..1 from the minimum to the maximum."""
+  low, high = np.nanmin(values), np.nanmax(values)
+  return (np.asarray(values) - low) / ((high - low) or 1)
+
+
+def best_and_worst_tasks(
+  accuracy, loss, count: int
+) -> tuple[list[int], list[int]]:
+  """Returns the indices of the best tasks, and of the worst, worst first.
+
+  Args:
+    accuracy, loss: [T]; the loss breaks ties.
+    count: maximum number of best and of worst tasks; no task is both. A single
+      task is the best.
+  """
+  order = np.lexsort((loss, -np.asarray(accuracy))).tolist()
+  count = min(count, len(order) // 2)
+  return order[: max(count, 1)], order[::-1][:count]
+
+
+def accuracy_bins(num_queries: int, max_bins: int = 26) -> np.ndarray:
+  """Returns histogram edges, with equally many possible accuracies per bin.
+
+  The accuracy of a task with n query images is 0, 1/n, ..., or 1.
+  """
+  values_per_bin = -(-(num_queries + 1) // max_bins)
+  num_bins = -(-(num_queries + 1) // values_per_bin)
+  return (np.arange(num_bins + 1) * values_per_bin - 0.5) / num_queries
+
+
+def class_accuracy(predicted, classes) -> dict[int, tuple[float, float, int]]:
+  """Returns class -> mean accuracy, half of its interval, number of tasks.
+
+  Args:
+    predicted: [T, W * Q] predicted labels of T tasks with W ways and Q query
+      images per class, sorted by true label.
+    classes: [T, W] the class of each label.
+  """
+  label = np.arange(classes.shape[1])[:, None]
+  accuracy = (predicted.reshape(*classes.shape, -1) == label).mean(-1)
+  by_class = {int(c): accuracy[classes == c] for c in np.unique(classes)}
+  return {c: (*mean_interval(x), len(x)) for c, x in by_class.items()}
+
+
+def confusion_counts(predicted, classes, num_classes: int):
+  """Counts images by true class and predicted class.
+
+  Args:
+    predicted, classes: see `class_accuracy`.
+    num_classes: C, those of the split.
+
+  Returns:
+    confused [C, C]: the number of images of class a that were predicted as b;
+    possible [C, C]: the number of images of class a in tasks that contain b.
+  """
+  queries = predicted.shape[1] // classes.shape[1]
+  confused = np.zeros((num_classes, num_classes), np.int64)
+  possible = np.zeros_like(confused)
+  answer = np.take_along_axis(classes, predicted.astype(np.int64), axis=1)
+  np.add.at(confused, (classes.repeat(queries, axis=1), answer), 1)
+  np.add.at(possible, (classes[:, :, None], classes[:, None]), queries)
+  return confused, possible
 
 
 def _t_quantile(n: int) -> float:

@@ -23,6 +23,7 @@ from maml_jax.experiment import setup
 from maml_jax.experiment.formatting import (
   describe_data,
   describe_protocol,
+  describe_task,
   format_metric,
   norm_label,
 )
@@ -129,12 +130,11 @@ def describe_grid(result: dict) -> Iterator[str]:
   cells, base = result['cells'], result['base']
   steps = sorted({cell['num_steps'] for cell in cells})
   name = primary_metric(cells[0])
-  task = f'{result["ways"]}-way {result["shots"]}-shot'
   norm = f'{norm_label(base["norm"])}, '
   if name == 'loss':
-    task, norm = f'{result["shots"]} points', ''
+    norm = ''
   yield (
-    f'{describe_data(result)}, {task}, the same '
+    f'{describe_data(result)}, {describe_task(result)}, the same '
     f'{result["num_tasks"]} tasks in every cell; checkpoint of step '
     f'{result["step"]}. {name.capitalize()} with its 95 % confidence '
     f'interval, and its difference from {norm}{base["queries"]} queries, '

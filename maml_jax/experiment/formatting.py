@@ -1,6 +1,6 @@
 """Text for metrics and for the protocol under which they were measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -9,12 +9,29 @@ from maml_jax.experiment.metrics import is_transductive, primary_metric
 __all__ = [
   'describe_data',
   'describe_protocol',
+  'describe_setup',
+  'describe_task',
   'describe_validation_protocol',
   'format_metric',
   'format_metrics',
+  'format_norm',
   'format_percent',
   'norm_label',
+  'pluralize',
+  'protocol',
 ]
+
+
+def pluralize(count: int, noun: str, plural: str = '') -> str:
+  """Returns '1 task' or '10,000 tasks'."""
+  return f'{count:,} {noun if count == 1 else plural or noun + "s"}'
+
+
+def format_norm(value: str | Sequence[tuple[str, str]] | None) -> str:
+  """Formats a norm mode, or the norm modes per layer."""
+  if isinstance(value, str):
+    return value
+  return ', '.join(f'{pattern}: {mode}' for pattern, mode in value or ())
 
 
 def norm_label(norm: str | tuple) -> str:
@@ -41,11 +58,38 @@ def describe_data(result: Mapping, noun: str = '') -> str:
   return f'{name} {result["split"]}{noun} (trained on {trained})'
 
 
+def describe_task(result: Mapping) -> str:
+  """Returns '5-way 1-shot', or '10 points' for a regression."""
+  if result.get('ways', 1) > 1:
+    return f'{result["ways"]}-way {result["shots"]}-shot'
+  return pluralize(result.get('shots', 0), 'point')
+
+
+def describe_setup(result: Mapping, *, with_protocol: bool = True) -> str:
+  """Describes the tasks and the learner."""
+  tasks = pluralize(result['num_tasks'], 'task')
+  parts = [f'{tasks} of the {describe_data(result, " split")}']
+  parts.append(describe_task(result))
+  classifies = result.get('ways', 1) > 1
+  if 'queries' in result:  # a grid has several values
+    noun = 'query image' if classifies else 'query point'
+    queries = pluralize(result['queries'], noun) + ' per class' * classifies
+    parts += [queries, pluralize(result['num_steps'], 'inner step')]
+    if classifies:
+      parts.append(f'norm mode {format_norm(result["norm"])}')
+      parts += [protocol(result)] * with_protocol
+  return ', '.join(parts)
+
+
+def protocol(result: Mapping) -> str:
+  """Returns 'transductive' or 'inductive'."""
+  return 'transductive' if result['transductive'] else 'inductive'
+
+
 def describe_protocol(norm: str | tuple, queries: int) -> str:
   """Returns, for example, 'transductive, 15 queries per class'."""
-  protocol = 'transductive' if is_transductive(norm) else 'inductive'
-  noun = 'query' if queries == 1 else 'queries'
-  return f'{protocol}, {queries} {noun} per class'
+  name = protocol({'transductive': is_transductive(norm)})
+  return f'{name}, {pluralize(queries, "query", "queries")} per class'
 
 
 def describe_validation_protocol(config: ConfigDict) -> str:

@@ -15,6 +15,7 @@ from maml_jax.inner_loop.learned import (
   is_per_step,
   learned_ranges,
   model_params,
+  rate_table,
   split_learned,
   transfer_learned,
 )
@@ -48,6 +49,7 @@ __all__ = [
   'model_params',
   'param_labels',
   'path_matches',
+  'rate_table',
   'require_adapted_head',
   'reset_params',
   'split_adapted',

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maml_jax.inner_loop.parameters import (
   CLASSIFIER,
@@ -41,6 +42,7 @@ __all__ = [
   'init_learned',
   'learned_ranges',
   'model_params',
+  'rate_table',
   'split_learned',
   'split_per_step',
   'transfer_learned',
@@ -160,6 +162,25 @@ def learned_ranges(params: PyTree) -> dict[str, Array]:
     ranges[f'{kind}_min'] = jnp.stack([x.min() for x in leaves]).min()
     ranges[f'{kind}_max'] = jnp.stack([x.max() for x in leaves]).max()
   return ranges
+
+
+def rate_table(
+  params: PyTree, *, per_step: bool
+) -> tuple[list[str], np.ndarray]:
+  """Returns parameter names, and the means of their rates [names, steps].
+
+  Args:
+    params: meta-parameters with learned rates, or those of ALFA.
+    per_step: whether the rates have a leading axis of inner steps; if not, the
+      means have one column.
+  """
+  learned = split_learned(params)[1]
+  rates, _ = flatten(learned.get('lr') or learned['alfa']['lr'])
+  means = [
+    np.reshape(x, (len(x) if per_step else 1, -1)).mean(1)
+    for x in rates.values()
+  ]
+  return list(rates), np.stack(means)
 
 
 def is_per_step(config: InnerConfig, path: str) -> bool:

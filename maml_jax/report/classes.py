@@ -1,17 +1,12 @@
-"""The accuracy of classes, and which classes are confused.
-
-Shape legend: T tasks, W ways, Q queries per class, C classes of the split.
-"""
-
-from collections.abc import Sequence
+"""The accuracy of classes, and which classes are confused."""
 
 import numpy as np
 
-from maml_jax.evaluation.statistics import mean_interval
+from maml_jax.evaluation.statistics import class_accuracy, confusion_counts
 from maml_jax.report.run_groups import EvaluationGroup
 from maml_jax.report.tasks import load_split
 
-__all__ = ['class_accuracy', 'classes_of', 'confusion_counts']
+__all__ = ['classes_of']
 
 MAX_MATRIX_CLASSES = 40  # a larger confusion matrix is not readable
 MAX_ROWS = 8  # of the tables of classes
@@ -21,8 +16,12 @@ MIN_PAIR_IMAGES = 10  # of a pair of classes in the table
 
 
 def classes_of(group: EvaluationGroup) -> dict:
-  """Returns the hardest classes and the confusions of an evaluation."""
-  classes, predicted = group.array('classes'), group.array('predicted')
+  """Returns the hardest classes and the confusions of an evaluation.
+
+  `rates` are the arguments of `figures.plot_confusion_matrix`, None for too
+  many classes.
+  """
+  classes, predicted = group.arrays['classes'], group.arrays['predicted']
   if np.any(classes != classes[:1]):  # the seeds have different tasks
     classes, predicted = classes[:1], predicted[:1]
   classes = classes.reshape(-1, classes.shape[-1])
@@ -37,6 +36,10 @@ def classes_of(group: EvaluationGroup) -> dict:
   counts = np.where(is_shown, confused, 0)
   order = np.argsort(-counts, axis=None, kind='stable')[:MAX_ROWS]
   pairs = np.stack(np.unravel_index(order, counts.shape), 1).tolist()
+  present = np.flatnonzero(possible.any(1)).tolist()
+  cells = np.ix_(present, present)
+  with np.errstate(invalid='ignore'):
+    rates = confused[cells] / possible[cells], [names[c] for c in present]
   return {
     'error': error,
     'num_classes': len(ranked),
@@ -49,53 +52,5 @@ def classes_of(group: EvaluationGroup) -> dict:
       for a, b in pairs
       if counts[a, b]
     ],
-    'rates': _confusion_rates(confused, possible, names),
+    'rates': rates if len(present) <= MAX_MATRIX_CLASSES else None,
   }
-
-
-def class_accuracy(predicted, classes) -> dict[int, tuple[float, float, int]]:
-  """Returns class -> mean accuracy, half of its interval, number of tasks.
-
-  Args:
-    predicted: [T, W * Q] predicted labels, sorted by true label.
-    classes: [T, W] the class of each label.
-  """
-  label = np.arange(classes.shape[1])[:, None]
-  accuracy = (predicted.reshape(*classes.shape, -1) == label).mean(-1)
-  by_class = {int(c): accuracy[classes == c] for c in np.unique(classes)}
-  return {c: (*mean_interval(x), len(x)) for c, x in by_class.items()}
-
-
-def confusion_counts(predicted, classes, num_classes: int):
-  """Counts images by true class and predicted class.
-
-  Args:
-    predicted, classes: see `class_accuracy`.
-    num_classes: C.
-
-  Returns:
-    confused [C, C]: the number of images of class a that were predicted as b;
-    possible [C, C]: the number of images of class a in tasks that contain b.
-  """
-  queries = predicted.shape[1] // classes.shape[1]
-  confused = np.zeros((num_classes, num_classes), np.int64)
-  possible = np.zeros_like(confused)
-  answer = np.take_along_axis(classes, predicted.astype(np.int64), axis=1)
-  np.add.at(confused, (classes.repeat(queries, axis=1), answer), 1)
-  np.add.at(possible, (classes[:, :, None], classes[:, None]), queries)
-  return confused, possible
-
-
-def _confusion_rates(confused, possible, names: Sequence[str]) -> tuple | None:
-  """Returns the arguments of `figures.plot_confusion_matrix`.
-
-  They are limited to the classes that occur; None if there are too many.
-  """
-  present = np.flatnonzero(possible.any(1))
-  if len(present) > MAX_MATRIX_CLASSES:
-    return None
-  cells = np.ix_(present, present)
-  with np.errstate(invalid='ignore'):
-    rate = confused[cells] / possible[cells]
-  shown = [names[c] for c in present.tolist()]
-  return rate, [name if len(name) < 20 else f'{name[:18]}…' for name in shown]

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import jax
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from scipy.special import softmax
 
 from maml_jax import data
@@ -17,25 +15,24 @@ from maml_jax.experiment import checkpoint, metrics_log, setup, transfer
 from maml_jax.experiment.checkpoint import Checkpoint
 from maml_jax.experiment.metrics import primary_metric
 from maml_jax.experiment.task_source import eval_task_indices, task_classes
-from maml_jax.report.figures import COUNT_FORMAT
-from maml_jax.report.style import MUTED, RC, SERIES
+from maml_jax.report.figures import plot_learning_curves
+from maml_jax.report.formatting import format_number
+from maml_jax.report.run_groups import group_runs
+from maml_jax.report.runs import read_run
+from maml_jax.report.style import RC, SERIES
 from maml_jax.report.task_plots import draw_episode, draw_regression
 from maml_jax.types import Array, Episode
 from maml_jax.utils.errors import UserError
 
 __all__ = ['draw_demo', 'plot_curves', 'plot_episode']
 
-BLUE = SERIES[0]
-
 
 @matplotlib.rc_context(RC)
 def draw_demo(config, workdir: str | os.PathLike) -> None:
   """Draws the learning curves of a run and its predictions for test tasks.
 
-  Args:
-    config: its `eval` section configures the tasks; the rest is that of the
-      run.
-    workdir: the directory of the run.
+  The `eval` section of the config configures the tasks; the rest is that of
+  the run.
 
   Raises:
     UserError: the run has no metrics or no checkpoint.
@@ -55,34 +52,26 @@ def draw_demo(config, workdir: str | os.PathLike) -> None:
 
 @matplotlib.rc_context(RC)
 def plot_curves(workdir: str | os.PathLike) -> pathlib.Path:
-  """Plots accuracy and loss of a run against the meta-iteration.
-
-  Returns:
-    The path of the image, WORKDIR/curves.png.
+  """Plots the learning curves of a run to WORKDIR/curves.png, and returns it.
 
   Raises:
     UserError: the run has no metrics.
   """
-  folder = pathlib.Path(workdir)
-  records = metrics_log.read_records(folder)
-  if not records:
+  path = pathlib.Path(workdir) / 'curves.png'
+  if not metrics_log.read_records(path.parent):
     raise UserError(f'cannot draw learning curves: no metrics in {workdir}')
-  primary = primary_metric(records[0])
+  groups = group_runs([read_run(workdir)])
+  primary = primary_metric(groups[0].records[0])
   names = ('accuracy', 'loss') if primary == 'accuracy' else ('loss',)
-  figure = Figure(figsize=(11, 4.4))
-  panels = np.ravel(figure.subplots(1, len(names)))
-  for name, axes in zip(names, panels, strict=True):
-    axes.set(title=f'Query {name}', xlabel='meta-iteration')
-    axes.xaxis.set_major_formatter(COUNT_FORMAT)
-    _plot_train(axes, [r for r in records if r['split'] == 'train'], name)
-    val = [r for r in records if r['split'] == 'val']
-    _plot_val(axes, val, name, name == primary)
-  if primary == 'accuracy':
-    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-  panels[0].legend(loc='best')
-  figure.suptitle(folder.resolve().name, color=MUTED)
-  figure.savefig(folder / 'curves.png')
-  return folder / 'curves.png'
+  figure = plot_learning_curves(groups, *names, size=(11, 4.4))
+  assert figure  # there are records
+  if val := [r for r in groups[0].records if r['split'] == 'val']:
+    sign = 1 if primary == 'accuracy' else -1
+    best = max(val, key=lambda r: sign * r[primary])
+    text = f'★ best {format_number(primary, best[primary], best["interval"])}'
+    figure.axes[0].set_title(text, loc='right', color=SERIES[0])
+  figure.savefig(path)
+  return path
 
 
 def plot_episode(
@@ -126,34 +115,3 @@ def _adapt_to_first_task(
   root = config.data.root if phase.data_root is None else phase.data_root
   names = data.class_names(phase.data, phase.split, root or None)
   return episode, logits, [names[c] for c in task_classes(dataset, positions)]
-
-
-def _plot_train(axes, records: list[dict], name: str) -> None:
-  """Plots all records in a pale color and their moving average on top."""
-  step, value = (np.array([r[key] for r in records]) for key in ('step', name))
-  axes.plot(step, value, color=MUTED, alpha=0.25, linewidth=0.8)
-  half = len(value) // 50
-  window = np.full(2 * half + 1, 1 / (2 * half + 1))
-  if records:
-    label = 'training tasks' + ', smoothed' * bool(half)
-    mean = np.convolve(value, window, 'valid')
-    axes.plot(step[half : len(step) - half], mean, color=MUTED, label=label)
-
-
-def _plot_val(axes, records: list[dict], name: str, is_primary: bool) -> None:
-  """Plots validation; for the primary metric, with intervals and a star."""
-  if not records:
-    return
-  step, value = ([r[key] for r in records] for key in ('step', name))
-  # The interval of a single task is infinite.
-  interval = [min(r['interval'], 1) for r in records] if is_primary else None
-  style = {'color': BLUE, 'marker': 'o', 'markersize': 4, 'capsize': 2}
-  label = 'validation, 95 % interval'
-  axes.errorbar(step, value, interval, label=label, **style)
-  if is_primary:
-    best = (max if name == 'accuracy' else min)(records, key=lambda r: r[name])
-    axes.plot(best['step'], best[name], color=BLUE, marker='*', markersize=13)
-    text = f'★ best {best[name]:.3f} ± {best["interval"]:.3f}'
-    if name == 'accuracy':
-      text = f'★ best {best[name]:.1%} ± {100 * best["interval"]:.1f}'
-    axes.set_title(text, loc='right', color=BLUE)

@@ -1,29 +1,20 @@
-"""Formats numbers, evaluation setups and commands for the report.
+"""Formats numbers and commands for the report.
 
 `metric` is 'accuracy', in [0, 1] and shown in percent, or 'loss'.
 """
 
 import shlex
-from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from maml_jax.experiment.formatting import describe_data, format_metric
+from maml_jax.experiment.formatting import format_metric
 from maml_jax.report.run_groups import RunGroup
 
 __all__ = [
-  'describe_conditions',
-  'describe_data',
-  'describe_setup',
-  'describe_task',
   'eval_command',
   'format_difference',
-  'format_margin',
-  'format_norm',
   'format_number',
   'format_share',
-  'pluralize',
-  'protocol',
   'tag',
 ]
 
@@ -51,26 +42,9 @@ def format_difference(
   return text if value < 0 else f'+{text}'
 
 
-def format_margin(metric: str, interval: float) -> str:
-  """Returns '± 1.84 %' for an accuracy, '± 0.012' for a loss."""
-  return f'±{NO_BREAK_SPACE}{format_number(metric, interval)}'
-
-
 def format_share(value: float) -> str:
   """Returns '20 %' for 0.2, '4.8 %' for 0.048."""
   return f'{100 * value:.3g}{PERCENT}' if value >= 0.0005 else f'0{PERCENT}'
-
-
-def pluralize(count: int, noun: str, plural: str = '') -> str:
-  """Returns '1 task' or '10,000 tasks'."""
-  return f'{count:,} {noun if count == 1 else plural or noun + "s"}'
-
-
-def format_norm(value: str | Sequence[tuple[str, str]] | None) -> str:
-  """Formats a norm mode, or the norm modes per layer."""
-  if isinstance(value, str):
-    return value
-  return ', '.join(f'{pattern}: {mode}' for pattern, mode in value or ())
 
 
 def tag(word: str, kind: str | None = None) -> Markup:
@@ -78,48 +52,12 @@ def tag(word: str, kind: str | None = None) -> Markup:
   return Markup('<span class="tag {}">{}</span>').format(kind or word, word)
 
 
-def protocol(result: dict) -> str:
-  """Returns 'transductive' or 'inductive'."""
-  return 'transductive' if result['transductive'] else 'inductive'
-
-
-def describe_task(result: dict) -> str:
-  """Returns '5-way 1-shot', or '10 points' for a regression."""
-  if result.get('ways', 1) > 1:
-    return f'{result["ways"]}-way {result["shots"]}-shot'
-  return pluralize(result.get('shots', 0), 'point')
-
-
-def describe_conditions(result: dict) -> str:
-  """Describes the tasks and the learner, without the protocol."""
-  tasks = pluralize(result['num_tasks'], 'task')
-  parts = [f'{tasks} of the {describe_data(result, " split")}']
-  parts.append(describe_task(result))
-  if 'queries' in result:  # a grid has several values
-    queries, steps = (
-      result['queries'],
-      pluralize(result['num_steps'], 'inner step'),
-    )
-    if result.get('ways', 1) > 1:
-      count = pluralize(queries, 'query image')
-      norm = format_norm(result['norm'])
-      parts += [f'{count} per class', steps, f'norm mode {norm}']
-    else:
-      parts += [pluralize(queries, 'query point'), steps]
-  return ', '.join(parts)
-
-
-def describe_setup(result: dict) -> str:
-  """Returns `describe_conditions`, with the protocol for classification."""
-  text = describe_conditions(result)
-  classifies = result.get('ways', 1) > 1 and 'queries' in result
-  return f'{text}, {protocol(result)}' if classifies else text
-
-
 def eval_command(group: RunGroup, *flags: str) -> str:
   """Returns the command that evaluates a run."""
-  words = ['python', 'main.py', '--mode=eval', f'--workdir={group.path}']
-  sources = [e.result.get('checkpoint') for e in group.saved]
-  if not (group.path / 'checkpoints').is_dir() and sources and sources[0]:
-    words.append(f'--checkpoint={sources[0]}')
+  path = group.runs[0].path
+  words = ['python', 'main.py', '--mode=eval', f'--workdir={path}']
+  results = [e.result for run in group.runs for e in run.evaluations]
+  source = results[0].get('checkpoint') if results else None
+  if source and not (path / 'checkpoints').is_dir():
+    words.append(f'--checkpoint={source}')
   return shlex.join([*words, *flags])

@@ -19,6 +19,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import maml_jax
+from maml_jax.evaluation import statistics
+from maml_jax.experiment import formatting as setup_formatting
 from maml_jax.report import (
   classes,
   figures,
@@ -36,7 +38,8 @@ from maml_jax.utils.files import oserror_as_user_error, write_text
 __all__ = ['TableSection', 'save_png', 'write_report']
 
 # Templates may call the public functions of these modules.
-MODULES = classes, figures, formatting, run_groups, tables, task_plots, tasks
+MODULES = [classes, figures, formatting, run_groups, statistics]
+MODULES += [setup_formatting, tables, task_plots, tasks]
 NO_METADATA = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
 
 
@@ -63,15 +66,12 @@ def write_report(
   """Writes the report, and its figures as PNG files to NAME_pictures/.
 
   Args:
-    path: the file to write; default report.html in the workdir if there is only
-      one, otherwise in the current directory.
+    path: the file to write, which is returned; default report.html in the
+      workdir if there is only one, otherwise in the current directory.
     workdirs: directories with runs, evaluations or both. Runs that differ only
       in the seed are combined.
     title: default the names of the runs.
     first_section: is shown above the summary.
-
-  Returns:
-    The path.
 
   Raises:
     UserError: a workdir contains no run, or a file cannot be written.
@@ -82,7 +82,7 @@ def write_report(
   found = [read_run(workdir) for workdir in distinct.values()]
   groups = run_groups.group_runs(found)
   folder = found[0].path if len(found) == 1 else pathlib.Path()
-  path = pathlib.Path(folder / 'report.html' if path is None else path)
+  path = pathlib.Path(path or folder / 'report.html')
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('maml_jax.report'),
     autoescape=True,

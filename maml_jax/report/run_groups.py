@@ -9,15 +9,15 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from maml_jax.evaluation.statistics import mean_interval
+from maml_jax.evaluation.statistics import combine_seeds
 from maml_jax.experiment.metrics import primary_metric
 from maml_jax.experiment.run_dir import RESUME_IGNORED_FIELDS
 from maml_jax.report.runs import CELL_FIELDS, Evaluation, Run
 
 __all__ = [
+  'SAME_TASKS',
   'EvaluationGroup',
   'RunGroup',
-  'combine_seeds',
   'differing_fields',
   'first_evaluations_with',
   'group_runs',
@@ -31,11 +31,10 @@ IGNORED_PREFIXES = (
   'seed.',
   *(f'{field}.' for field in RESUME_IGNORED_FIELDS if 'epochs' not in field),
 )
-# Fields in which the evaluations of a group agree.
-SETUP_FIELDS = (
-  *('data', 'data_root', 'split', 'ways', 'shots'),
-  *('queries', 'num_steps', 'norm', 'augment_support'),
-)
+# Fields in which evaluations with the same tasks agree, and those of a group.
+SAME_TASKS = ('data', 'data_root', 'split', 'ways', 'shots', 'queries')
+SETUP_FIELDS = (*SAME_TASKS, 'num_steps', 'norm', 'augment_support')
+ARRAYS = ('accuracy', 'loss', 'classes', 'predicted')
 
 
 class EvaluationGroup(NamedTuple):
@@ -44,26 +43,12 @@ class EvaluationGroup(NamedTuple):
   name: str  # of the run group, with the number of seeds
   number: int  # of the run group, which determines color and dashes
   evaluations: list[Evaluation]
-
-  @property
-  def result(self) -> dict:
-    """The result of the first seed."""
-    return self.evaluations[0].result
-
-  @property
-  def results(self) -> list[dict]:
-    """The results of all seeds."""
-    return [evaluation.result for evaluation in self.evaluations]
-
-  @property
-  def metric(self) -> str:
-    """The primary metric: 'accuracy' or, for regression, 'loss'."""
-    return primary_metric(self.result)
-
-  @property
-  def setup(self) -> str:
-    """A string that is equal for evaluations with the same setup."""
-    return _setup(self.result)
+  results: list[dict]  # of all seeds
+  result: dict  # of the first seed
+  metric: str  # the primary metric: 'accuracy' or, for regression, 'loss'
+  arrays: dict[str, np.ndarray]  # those that all seeds have, [seeds, T, ...]
+  has_predictions: bool  # whether `arrays` has all ARRAYS
+  values: np.ndarray  # the metric of each task, averaged over seeds, [T]
 
   @property
   def mean(self) -> tuple[float, float | None]:
@@ -75,26 +60,6 @@ class EvaluationGroup(NamedTuple):
     known = [r[name] for r in self.results if r.get(name) is not None]
     return sum(known) / len(known) if known else None
 
-  def has(self, *names: str) -> bool:
-    """Returns whether all seeds have these arrays."""
-    arrays = [e.arrays.get(name) for e in self.evaluations for name in names]
-    return all(array is not None and len(array) for array in arrays)
-
-  @property
-  def has_predictions(self) -> bool:
-    """Whether all seeds have the prediction for every query image."""
-    return self.has('predicted', 'classes', 'accuracy', 'loss')
-
-  def array(self, name: str) -> np.ndarray:
-    """Returns an array of all seeds, [seeds, T, ...]; T is the smallest."""
-    found = [e.arrays[name] for e in self.evaluations]
-    num_tasks = min(map(len, found))
-    return np.stack([array[:num_tasks] for array in found])
-
-  def task_means(self) -> np.ndarray:
-    """Returns the primary metric of each task, averaged over seeds, [T]."""
-    return self.array(self.metric).mean(0)
-
 
 class RunGroup(NamedTuple):
   """Runs that differ only in the seed, one per seed."""
@@ -102,56 +67,9 @@ class RunGroup(NamedTuple):
   name: str  # unique among the groups
   number: int  # index of the group, which determines color and dashes
   runs: list[Run]
-
-  @property
-  def path(self) -> pathlib.Path:
-    """The workdir of the first run."""
-    return self.runs[0].path
-
-  @property
-  def records(self) -> list[dict]:
-    """The metrics of all runs."""
-    return [record for run in self.runs for record in run.records]
-
-  @property
-  def saved(self) -> list[Evaluation]:
-    """All evaluations and grids."""
-    return [e for run in self.runs for e in (*run.evaluations, *run.grids)]
-
-  @property
-  def evaluation_groups(self) -> list[EvaluationGroup]:
-    """The evaluations, grouped by setup, newest first."""
-    return self._group([run.evaluations for run in self.runs])
-
-  @property
-  def grid_groups(self) -> list[EvaluationGroup]:
-    """The grids, grouped by setup, newest first."""
-    return self._group([run.grids for run in self.runs])
-
-  def _group(self, lists: list[list[Evaluation]]) -> list[EvaluationGroup]:
-    items = [
-      (_setup(e.result), seed, e) for seed, es in enumerate(lists) for e in es
-    ]
-    groups, count = [], len(self.runs)
-    for found in _group_unique(items):
-      name = self.name
-      if len(found) < count:
-        name = name.replace(f'({count} ', f'({len(found)} of {count} ')
-      groups.append(EvaluationGroup(name, self.number, found))
-    return groups
-
-
-def combine_seeds(
-  results: Sequence[dict], field: str, interval: str = 'interval'
-) -> tuple[float, float | None]:
-  """Combines a number in the results of several seeds, and its interval.
-
-  For one seed, the interval is over tasks and has the name `interval`; for
-  several seeds, it is the t interval over seeds.
-  """
-  if len(results) == 1:
-    return results[0][field], results[0].get(interval)
-  return mean_interval([result[field] for result in results])
+  records: list[dict]  # the metrics of all runs
+  evaluation_groups: list[EvaluationGroup]  # by setup, newest first
+  grid_groups: list[EvaluationGroup]  # the grids, in the same order
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
@@ -159,17 +77,19 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
 
   A second run with the same config and seed starts a new group.
   """
-
-  def config_key(run):
-    fields = {f: v for f, v in run.config.items() if not _is_ignored(f)}
-    return json.dumps(fields, sort_keys=True) if fields else str(run.path)
-
-  grouped = _group_unique([(config_key(r), r.seed, r) for r in runs])
-  names = _group_names([[run.path for run in runs] for runs in grouped])
-  return [
-    RunGroup(name, number, sorted(runs, key=lambda run: run.seed or 0))
-    for number, (name, runs) in enumerate(zip(names, grouped, strict=True))
-  ]
+  configs = [_seedless(run) or str(run.path) for run in runs]
+  keys = [json.dumps(config, sort_keys=True) for config in configs]
+  found = _group_unique(
+    zip(keys, (run.seed for run in runs), runs, strict=True)
+  )
+  names = _group_names([[run.path for run in group] for group in found])
+  groups = []
+  for number, (name, group) in enumerate(zip(names, found, strict=True)):
+    group = sorted(group, key=lambda run: run.seed or 0)
+    records = [record for run in group for record in run.records]
+    kinds = [_group_results(name, number, group, k) for k in ('tasks', 'grid')]
+    groups.append(RunGroup(name, number, group, records, *kinds))
+  return groups
 
 
 def main_evaluations(run_groups: Sequence[RunGroup]) -> list[EvaluationGroup]:
@@ -180,15 +100,13 @@ def main_evaluations(run_groups: Sequence[RunGroup]) -> list[EvaluationGroup]:
   the newest one if several have the same number of seeds.
   """
   lists = [g.evaluation_groups for g in run_groups if g.evaluation_groups]
-  by_setup = [{e.setup: e for e in reversed(groups)} for groups in lists]
-  shared = [
-    [known[e.setup] for known in by_setup]
-    for e in (lists[0] if lists else ())
-    if all(e.setup in known for known in by_setup)
-  ]
-  if shared:
-    return max(shared, key=lambda es: sum(len(e.evaluations) for e in es))
-  return [max(es, key=lambda e: len(e.evaluations)) for es in lists]
+  by_setup = [{_setup(e.result): e for e in reversed(es)} for es in lists]
+  setups = [_setup(e.result) for e in (lists[0] if lists else ())]
+  shared = [s for s in setups if all(s in known for known in by_setup)]
+  if not shared:
+    return [max(es, key=lambda e: len(e.evaluations)) for es in lists]
+  found = [[known[setup] for known in by_setup] for setup in shared]
+  return max(found, key=lambda es: sum(len(e.evaluations) for e in es))
 
 
 def first_evaluations_with(
@@ -201,28 +119,61 @@ def first_evaluations_with(
   """
   groups = main_evaluations(run_groups)
   groups += [e for g in run_groups for e in g.evaluation_groups]
-  found = {}
-  for e in groups:
-    if e.has_predictions if name == 'predictions' else e.result.get(name):
-      found.setdefault(e.number, e)
-  return [found[number] for number in sorted(found)]
+  if name == 'predictions':
+    groups = [e for e in groups if e.has_predictions]
+  else:
+    groups = [e for e in groups if e.result.get(name)]
+  first = {e.number: e for e in reversed(groups)}
+  return [first[number] for number in sorted(first)]
 
 
 def differing_fields(run_groups: Sequence[RunGroup]) -> list[list]:
   """Returns the config fields that differ, with the value in each group."""
-  configs = [group.runs[0].config for group in run_groups]
-  fields = sorted({f for c in configs for f in c if not _is_ignored(f)})
+  configs = [_seedless(group.runs[0]) for group in run_groups]
+  fields = sorted({field for config in configs for field in config})
   rows = [[f, *(config.get(f, '–') for config in configs)] for f in fields]
   return [row for row in rows if any(value != row[1] for value in row[1:])]
 
 
-def _is_ignored(field: str) -> bool:
-  return f'{field}.'.startswith(IGNORED_PREFIXES)
+def _seedless(run: Run) -> dict:
+  """Returns the config fields in which the runs of a group agree."""
+  return {
+    field: value
+    for field, value in run.config.items()
+    if not f'{field}.'.startswith(IGNORED_PREFIXES)
+  }
 
 
 def _setup(result: dict) -> str:
   cells = [[c[f] for f in CELL_FIELDS] for c in result.get('cells', ())]
   return json.dumps([[result.get(field) for field in SETUP_FIELDS], cells])
+
+
+def _group_results(
+  name: str, number: int, runs: Sequence[Run], kind: str
+) -> list[EvaluationGroup]:
+  """Groups the evaluations ('tasks') or grids ('grid') of the runs by setup."""
+  items = [
+    (_setup(e.result), seed, e)
+    for seed, run in enumerate(runs)
+    for e in run.evaluations
+    if e.result['kind'] == kind
+  ]
+  groups = []
+  for found in _group_unique(items):
+    seeds = f'({len(runs)} ', f'({len(found)} of {len(runs)} '
+    label = name if len(found) == len(runs) else name.replace(*seeds)
+    results = [e.result for e in found]
+    metric, arrays = primary_metric(results[0]), {}
+    for field in ARRAYS:
+      per_seed = [e.arrays.get(field, ()) for e in found]
+      if num_tasks := min(map(len, per_seed)):
+        arrays[field] = np.stack([array[:num_tasks] for array in per_seed])
+    values = arrays[metric].mean(0) if metric in arrays else np.zeros(0)
+    has_all = len(arrays) == len(ARRAYS)
+    derived = results, results[0], metric, arrays, has_all, values
+    groups.append(EvaluationGroup(label, number, found, *derived))
+  return groups
 
 
 def _group_unique(items: Iterable[tuple[str, object, T]]) -> list[list[T]]:

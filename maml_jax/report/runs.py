@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_jax import config as config_lib
-from maml_jax.config_versions import RENAMED_AUGMENTATIONS
+from maml_jax.evaluation.results import rename_fields
 from maml_jax.experiment import metrics_log
 from maml_jax.utils.errors import UserError
 
@@ -31,10 +31,6 @@ REQUIRED_FIELDS = {
   'grid': {*TASK_FIELDS, 'cells'},
 }
 
-# Keys of results written by earlier versions -> current keys.
-RENAMED_KEYS = {'at_chance_by_luck': 'expected_at_chance'}
-RENAMED_BASELINES = {'nearest_mean': 'nearest_centroid'}
-
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -47,18 +43,15 @@ class Evaluation(NamedTuple):
 
 
 class Run(NamedTuple):
-  """The content of one workdir.
-
-  Evaluations (kind 'tasks') and grids (kind 'grid') are newest first; those on
-  another data set than that of the training are the last ones.
-  """
+  """The content of one workdir."""
 
   path: pathlib.Path
   seed: int | None  # of the training; None if unknown
   config: dict  # flat, {'task.ways': 5, ...}; {} if unknown
   records: list[dict]  # of `metrics.jsonl`
+  # Of the kind 'tasks', then 'grid'; both newest first, but those on another
+  # data set than that of the training are the last ones.
   evaluations: list[Evaluation]
-  grids: list[Evaluation]
   notes: list[str]  # one line for each file that cannot be read
 
 
@@ -75,9 +68,11 @@ def read_run(workdir: str | os.PathLike) -> Run:
   files = sorted(files, key=lambda f: (-f.stat().st_mtime, f.name))
   found = [e for file in files if (e := _read_evaluation(file, notes))]
   found.sort(key=lambda e: e.result.get('data_root') is not None)
-  records = metrics_log.read_records(path)
+  found.sort(key=lambda e: e.result['kind'], reverse=True)
   records = [
-    r for r in records if isinstance(r, dict) and RECORD_FIELDS <= r.keys()
+    record
+    for record in metrics_log.read_records(path)
+    if isinstance(record, dict) and RECORD_FIELDS <= record.keys()
   ]
   if not found and not records:
     raise UserError(
@@ -86,9 +81,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
     )
   config = _read_config(path, found)
   seed = config.get('seed', found[0].result.get('seed') if found else None)
-  grids = [e for e in found if e.result['kind'] == 'grid']
-  evaluations = [e for e in found if e.result['kind'] == 'tasks']
-  return Run(path, seed, config, records, evaluations, grids, notes)
+  return Run(path, seed, config, records, found, notes)
 
 
 def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
@@ -113,12 +106,7 @@ def _read_evaluation(file: pathlib.Path, notes: list[str]) -> Evaluation | None:
 
 def _read_result(file: pathlib.Path) -> dict:
   """Reads a JSON file and renames the keys of earlier versions."""
-  result = {'kind': 'tasks'} | json.loads(file.read_text())
-  result = {RENAMED_KEYS.get(key, key): x for key, x in result.items()}
-  for row in result.get('baselines') or ():
-    row['name'] = RENAMED_BASELINES.get(row['name'], row['name'])
-  if (name := result.get('augment_support')) in RENAMED_AUGMENTATIONS:
-    result['augment_support'] = RENAMED_AUGMENTATIONS[name]
+  result = rename_fields({'kind': 'tasks'} | json.loads(file.read_text()))
   required = REQUIRED_FIELDS[result['kind']]
   if not required <= result.keys() or result.get('cells') == []:
     raise ValueError('fields are missing')

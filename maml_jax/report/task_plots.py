@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 from maml_jax import data
 from maml_jax.experiment import setup
 from maml_jax.experiment.checkpoint import Checkpoint
+from maml_jax.experiment.formatting import pluralize
 from maml_jax.experiment.task_source import eval_tasks
-from maml_jax.report.formatting import pluralize
 from maml_jax.report.style import INK, MUTED, SERIES
 from maml_jax.types import Episode
 
@@ -54,16 +54,16 @@ def draw_episode(
     [np.flatnonzero(label == c) for c in np.unique(label)] for label in labels
   ]
   shots, queries = (min(MAX_IMAGES, max(map(len, part))) for part in rows)
-  left, start = (1.9 if len(class_names) else 0.6), shots + 0.5
+  start, edge = shots + 0.5, -1.75 if len(class_names) else -0.45
   # The unit is the width of an image; x = 0 is the first support image, and y
   # grows downwards.
-  width, height = left + start + queries + 0.1, ROW_HEIGHT * len(rows[0])
-  figure = Figure(figsize=(width, height + 1.15), dpi=150)
+  left, right = edge - 0.15, start + queries + 0.1
+  bottom, top = ROW_HEIGHT * len(rows[0]), -1.15
+  figure = Figure(figsize=(right - left, bottom - top))
   figure.set_layout_engine('none')
-  axes = figure.add_axes((0, 0, 1, 1))
-  axes.set(xlim=(-left, width - left), ylim=(height, -1.15))
+  axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
   axes.axis('off')
-  edge, num_correct = 0.15 - left, (predicted == labels[1]).sum()
+  num_correct = (predicted == labels[1]).sum()
   title = f'{num_correct} of {len(labels[1])} query images correct'
   legend = 'predicted class'
   legend += '' if probability is None else ' and its probability'
@@ -82,10 +82,9 @@ def draw_episode(
       name = textwrap.fill(class_names[row], 14, max_lines=4)
       axes.text(-1.35, y + 0.5, name, va='center', fontsize=8, color=MUTED)
     for x, i in enumerate(own_support[:shots]):
-      axes.imshow(support[i], extent=_extent(x, y))
-    for column, i in enumerate(own_query[:queries]):
-      x = start + column
-      axes.imshow(query[i], extent=_extent(x, y))
+      axes.imshow(support[i], extent=(x + 0.03, x + 0.97, y + 0.97, y + 0.03))
+    for x, i in zip(np.arange(queries) + start, own_query, strict=False):
+      axes.imshow(query[i], extent=(x + 0.03, x + 0.97, y + 0.97, y + 0.03))
       text = label_letter(predicted[i])
       text += '' if probability is None else f' {probability[i]:.0%}'
       _draw_prediction(axes, x, y, text, predicted[i] == row)
@@ -93,11 +92,7 @@ def draw_episode(
 
 
 def draw_regression(
-  config,
-  saved: Checkpoint,
-  num_tasks: int = 4,
-  columns: int = 2,
-  width: float = 11.0,
+  config, saved: Checkpoint, num_tasks: int = 4, columns: int = 2, width=11.0
 ) -> Figure:
   """Draws curves that a regression fits to its first evaluation tasks.
 
@@ -105,30 +100,33 @@ def draw_regression(
   """
   phase = setup.eval_phase(config)
   tasks = eval_tasks(config, phase, num_tasks, setup.eval_sharding(config))
-  episodes = [tasks.build_episode(key, tasks.shared) for key in tasks.keys]
   rows = -(-num_tasks // columns)
-  size = width, 0.6 + 2.9 * rows * min(1, width / columns / 5.5) ** 0.5
-  figure = Figure(figsize=size)
+  height = 0.6 + 2.9 * rows * min(1, width / columns / 5.5) ** 0.5
+  figure = Figure(figsize=(width, height))
   panels = np.ravel(figure.subplots(rows, columns, sharex=True))
-  for axes, episode in zip(panels, episodes, strict=False):
+  low, high = data.REGRESSIONS[config.data.name].RANGE
+  curve_x = np.linspace(low, high, NUM_CURVE_POINTS, dtype=np.float32)[:, None]
+  steps = sorted({0, 1, max(phase.num_steps, 1)})
+  learners = [
+    setup.phase_learner(config, phase._replace(num_steps=k)) for k in steps
+  ]
+  for axes, key in zip(panels, tasks.keys, strict=False):
+    episode = tasks.build_episode(key, tasks.shared)
     x, y = (np.ravel(values) for values in episode.query)  # many: a curve
     order, thick = np.argsort(x), {'linewidth': 5, 'alpha': 0.35}
     axes.plot(x[order], y[order], color=MUTED, label='ground truth', **thick)
     x, y = (np.ravel(values) for values in episode.support)
     label = pluralize(len(x), 'support point')
     axes.plot(x, y, '^', color=INK, markersize=7, zorder=3, label=label)
-  low, high = data.REGRESSIONS[config.data.name].RANGE
-  x = np.linspace(low, high, NUM_CURVE_POINTS, dtype=np.float32)[:, None]
-  steps = sorted({0, 1, max(phase.num_steps, 1)})
-  for num_steps, (color, style) in zip(steps, STYLES, strict=False):
-    learner = setup.phase_learner(config, phase._replace(num_steps=num_steps))
-    label = f'after {pluralize(num_steps, "inner step")}'
-    for axes, episode in zip(panels, episodes, strict=False):
-      adapted, stats, _ = learner.adapt(
+    for k, learner, (color, style) in zip(
+      steps, learners, STYLES, strict=False
+    ):
+      params, stats, _ = learner.adapt(
         saved.params, saved.stats, episode.support
       )
-      y = learner.predict(adapted, stats, x)
-      axes.plot(x[:, 0], y[:, 0], style, color=color, label=label)
+      y = learner.predict(params, stats, curve_x)
+      label = f'after {pluralize(k, "inner step")}'
+      axes.plot(curve_x[:, 0], y[:, 0], style, color=color, label=label)
   handles = panels[0].get_legend_handles_labels()
   ncols = max(2, round(width / 2.2))
   figure.legend(*handles, loc='outside upper center', ncols=ncols)
@@ -144,10 +142,6 @@ def _images_in_unit_range(episode: Episode) -> list[np.ndarray]:
     np.broadcast_to((image - low) / (high - low), (*image.shape[:3], 3))
     for image in images
   ]
-
-
-def _extent(x: float, y: float) -> tuple[float, float, float, float]:
-  return x + 0.03, x + 0.97, y + 0.97, y + 0.03
 
 
 def _draw_prediction(axes, x, y, text: str, is_correct: bool) -> None:

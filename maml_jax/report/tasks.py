@@ -6,6 +6,7 @@ This needs the data set but no checkpoint.
 
 import base64
 import io
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +14,14 @@ import PIL.Image
 
 from maml_jax import data
 from maml_jax.data.episodes import split_episode
+from maml_jax.evaluation.statistics import best_and_worst_tasks
 from maml_jax.experiment.setup import Phase
 from maml_jax.experiment.task_source import eval_task_indices, task_classes
 from maml_jax.report.runs import Evaluation
 from maml_jax.types import Dataset, Episode
 from maml_jax.utils.errors import UserError
 
-__all__ = ['best_and_worst_tasks', 'extreme_tasks', 'image_url', 'load_split']
+__all__ = ['extreme_tasks', 'image_url', 'load_split']
 
 
 class EvaluatedTask(NamedTuple):
@@ -31,20 +33,15 @@ class EvaluatedTask(NamedTuple):
   shots: int
   predicted: np.ndarray  # [W, Q] labels
   class_names: list[str]  # [W]
-
-  @property
-  def episode(self) -> Episode:
-    """The task as an `Episode` with images in 0..1."""
-    return split_episode(self.images / 255, shots=self.shots)
+  episode: Episode  # the images in 0..1
 
 
 def load_split(
   evaluation: Evaluation,
 ) -> tuple[Dataset | None, list[str], str]:
-  """Loads the evaluated split if it is prepared on this machine.
+  """Returns the evaluated split, its class names and ''.
 
-  Returns:
-    The data set, its class names and ''; otherwise None, [] and the reason.
+  Or None, [] and the reason if it is not prepared on this machine.
   """
   result = evaluation.result
   root = result.get('data_root')
@@ -57,22 +54,8 @@ def load_split(
   except UserError as error:
     reason = str(error).partition('\n')[0]
     return None, [], f'Images and class names are not available: {reason}'
-  return dataset, [_short_class_name(n) for n in names], ''
-
-
-def best_and_worst_tasks(
-  accuracy, loss, count: int
-) -> tuple[list[int], list[int]]:
-  """Returns the indices of the best tasks, and of the worst, worst first.
-
-  Args:
-    accuracy, loss: [T]; the loss breaks ties.
-    count: maximum number of best and of worst tasks; no task is both. A single
-      task is the best.
-  """
-  order = np.lexsort((loss, -np.asarray(accuracy))).tolist()
-  count = min(count, len(order) // 2)
-  return order[: max(count, 1)], order[::-1][:count]
+  # Without WordNet IDs, such as ', n01532829'.
+  return dataset, [re.sub(r'(?<=.), n[0-9]+$', '', n) for n in names], ''
 
 
 def extreme_tasks(
@@ -83,40 +66,33 @@ def extreme_tasks(
   if dataset is None:
     return [], error
   arrays = evaluation.arrays
-  extremes = best_and_worst_tasks(arrays['accuracy'], arrays['loss'], count)
-  labeled = {
-    index: f'{word} {i}'
-    for word, indices in zip(('best', 'worst'), extremes, strict=True)
-    for i, index in enumerate(indices, start=1)
-  }
+  best, worst = best_and_worst_tasks(arrays['accuracy'], arrays['loss'], count)
+  labels = {task: f'best {i}' for i, task in enumerate(best, start=1)}
+  labels |= {task: f'worst {i}' for i, task in enumerate(worst, start=1)}
   # Results of earlier versions are on the data set of the training.
   result = {'data_root': None, **evaluation.result}
-  missing = [field for field in Phase._fields if field not in result]
-  if missing:
-    fields = ', '.join(missing)
-    return [], f'Tasks cannot be shown: the result lacks the fields {fields}.'
+  error = 'Tasks cannot be shown:'
+  if missing := [field for field in Phase._fields if field not in result]:
+    return [], f'{error} the result lacks the fields {", ".join(missing)}.'
   phase = Phase(**{field: result[field] for field in Phase._fields})
   try:
-    positions, _ = eval_task_indices(dataset, phase, max(labeled) + 1)
+    positions, _ = eval_task_indices(dataset, phase, max(labels) + 1)
   except UserError as e:
-    return [], f'Tasks cannot be shown: {e}.'
+    return [], f'{error} {e}.'
   classes = task_classes(dataset, positions)
   if not np.array_equal(classes, arrays['classes'][: len(classes)]):
-    return [], (
-      f'Tasks cannot be shown: the prepared data set {result["data"]} differs '
-      'from the evaluated one.'
-    )
-  return [
-    EvaluatedTask(
-      label,
-      i,
-      np.asarray(dataset.images[positions[i]]),
-      phase.shots,
-      arrays['predicted'][i].reshape(phase.ways, phase.queries),
-      [names[c] for c in classes[i]],
-    )
-    for i, label in labeled.items()
-  ], ''
+    name = result['data']
+    differs = f'the prepared data set {name} differs from the evaluated one.'
+    return [], f'{error} {differs}'
+  tasks = []
+  for i, label in labels.items():
+    images = np.asarray(dataset.images[positions[i]])
+    predicted = arrays['predicted'][i].reshape(phase.ways, phase.queries)
+    own_names = [names[c] for c in classes[i]]
+    episode = split_episode(images / 255, shots=phase.shots)
+    about = phase.shots, predicted, own_names, episode
+    tasks.append(EvaluatedTask(label, i, images, *about))
+  return tasks, ''
 
 
 def image_url(image: np.ndarray) -> str:
@@ -126,10 +102,3 @@ def image_url(image: np.ndarray) -> str:
   PIL.Image.fromarray(image.squeeze()).save(file, kind, quality=80)
   content = base64.b64encode(file.getvalue()).decode()
   return f'data:image/{kind};base64,{content}'
-
-
-def _short_class_name(name: str) -> str:
-  """Returns a class name without its WordNet ID, such as ', n01532829'."""
-  first, _, last = name.rpartition(', ')
-  is_id = last[:1] == 'n' and last[1:].isdecimal()
-  return first if first and is_id else name
