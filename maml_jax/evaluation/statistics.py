@@ -209,7 +209,8 @@ def best_and_worst_tasks(
   """Returns the indices of the best tasks, and of the worst, worst first.
 
   Args:
-    accuracy, loss: [T]; the loss breaks ties.
+    accuracy: [T].
+    loss: [T], breaks ties.
     count: maximum number of best and of worst tasks; no task is both. A single
       task is the best.
   """
@@ -246,7 +247,8 @@ def confusion_counts(predicted, classes, num_classes: int):
   """Counts images by true class and predicted class.
 
   Args:
-    predicted, classes: see `class_accuracy`.
+    predicted: see `class_accuracy`.
+    classes: see `class_accuracy`.
     num_classes: C, those of the split.
 
   Returns:
