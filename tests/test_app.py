@@ -162,7 +162,7 @@ def test_draw_two_classes_learn_ask_and_predict(server, tmp_path):
     page.get_by_text('classes with a single image: bar, cross').wait_for()
     draw(page, 'question', CROSS)
     page.locator('#answers b', has_text='cross ').wait_for()
-    # Read at once: every stroke of the question is answered anew.
+    # In a single call, because each stroke of the drawing updates the answer.
     title, rows, cells = page.locator('#answers').evaluate("""x => [
       x.querySelector('b').innerText,
       x.querySelectorAll('tr').length,
