@@ -14,6 +14,7 @@ other library divided by that of maml_jax: above 1, maml_jax is faster.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -100,8 +101,11 @@ def start_workers(commands: dict[str, list[str]], huge_pages: bool):
     name -> worker, and the descriptions of all workers in one dict.
 
   Raises:
-    UserError: maml_jax itself cannot run.
+    UserError: maml_jax itself cannot run, or an interpreter does not exist.
   """
+  for python, *_ in commands.values():
+    if not shutil.which(python):
+      raise UserError(f'--python={python}: no such program')
   workers = {
     name: Worker(*command, use_huge_pages=huge_pages or name == 'maml_jax')
     for name, command in commands.items()
