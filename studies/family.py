@@ -34,6 +34,7 @@ from maml_jax.evaluation.statistics import mean_interval
 from maml_jax.experiment import setup
 from maml_jax.experiment.metrics_log import read_records
 from maml_jax.utils.errors import UserError
+from maml_jax.utils.huge_pages import restart_with_huge_pages
 from studies import family_tables
 from studies.family_cells import Cell, Store, make_cells, pack_counts
 from studies.family_methods import DATASETS, METHODS, PRETRAINED, tuned_rates
@@ -300,6 +301,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
+  restart_with_huge_pages()
   try:
     sys.exit(main(sys.argv[1:]))
   except UserError as error:

@@ -24,7 +24,7 @@ SHARED = {
   'task.ways': 20,
   'task.queries': 5,
   'train.meta_batch_size': 4,
-  'train.steps_per_epoch': 200,
+  'train.steps_per_epoch': 100,
   'train.num_epochs': 5,
   'val.num_tasks': 100,
   'val.queries': 5,
