@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maml_jax.ops import vmap_merged
 from maml_jax.types import PyTree
 from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
@@ -30,6 +31,7 @@ __all__ = [
   'make_mesh',
   'map_tasks',
   'mean_over_tasks',
+  'merged_tasks_per_chunk',
   'mesh_platform',
   'nearest_multiples',
   'one_device_per_core',
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 TASK_AXIS = 'task'
+TPU_LANES = 128
 # The images of a split stay on the host if they need more of a device's memory.
 MAX_IMAGE_MEMORY_SHARE = 1 / 3
 _WAIT_FOR_DEVICES = '--xla_cpu_collective_call_terminate_timeout_seconds=86400'
@@ -115,8 +118,30 @@ def mesh_platform(mesh: Mesh) -> str:
   return mesh.devices.flat[0].platform
 
 
+def merged_tasks_per_chunk(
+  mesh: Mesh, width: int, tasks_per_device: int
+) -> int:
+  """Returns how many tasks a device should process with merged channels.
+
+  On TPUs, as many as fill the lanes; 1 on other platforms.
+
+  Args:
+    mesh: the devices, from `make_mesh`.
+    width: the largest number of channels of a layer.
+    tasks_per_device: a multiple of the result.
+  """
+  if mesh_platform(mesh) != 'tpu':
+    return 1
+  counts = range(1, max(1, min(tasks_per_device, TPU_LANES // width)) + 1)
+  return max(n for n in counts if tasks_per_device % n == 0)
+
+
 def mean_over_tasks(
-  fn: Callable, mesh: Mesh | None = None, tasks_per_chunk: int | None = None
+  fn: Callable,
+  mesh: Mesh | None = None,
+  tasks_per_chunk: int | None = None,
+  *,
+  merge_tasks: bool = False,
 ) -> Callable:
   """Maps `fn` over the tasks of a meta-batch and averages part of its results.
 
@@ -128,6 +153,8 @@ def mean_over_tasks(
     mesh: from `make_mesh`; None does not distribute the tasks.
     tasks_per_chunk: tasks vectorized at a time; None vectorizes all tasks of a
       device, 1 processes them one by one.
+    merge_tasks: whether a network in `fn` processes the channels of the tasks
+      of a chunk side by side, see `ops.merge_channels`.
 
   Returns:
     A function of (shared, tasks), each leaf of `tasks` with a leading axis T,
@@ -145,7 +172,7 @@ def mean_over_tasks(
     averaged, others = partition(is_inexact(averaged), averaged)
     return averaged, (others, kept)
 
-  local = _on_one_device(split, tasks_per_chunk)
+  local = _on_one_device(split, tasks_per_chunk, merge_tasks)
 
   def on_device(shared, tasks):
     assert mesh is not None
@@ -209,8 +236,9 @@ def map_tasks(
   return lambda shared, tasks: run(shared, tasks)[1]
 
 
-def _on_one_device(fn, tasks_per_chunk):
+def _on_one_device(fn, tasks_per_chunk, merge_tasks):
   """Returns `mean_over_tasks` for the tasks of one device."""
+  vmap = vmap_merged if merge_tasks else jax.vmap
 
   def local(shared, tasks, to_varying=lambda x: x):
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
@@ -240,7 +268,7 @@ def _on_one_device(fn, tasks_per_chunk):
     if jax.tree.leaves(tasks)[0].shape[0] == 1:
       averaged, kept = fn(shared, jax.tree.map(lambda x: x[0], tasks))
       return averaged, jax.tree.map(lambda x: x[None], kept)
-    averaged, kept = jax.vmap(fn, (None, 0))(shared, tasks)
+    averaged, kept = vmap(fn, (None, 0))(shared, tasks)
     return jax.tree.map(lambda x: x.mean(0), averaged), kept
 
   return local
@@ -270,11 +298,13 @@ class TaskSharding(NamedTuple):
     mesh: the devices. None is supported by `local_task_ids` and `shard` only.
     tasks_per_chunk: tasks vectorized at a time on one device; None: all.
     query_splits: number of parts of each task's query set, one per device.
+    merge_tasks: see `mean_over_tasks`.
   """
 
   mesh: jax.sharding.Mesh | None
   tasks_per_chunk: int | None
   query_splits: int = 1
+  merge_tasks: bool = False
 
   def replicate(self, tree: PyTree) -> PyTree:
     """Replicates arrays over all devices; every process passes the same."""

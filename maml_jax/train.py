@@ -256,6 +256,7 @@ def make_programs(
       steps_per_epoch=config.train.steps_per_epoch,
       mesh=sharding.mesh,
       tasks_per_chunk=sharding.tasks_per_chunk,
+      merge_tasks=sharding.merge_tasks,
       query_splits=sharding.query_splits,
     )
 

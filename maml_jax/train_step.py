@@ -29,6 +29,7 @@ def make_train_step(
   steps_per_epoch: int = 1,
   mesh: Mesh | None = None,
   tasks_per_chunk: int | None = None,
+  merge_tasks: bool = False,
   query_splits: int = 1,
 ) -> Callable:
   """Makes the jitted function that runs meta-iterations.
@@ -45,6 +46,7 @@ def make_train_step(
     steps_per_epoch: meta-iterations per epoch, for losses that depend on it.
     mesh: see `meta_gradient`.
     tasks_per_chunk: see `meta_gradient`.
+    merge_tasks: see `meta_gradient`.
     query_splits: number of parts of each task's query set; each part adapts
       separately, like a task of its own. The results do not change if query
       images are normalized independently of each other.
@@ -84,6 +86,7 @@ def make_train_step(
       epoch=state.step // steps_per_epoch,
       mesh=mesh,
       tasks_per_chunk=tasks_per_chunk,
+      merge_tasks=merge_tasks,
     )
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)

@@ -19,7 +19,8 @@ LAYERS = [
   {'evaluation'},
   {'experiment', 'saving', 'train_step'},
   {'learner', 'models', 'data', 'config', 'methods'},
-  {'config_checks', 'inner_loop', 'ops', 'outer_loss', 'sharding'},
+  {'config_checks', 'inner_loop', 'outer_loss', 'sharding'},
+  {'ops'},
   {'config_versions', 'default_config', 'learner_config', 'types'},
   {'utils'},
 ]

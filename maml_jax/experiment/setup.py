@@ -30,11 +30,12 @@ from maml_jax.learner import (
   make_learner,
   squared_error,
 )
-from maml_jax.models import make_model
+from maml_jax.models import CONVNET_WIDTHS, make_model
 from maml_jax.sharding import (
   TaskSharding,
   choose_layout,
   default_tasks_per_chunk,
+  merged_tasks_per_chunk,
   first_devices,
   make_mesh,
   one_device_per_core,
@@ -361,11 +362,28 @@ def train_sharding(
     devices = first_devices(layout.devices)
     distributed.connect_devices(devices)
   mesh = make_mesh(devices)
-  return TaskSharding(mesh, _tasks_per_chunk(config, mesh), layout.query_splits)
+  size = _tasks_per_chunk(config, mesh)
+  merged = _merged_tasks_per_chunk(config, mesh, layout)
+  return TaskSharding(
+    mesh, max(size, merged) if size else None, layout.query_splits, merged > 1
+  )
 
 
 def _tasks_per_chunk(config, mesh) -> int | None:
   return config.train.tasks_per_chunk or default_tasks_per_chunk(mesh)
+
+
+def _merged_tasks_per_chunk(config, mesh, layout) -> int:
+  """Returns how many tasks to process with merged channels; 1 for none."""
+  model = config.model
+  if model.encoder not in CONVNET_WIDTHS or model.context_size:
+    return 1
+  width = model.width or CONVNET_WIDTHS[model.encoder]
+  num_tasks = config.train.meta_batch_size * layout.query_splits
+  size = config.train.tasks_per_chunk or num_tasks // layout.devices
+  merged = merged_tasks_per_chunk(mesh, width, size)
+  # A chunk of a length that the user chose is merged as a whole or not at all.
+  return merged if merged == size or not config.train.tasks_per_chunk else 1
 
 
 def configure_jax(config: ConfigDict) -> None:

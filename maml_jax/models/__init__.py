@@ -20,11 +20,15 @@ from maml_jax.models.resnet import BASE_WIDTHS, WIDE_WIDTHS, ResNet12, ResNet18
 from maml_jax.types import Array, Model
 from maml_jax.utils.errors import UserError, check_choice
 
-__all__ = ['ENCODERS', 'Network', 'Norm', 'make_model']
+__all__ = ['CONVNET_WIDTHS', 'ENCODERS', 'Network', 'Norm', 'make_model']
 
+# Channels of each block.
+CONVNET_WIDTHS = {'convnet4': 32, 'wide_convnet4': 64}
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
-  'convnet4': partial(ConvNet4, width=32),
-  'wide_convnet4': partial(ConvNet4, width=64),
+  **{
+    name: partial(ConvNet4, width=width)
+    for name, width in CONVNET_WIDTHS.items()
+  },
   'resnet12': partial(ResNet12, widths=BASE_WIDTHS),
   'wide_resnet12': partial(ResNet12, widths=WIDE_WIDTHS),
   'resnet10': partial(ResNet18, widths=BASE_WIDTHS, blocks=1),

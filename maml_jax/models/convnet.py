@@ -32,10 +32,12 @@ class ConvNet4(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train, context=None):
+    x = ops.merge_channels(x)
     for i in range(1, 5):
       name = f'conv{i}'
       block = ConvBlock(self.width, self.norm(name), self.init, name=name)
       x = block(x, train=train, context=context if i == 3 else None)
+    x = ops.split_channels(x)
     return x.reshape(x.shape[0], -1)
 
 

@@ -72,11 +72,13 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    channels = x.shape[-1] // ops.num_merged_tasks()
+    shape = (self.kernel_size, self.kernel_size, channels, self.features)
     fan_in = math.prod(shape[:3])
     kernel_init, bias_init = INITS[self.init]
     kernel = self.param('kernel', kernel_init(fan_in), shape, jnp.float32)
-    x = ops.conv(x, kernel.astype(x.dtype), stride=self.stride)
+    kernel = ops.block_diagonal(kernel.astype(x.dtype))
+    x = ops.conv(x, kernel, stride=self.stride)
     if not self.use_bias:
       return x
     return x, self.param('bias', bias_init(fan_in), shape[3:], jnp.float32)

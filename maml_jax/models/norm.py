@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
     Returns:
       An array with the dtype of `x`, [N, H, W, C] or [N, H // 2, W // 2, C].
     """
-    channels = x.shape[-1:]
+    channels = (x.shape[-1] // ops.num_merged_tasks(),)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     scale = (
       self.param('scale', nn.initializers.ones, channels, jnp.float32)
@@ -99,8 +99,9 @@ class BatchNorm(nn.Module):
     shift = 0.0 if shift is None else _channels(shift)
     mean, var = self._moments(x.astype(wide), shift, train)
     factor = _channels(scale) * lax.rsqrt(var + self.epsilon)
+    bias = ops.merge_channels(_channels(bias) - (mean - shift) * factor)
+    factor = ops.merge_channels(factor)
     y = ops.max_pool(x, factor) if pool else x  # a narrow dtype moves less
-    bias = _channels(bias) - (mean - shift) * factor
     return (y.astype(wide) * factor + bias).astype(x.dtype)
 
   def _moments(self, x, shift, train):
@@ -113,13 +114,13 @@ class BatchNorm(nn.Module):
     """
 
     def moments_over(axes):
-      mean, var = moments(x, axes)
+      mean, var = map(ops.split_channels, moments(x, axes))
       return mean + shift, var
 
     if self.mode == 'batch':
       return moments_over((0, 1, 2))
     collection = _COLLECTIONS.get(self.mode, EPISODE)
-    channels = x.shape[-1:]
+    channels = (x.shape[-1] // ops.num_merged_tasks(),)
     mean = self.variable(collection, 'mean', jnp.zeros, channels, x.dtype)
     var = self.variable(collection, 'var', jnp.ones, channels, x.dtype)
     blends = self.mode.startswith('tasknorm')

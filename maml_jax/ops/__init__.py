@@ -16,8 +16,16 @@ from maml_jax.ops.convolution import (
 )
 from maml_jax.ops.pooling import max_pool, window_corners
 from maml_jax.ops.primitives import lowered_as
+from maml_jax.ops.task_merging import (
+  block_diagonal,
+  merge_channels,
+  num_merged_tasks,
+  split_channels,
+  vmap_merged,
+)
 
 __all__ = [
+  'block_diagonal',
   'conv',
   'conv_direct',
   'conv_grouped',
@@ -32,5 +40,9 @@ __all__ = [
   'lowered_as',
   'map_over_tasks',
   'max_pool',
+  'merge_channels',
+  'num_merged_tasks',
+  'split_channels',
+  'vmap_merged',
   'window_corners',
 ]
