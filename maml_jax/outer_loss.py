@@ -39,6 +39,8 @@ def step_weights(num_steps: int, epoch: int | Array, loss_epochs: int) -> Array:
     epoch: e, a number or a traced array.
     loss_epochs: E.
   """
+  # A traced int32 would be divided in float32, whatever the default dtype.
+  epoch = jnp.asarray(epoch, jnp.result_type(float))
   share = 1 - epoch / loss_epochs
   early = jnp.maximum(share, MIN_STEP_WEIGHT) / num_steps
   early = jnp.where(epoch < loss_epochs, early, 0.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from family_cases import CASES, Case, cases
 
+from maml_jax.inner_loop import init_learned
 from maml_jax.learner import (
   Batch,
   Episode,
@@ -167,6 +168,31 @@ def check_derivatives(case):
 
 def find_case(name):
   return Case(next(file for file in CASES if file.stem == name))
+
+
+@pytest.mark.parametrize('name', ['unicorn', 'cavia', 'proto_maml'])
+@pytest.mark.parametrize(
+  'inner',
+  [
+    {'learn_lr': 'tensor'},
+    {'learn_lr': 'parameter', 'per_step': ('lr',)},
+    {'per_step': ('encoder/linear1',)},
+  ],
+  ids=str,
+)
+def test_heads_and_zeros_leave_learned_quantities_unchanged(name, inner):
+  """Rates and rows at their initial values adapt like fixed ones."""
+  case = find_case(name)
+  if 'encoder/linear1' in inner.get('per_step', ()):
+    case.inner['frozen'] = (*case.inner['frozen'], 'encoder/linear1')
+  learner = case.learner(**inner)
+  params = init_learned(learner.inner, case.params, jax.random.key(0))
+  reset = learner.reset_head(params)['inner']
+  jax.tree.map(np.testing.assert_array_equal, reset, params['inner'])
+  support = jax.tree.map(lambda x: x[0], case.episodes.support)
+  adapted, _, _ = jax.jit(learner.adapt)(params, {}, support)
+  expected, _, _ = jax.jit(case.learner().adapt)(case.params, {}, support)
+  assert_close(adapted, expected)
 
 
 def test_implicit_gradient_equals_unrolled_gradient_of_3000_steps():

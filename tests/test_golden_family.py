@@ -6,6 +6,7 @@ in float64 and through the public API.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from family_cases import CASES, Case, cases, get_leaf
@@ -103,7 +104,8 @@ def test_step_weights_equal_published_code(file):
   case = Case(file)
   steps, epochs = case.inner['num_steps'], case.outer.loss_epochs
   if case.weights:
-    assert_close(step_weights(steps, case.epoch, epochs), case.weights)
+    for epoch in (case.epoch, jnp.int32(case.epoch)):
+      assert_close(step_weights(steps, epoch, epochs), case.weights)
   for epoch, weights in case.expect.get('step_weights_by_epoch', {}).items():
     if int(epoch) < epochs:
       assert_close(step_weights(steps, int(epoch), epochs), weights)

@@ -10,13 +10,14 @@ import jax
 from jax import lax
 
 from maml_jax.learner_config import InnerConfig
-from maml_jax.types import Array, PyTree
+from maml_jax.types import INNER, Array, PyTree
 from maml_jax.utils.errors import UserError
 
 __all__ = [
   'CLASSIFIER',
   'OUTER_ONLY',
   'flatten',
+  'flatten_model',
   'merge',
   'param_labels',
   'path_matches',
@@ -51,6 +52,18 @@ def flatten(tree: PyTree) -> tuple[dict[str, Array], Callable]:
     return jax.tree.unflatten(structure, [flat[path] for path in paths])
 
   return {_path_name(path): leaf for path, leaf in leaves}, unflatten
+
+
+def flatten_model(params: PyTree) -> tuple[dict[str, Array], Callable]:
+  """Returns `flatten` of meta-parameters without the learned quantities.
+
+  The inverse function adds these quantities again, unchanged. Their paths
+  contain the path of a parameter, which patterns would match.
+  """
+  if not (isinstance(params, Mapping) and INNER in params):
+    return flatten(params)
+  flat, unflatten = flatten({k: x for k, x in params.items() if k != INNER})
+  return flat, lambda flat: {**unflatten(flat), INNER: params[INNER]}
 
 
 def select(tree: Mapping, fn: Callable, prefix: str = '') -> dict:
@@ -185,7 +198,7 @@ def reset_params(config: InnerConfig, params: PyTree) -> PyTree:
 
   These are the head if `config.head` is 'zero', and those that `config.zero`
   matches. Their gradient is the gradient at 0, which PyTorch-MAML's outer
-  optimizer sees, too.
+  optimizer sees, too. Learned quantities, such as their rates, do not change.
 
   Raises:
     UserError: there are no such parameters.
@@ -193,7 +206,7 @@ def reset_params(config: InnerConfig, params: PyTree) -> PyTree:
   head = [CLASSIFIER] if config.head == 'zero' else []
   if not (head or config.zero):
     return params
-  flat, unflatten = flatten(params)
+  flat, unflatten = flatten_model(params)
   require_matches('inner.zero', config.zero, flat)
   require_matches("inner.head='zero'", head, flat)
   for path, value in flat.items():

@@ -5,7 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from maml_jax.inner_loop.parameters import CLASSIFIER, flatten, path_matches
+from maml_jax.inner_loop.learned import model_params
+from maml_jax.inner_loop.parameters import (
+  CLASSIFIER,
+  flatten_model,
+  path_matches,
+)
 from maml_jax.types import Array, Batch, Model, PyTree
 from maml_jax.utils.errors import UserError
 
@@ -25,7 +30,7 @@ def with_prototypes(
 
   Args:
     model: with `features`.
-    params: its parameters, with a head of kernel [D, W] and bias [W].
+    params: the meta-parameters, with a head of kernel [D, W] and bias [W].
     stats: its statistics.
     support: W*S images and their labels.
 
@@ -35,7 +40,7 @@ def with_prototypes(
   Raises:
     UserError: the parameters have no such head.
   """
-  flat, unflatten = flatten(params)
+  flat, unflatten = flatten_model(params)
   head = {p.rsplit('/', 1)[-1]: p for p in flat if path_matches(CLASSIFIER, p)}
   if not {'kernel', 'bias'} <= head.keys() or flat[head['kernel']].ndim != 2:
     raise UserError(
@@ -44,7 +49,9 @@ def with_prototypes(
     )
   ways = flat[head['kernel']].shape[1]
   assert model.features is not None
-  features, stats = model.features(params, stats, support.inputs, train=True)
+  features, stats = model.features(
+    model_params(params), stats, support.inputs, train=True
+  )
   features = features.astype(flat[head['kernel']].dtype)
   means = class_means(features, support.targets, ways)
   flat[head['kernel']] = 2 * means.T
