@@ -126,6 +126,11 @@ POSITIVE = (
   'outer.clip_value',
   'outer.temperature',
 )
+NEEDS_CLASSES = {
+  'train.objective': 'classes',
+  'inner.head': 'prototype',
+  'inner.class_weights': 'balanced',
+}
 MAX_LENGTH = 4096  # characters of a string, or items of a list
 MAX_STEP = 2**31 - 1  # meta-iterations are counted in int32
 
@@ -353,10 +358,9 @@ def _check_task_kind(fields: dict[str, Any]) -> None:
       'config.eval.data=folder: set config.eval.data_root to the directory of '
       'the images'
     )
-  if is_regression and fields['train.objective'] == 'classes':
-    raise UserError(
-      f'config.train.objective=classes: must be tasks, because {reason}'
-    )
+  for field, value in NEEDS_CLASSES.items():
+    if is_regression and fields[field] == value:
+      raise UserError(f'config.{field}={value}: needs classes, but {reason}')
   for field, value in fields.items():
     augments = '.augment' in field and value != 'none'
     if is_regression and (augments or field == 'data.normalize' and value):

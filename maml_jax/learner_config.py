@@ -229,6 +229,10 @@ def check_settings(inner: InnerConfig, outer: OuterConfig) -> None:
 def _exclusions(c: InnerConfig):
   """Yields (message, whether it applies) for settings that cannot work."""
   yield (
+    f'inner.num_steps={c.num_steps}: must be at least 0',
+    c.num_steps < 0,
+  )
+  yield (
     f'inner.momentum={c.momentum} has no effect with inner.optimizer=adam: set '
     'inner.b1 instead',
     c.momentum and c.optimizer == 'adam',

@@ -259,6 +259,20 @@ def test_baselines_are_compared_on_the_same_tasks(run, capsys):
   assert rows['no_adaptation']['accuracy'] == pytest.approx(accuracy)
 
 
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'inner__rule': 'alfa'},
+    {'inner__per_step': 'encoder', 'inner__frozen': 'encoder'},
+  ],
+  ids=str,
+)
+def test_baselines_of_learned_inner_loops_are_measured(small, tmp_path, fields):
+  train(small_run.config(train__num_epochs=1, **fields), tmp_path)
+  config = small_run.config(train__num_epochs=1, eval__baselines=True, **fields)
+  assert len(evaluate.evaluate(config, tmp_path)['baselines']) == 5
+
+
 def test_default_number_of_tasks_depends_on_the_backend(monkeypatch):
   config = small_run.config(eval__num_tasks=0)
   assert setup.num_eval_tasks(config) == 600

@@ -193,6 +193,19 @@ def test_new_quantities_of_a_checkpoint_start_fresh():
   )
 
 
+def test_learner_without_values_per_step_takes_those_of_the_first():
+  params, stats = build_learner(
+    3, per_step=('dense1',), frozen=('dense1',)
+  ).init(jax.random.key(0))
+  kernel = params['inner']['per_step']['encoder']['dense1']['kernel']
+  params['inner']['per_step']['encoder']['dense1']['kernel'] = kernel.at[1].set(
+    0
+  )
+  new, _ = transfer_params(build_learner(3), params, stats)
+  assert new.keys() == {'encoder', 'classifier'}
+  np.testing.assert_array_equal(new['encoder']['dense1']['kernel'], kernel[0])
+
+
 def test_rates_stay_within_bounds_and_ranges_are_reported():
   config = InnerConfig(**FROZEN, learn_lr='tensor', lr_bounds=(0.0, 0.5))
   params = init(learn_lr='tensor')

@@ -22,6 +22,7 @@ from maml_jax.experiment import (
 )
 from maml_jax.learner import squared_error
 from maml_jax.train import train
+from maml_jax.utils.errors import UserError
 
 PRESET = pathlib.Path(__file__).parent.parent / 'configs' / 'sinusoid.py'
 
@@ -159,3 +160,11 @@ def test_demo_draws_curves_and_fits(run, capsys):
     assert str(run / name) in printed
     with Image.open(run / name) as picture:
       assert picture.size[0] == 1650
+
+
+@pytest.mark.parametrize(
+  'field', ['inner.head=prototype', 'inner.class_weights=balanced']
+)
+def test_settings_that_need_classes_are_rejected(field):
+  with pytest.raises(UserError, match=f'{field}: needs classes, but .*sinu'):
+    config_lib.load(str(PRESET), [f'--config.{field}'])

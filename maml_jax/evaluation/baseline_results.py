@@ -14,6 +14,7 @@ from maml_jax.evaluation.statistics import (
 )
 from maml_jax.experiment import setup
 from maml_jax.experiment.transfer import transfer_params
+from maml_jax.inner_loop import model_params
 from maml_jax.learner import Learner, accuracy
 from maml_jax.utils import console
 from maml_jax.utils.errors import UserError
@@ -112,6 +113,7 @@ def _mean_train_features(
     ]
   )
   params, stats = transfer_params(learner, e.saved.params, e.saved.stats)
+  params = model_params(params)
   modes = config_lib.norm_modes('norm', e.phase.norm)
   train = set(modes) != {'global'}
 

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from maml_jax.inner_loop import transfer_learned
+from maml_jax.inner_loop import model_params, transfer_learned
 from maml_jax.learner import Learner
 from maml_jax.types import EPISODE, INNER, SUPPORT, PyTree
 from maml_jax.utils.errors import UserError
@@ -19,7 +19,8 @@ def transfer_params(
   """Converts the params and stats of a checkpoint to those of a learner.
 
   The learner may use another norm mode or learn other quantities of the inner
-  loop. If it has another number of ways, its head is newly initialized.
+  loop. If it has another number of ways, its head is newly initialized. Where
+  only the checkpoint has a value for each step, the first one is used.
 
   Args:
     learner: from `setup.phase_learner`.
@@ -63,7 +64,7 @@ def transfer_params(
   kept = {k: x for k, x in wanted_stats.items() if k not in fresh_stats}
   wanted = {k: x for k, x in wanted_params.items() if k != INNER}
   with_path = jax.tree_util.tree_map_with_path
-  new_params = with_path(partial(take, params), wanted)
+  new_params = with_path(partial(take, model_params(params)), wanted)
   if fresh_learned:
     ways = _num_ways(params), _num_ways(wanted)
     new_params[INNER] = transfer_learned(

@@ -331,6 +331,8 @@ def _init_factors(x: Array) -> dict:
 
 
 def _init_alfa(config: InnerConfig, adapted, labels, add_rows, key) -> dict:
+  if not adapted:  # such as for baselines
+    return {}
   rates = {'encoder': config.encoder_lr, 'classifier': config.classifier_lr}
 
   def factors(decay):
