@@ -732,7 +732,7 @@ def test_learned_rates_are_shown_by_parameter_and_step(tmp_path):
   found = write_page(tmp_path, [tmp_path])
   assert 'Learned rates' in found.text and 'checkpoint of step 5' in found.text
   groups = run_groups.group_runs([runs.read_run(tmp_path)])
-  ((_, _, (columns, rows, values, _)),) = tables.rate_tables(groups)
+  ((_, _, (columns, rows, values, texts)),) = tables.rate_tables(groups)
   assert columns == ['step 1', 'step 2']
   assert rows == ['classifier/bias', 'classifier/kernel', 'encoder/kernel']
   rates = checkpoint.load(tmp_path).params['inner']['lr']
@@ -740,6 +740,8 @@ def test_learned_rates_are_shown_by_parameter_and_step(tmp_path):
   np.testing.assert_allclose(
     values, [head['bias'], head['kernel'], rates['encoder']['kernel']]
   )
+  shown = found.text.split()
+  assert all(text in shown for row in texts for text in row)
 
 
 # Figures

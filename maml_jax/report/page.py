@@ -124,7 +124,12 @@ def _to_svg(figure: Figure, alt: str) -> Markup:
     figure.savefig(file, format='svg', transparent=True, metadata=NO_METADATA)
   _, _, svg = file.getvalue().partition('<svg ')
   svg = re.sub(r'<g id="[^"]*"', '<g', svg)
-  svg = re.sub(r'-?\d+\.\d{2,}', lambda m: f'{float(m[0]):.2f}', svg)
+  svg = re.sub(r'<[^>]*>', _round_coordinates, svg)
   for color, (light, _) in style.PALETTE.items():
     svg = svg.replace(light, f'var(--{color})')
   return Markup('<svg role="img" aria-label="{}" ').format(alt) + Markup(svg)
+
+
+def _round_coordinates(tag: re.Match) -> str:
+  """Rounds the numbers of an SVG tag; the text between tags is kept."""
+  return re.sub(r'-?\d+\.\d{2,}', lambda m: f'{float(m[0]):.2f}', tag[0])
