@@ -401,9 +401,9 @@ def meta_gradient(
     mesh: devices to distribute the tasks over, from `sharding.make_mesh`;
       default none.
     tasks_per_chunk: tasks vectorized at a time on one device; default all.
-    merge_tasks: whether a ConvNet4 processes the channels of these tasks side by
-      side, which is faster on TPUs if they are at most 128. The results are the
-      same up to rounding.
+    merge_tasks: whether a ConvNet4 processes the channels of these tasks side
+      by side, which is faster on TPUs if they are at most 128 together. The
+      results are the same up to rounding.
 
   Returns:
     grads like `params`; stats to carry on, the mean over tasks; and metrics,

@@ -115,6 +115,11 @@ class InnerConfig:
   def __post_init__(self):
     for name, choices in INNER_CHOICES.items():
       check_choice(f'inner.{name}', getattr(self, name), choices)
+    for name in ('frozen', 'zero', 'per_step'):
+      if isinstance(patterns := getattr(self, name), str):
+        raise UserError(
+          f'inner.{name}={patterns!r}: must be a tuple, such as ({patterns!r},)'
+        )
     for reason, is_excluded in _exclusions(self):
       if is_excluded:
         raise UserError(reason)
@@ -164,6 +169,8 @@ class OuterConfig:
   def __post_init__(self):
     for name, choices in OUTER_CHOICES.items():
       check_choice(f'outer.{name}', getattr(self, name), choices)
+    if not self.temperature > 0:
+      raise UserError(f'outer.temperature={self.temperature}: must be positive')
     if self.loss_steps == 'all' and not self.loss_epochs:
       raise UserError(
         'outer.loss_steps=all needs outer.loss_epochs, the number of epochs '

@@ -349,6 +349,8 @@ def test_support_loss_may_be_of_its_own():
     ({'rule': 'alfa', 'learn_lr': 'tensor'}, {}, 'learn_lr=tensor cannot'),
     ({'rule': 'alfa', 'precondition': 'kronecker'}, {}, 'precondition=kron'),
     ({'num_steps': -1}, {}, 'inner.num_steps=-1: must be at least 0'),
+    ({'frozen': 'bn'}, {}, "inner.frozen='bn': must be a tuple"),
+    ({}, {'temperature': 0.0}, 'outer.temperature=0.0: must be positive'),
     ({'per_step': ('lr',)}, {}, 'needs learned rates'),
     ({'lr_bounds': (0.0, 1.0)}, {}, 'needs learned rates'),
     ({'learn_lr': 'group', 'lr_bounds': (1.0, 0.0)}, {}, '(lowest, highest)'),

@@ -127,17 +127,59 @@ def build_learner(ways, **inner):
   return make_learner(model, InnerConfig(num_steps=2, **inner))
 
 
-@pytest.mark.parametrize(
-  'inner',
-  [
-    {'learn_lr': 'parameter'},
-    {'learn_lr': 'parameter', 'per_step': ('lr',)},
-    {'learn_lr': 'tensor', 'per_step': ('lr',)},
-    {'precondition': 'kronecker'},
-    {'rule': 'alfa', 'weight_decay': 0.1},
-  ],
-  ids=str,
-)
+LEARNED = [
+  {'learn_lr': 'parameter'},
+  {'learn_lr': 'parameter', 'per_step': ('lr',)},
+  {'learn_lr': 'tensor', 'per_step': ('lr',)},
+  {'precondition': 'kronecker'},
+  {'rule': 'alfa', 'weight_decay': 0.1},
+]
+
+
+@pytest.mark.parametrize('head', ['zero', 'prototype'])
+@pytest.mark.parametrize('inner', LEARNED, ids=str)
+def test_initial_head_keeps_learned_quantities(head, inner):
+  """With the initial values of the quantities, the steps are plain SGD."""
+  r = np.random.RandomState(0)
+  support = Batch(jnp.float32(r.randn(6, 6)), jnp.arange(6) % 3)
+  decay = {'weight_decay': inner.get('weight_decay', 0.0)}
+
+  def adapt(**inner):
+    learner = build_learner(3, head=head, classifier_lr=0.5, **inner)
+    params, stats = learner.init(jax.random.key(0))
+    kept = learner.reset_head(params).get('inner')
+    jax.tree.map(np.testing.assert_array_equal, kept, params.get('inner'))
+    return learner.adapt(params, stats, support)[0]
+
+  plain = adapt(**decay)
+  assert (jnp.abs(plain['classifier']['kernel']) > 1e-3).any()
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+    adapt(**inner),
+    plain,
+  )
+
+
+def test_prototypes_are_computed_with_the_parameters_of_the_first_step():
+  """`features` of the model receives no learned quantities."""
+  r = np.random.RandomState(0)
+  support = Batch(jnp.float32(r.rand(3, 16, 16, 1)), jnp.arange(3))
+  model = make_model('convnet4', 3, (16, 16, 1), width=4)
+
+  def adapt(**inner):
+    config = InnerConfig(num_steps=1, frozen=('bn',), head='prototype', **inner)
+    learner = make_learner(model, config)
+    params, stats = learner.init(jax.random.key(0))
+    return learner.adapt(params, stats, support)[0]
+
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+    adapt(learn_lr='tensor', per_step=('lr', 'bn')),
+    adapt(),
+  )
+
+
+@pytest.mark.parametrize('inner', LEARNED, ids=str)
 def test_other_numbers_of_ways_do_not_depend_on_the_order_of_classes(inner):
   """A checkpoint of 3 ways, with random learned values, adapts to 5 ways."""
   inner = {'head': 'zero', **inner}
@@ -158,6 +200,7 @@ def test_other_numbers_of_ways_do_not_depend_on_the_order_of_classes(inner):
     )
     return learner.predict(adapted, task_stats, query)
 
+  assert jnp.abs(logits(targets)).max() > 1e-3
   np.testing.assert_allclose(
     logits(permutation[targets])[:, permutation],
     logits(targets),

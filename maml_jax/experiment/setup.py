@@ -35,9 +35,9 @@ from maml_jax.sharding import (
   TaskSharding,
   choose_layout,
   default_tasks_per_chunk,
-  merged_tasks_per_chunk,
   first_devices,
   make_mesh,
+  merged_tasks_per_chunk,
   one_device_per_core,
 )
 from maml_jax.types import Array, Batch, Dataset, Episode, Model
@@ -380,10 +380,12 @@ def _merged_tasks_per_chunk(config, mesh, layout) -> int:
     return 1
   width = model.width or CONVNET_WIDTHS[model.encoder]
   num_tasks = config.train.meta_batch_size * layout.query_splits
-  size = config.train.tasks_per_chunk or num_tasks // layout.devices
-  merged = merged_tasks_per_chunk(mesh, width, size)
-  # A chunk of a length that the user chose is merged as a whole or not at all.
-  return merged if merged == size or not config.train.tasks_per_chunk else 1
+  if size := config.train.tasks_per_chunk:
+    return size if merged_tasks_per_chunk(mesh, width, size) == size else 1
+  # Merged tasks need up to three times the memory of single ones.
+  if config.precision == 'float32':
+    return 1
+  return merged_tasks_per_chunk(mesh, width, num_tasks // layout.devices)
 
 
 def configure_jax(config: ConfigDict) -> None:

@@ -1,8 +1,8 @@
 """Runs one channelwise network for several tasks, their channels side by side.
 
-A TPU stores the channels of an image in lanes of 128, and multiplies matrices
-of 128 x 128. The 32 channels of one task fill a quarter of them, so the channels
-of four tasks are processed in the time of one:
+A TPU stores the channels of an image in 128 lanes and multiplies matrices of
+128 x 128. The 32 channels of one task fill a quarter of the lanes, so the
+channels of four tasks are processed in the time of one:
 
     images     T x [N, H, W, C]  ->  [N, H, W, T * C]
     kernels    T x [k, k, C, O]  ->  [k, k, T * C, T * O], block-diagonal
