@@ -51,10 +51,10 @@ from benchmarks.flops import count_flops  # noqa: E402
 from maml_jax import config as config_lib  # noqa: E402
 from maml_jax import data  # noqa: E402
 from maml_jax.experiment import setup  # noqa: E402
-from maml_jax.experiment.task_source import train_tasks  # noqa: E402
 from maml_jax.sharding import TaskSharding  # noqa: E402
 from maml_jax.train import (  # noqa: E402
   make_programs,
+  make_tasks,
   may_split_queries,
 )
 from maml_jax.train_step import init_state  # noqa: E402
@@ -197,10 +197,8 @@ def compile_train_step(config, devices: list):
   is_regression = config.data.name in data.REGRESSIONS
   with setup.matmul_precision(config):
     dataset = None if is_regression else empty_dataset(config)
-    tasks = train_tasks(config, sharding, dataset)
+    tasks, make_learner = make_tasks(config, sharding, dataset)
     tx = setup.make_outer_optimizer(config)
-    phase = setup.train_phase(config)
-    make_learner = partial(setup.phase_learner, config, phase)
     make_state = partial(init_state, make_learner(), tx)
     state = jax.eval_shape(make_state, setup.rng_stream(config.seed, 0))
     step = make_programs(config, make_learner, tx, tasks, sharding)(0)

@@ -36,6 +36,7 @@ __all__ = [
   'nearest_multiples',
   'one_device_per_core',
   'require_divisible',
+  'unrolls_inner_loop',
   'uses_all_gather',
 ]
 
@@ -108,6 +109,15 @@ def default_tasks_per_chunk(mesh: Mesh) -> int | None:
     mesh: the devices, from `make_mesh`.
   """
   return 1 if mesh_platform(mesh) in ('cpu', 'tpu') else None
+
+
+def unrolls_inner_loop(mesh: Mesh, num_steps: int) -> bool:
+  """Returns whether to compile each inner step separately.
+
+  A GPU stores and loads each array of a loop that derivatives need by a kernel
+  of its own, a third of all kernels. More than 10 steps take long to compile.
+  """
+  return mesh_platform(mesh) not in ('cpu', 'tpu') and num_steps <= 10
 
 
 def mesh_platform(mesh: Mesh) -> str:

@@ -51,9 +51,10 @@ from maml_jax.inner_loop import (
 from maml_jax.sharding import (
   TaskSharding,
   nearest_multiples,
+  unrolls_inner_loop,
 )
 from maml_jax.train_step import init_state, make_train_step
-from maml_jax.types import MetaState, PyTree
+from maml_jax.types import Dataset, MetaState, PyTree
 from maml_jax.utils import console, distributed
 from maml_jax.utils.errors import NonFiniteError
 from maml_jax.utils.signals import StopSignal
@@ -214,14 +215,28 @@ def may_split_queries(config: ConfigDict) -> bool:
 
 
 def make_tasks(
-  config: ConfigDict, sharding: TaskSharding
+  config: ConfigDict, sharding: TaskSharding, dataset: Dataset | None = None
 ) -> tuple[TrainTasks, Callable]:
-  """Returns what is trained on, and `make_learner(outer=None)`."""
+  """Returns what is trained on, and `make_learner(outer=None)`.
+
+  Args:
+    config: see `maml_jax.default_config`.
+    sharding: from `setup.train_sharding`.
+    dataset: the split to train on; default: load it.
+  """
   if config.train.objective == 'classes':
     tasks, num_classes = class_batches(config, sharding)
     return tasks, lambda outer=None: pretraining_learner(config, num_classes)
-  make_learner = partial(setup.phase_learner, config, setup.train_phase(config))
-  return train_tasks(config, sharding), make_learner
+  assert sharding.mesh is not None
+  phase = setup.train_phase(config)
+  make_learner = partial(
+    setup.phase_learner,
+    config,
+    phase,
+    unroll=config.inner.unroll
+    or unrolls_inner_loop(sharding.mesh, phase.num_steps),
+  )
+  return train_tasks(config, sharding, dataset), make_learner
 
 
 def make_programs(

@@ -91,12 +91,16 @@ def after_steps(config, w, center, steps=STEPS, gradient='exact'):
 
 
 @pytest.mark.parametrize('mixed_mode', [False, True])
-@pytest.mark.parametrize('remat', [True, False])
+@pytest.mark.parametrize(
+  'loop',
+  [{}, {'remat': False}, {'remat': False, 'unroll': True}],
+  ids=['remat', 'stored', 'unrolled'],
+)
 @pytest.mark.parametrize('gradient', ['exact', 'first_order'])
 @pytest.mark.parametrize('config', SETTINGS, ids=str)
-def test_meta_gradient_equals_closed_form(config, gradient, remat, mixed_mode):
+def test_meta_gradient_equals_closed_form(config, gradient, loop, mixed_mode):
   learner = make_quadratic_learner(
-    gradient, **config, remat=remat, mixed_mode=mixed_mode
+    gradient, **config, **loop, mixed_mode=mixed_mode
   )
   episodes = make_episodes()
   w = np.array([0.4, -1.0, 0.7])

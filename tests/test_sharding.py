@@ -17,7 +17,12 @@ from maml_jax.learner import (
   make_learner,
   meta_gradient,
 )
-from maml_jax.sharding import default_tasks_per_chunk, make_mesh, map_tasks
+from maml_jax.sharding import (
+  default_tasks_per_chunk,
+  make_mesh,
+  map_tasks,
+  unrolls_inner_loop,
+)
 from maml_jax.utils.errors import UserError
 
 ONE_DEVICE_PER_CORE = """
@@ -203,3 +208,11 @@ class MeshOf:
 )
 def test_platform_of_the_mesh_decides_the_tasks_per_chunk(platform, tasks):
   assert default_tasks_per_chunk(MeshOf(platform)) == tasks
+
+
+@pytest.mark.parametrize(
+  ('platform', 'steps', 'unrolls'),
+  [('cpu', 5, False), ('tpu', 5, False), ('gpu', 5, True), ('gpu', 20, False)],
+)
+def test_inner_loop_is_unrolled_on_gpus(platform, steps, unrolls):
+  assert unrolls_inner_loop(MeshOf(platform), steps) == unrolls

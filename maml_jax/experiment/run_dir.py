@@ -28,6 +28,7 @@ RESUME_IGNORED_FIELDS = (
   'eval',
   'inner.mixed_mode',
   'inner.remat',
+  'inner.unroll',
   'train.num_epochs',
   'train.steps_per_call',
   'train.tasks_per_chunk',

@@ -60,7 +60,11 @@ def adapt(
     return *loop.unpack(loop.carry, {}), jnp.zeros(0), None
   step = _checkpoint(config, step)
   carry, (losses, seen) = lax.scan(
-    step, loop.carry, loop.rows, length=config.num_steps
+    step,
+    loop.carry,
+    loop.rows,
+    length=config.num_steps,
+    unroll=config.num_steps if config.unroll and not config.remat else 1,
   )
   last_row = jax.tree.map(lambda x: x[-1], loop.rows)
   return *loop.unpack(carry, last_row), losses, seen
