@@ -40,7 +40,7 @@ ADDED_FIELDS = tuple(
   for section, names in {
     'model': 'normalize_features context_size',
     'inner': 'optimizer b1 b2 eps eps_root proximal head zero learn_lr '
-    'lr_bounds per_step precondition rule class_weights',
+    'lr_bounds per_step precondition rule class_weights unroll',
     'outer': 'gradient first_order_epochs loss_steps loss_epochs temperature '
     'cg_steps cg_damping lr_scale',
     'train': 'init_from objective',
