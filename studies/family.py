@@ -2,6 +2,7 @@
 
   python -m studies.family --status    # which cells are complete
   python -m studies.family             # run the missing ones; resumes
+  python -m studies.family --stage time     # only the timings
   python -m studies.family --table     # write the tables and the figure
 
 Each method trains the same encoder with the same number of meta-iterations on
@@ -9,11 +10,12 @@ the same 20-way 1-shot tasks of glyphs and of Omniglot, with three seeds. Its
 inner learning rate is tuned on validation tasks, on the same grid of factors
 for every method. See "Every method on the same tasks" in docs/methods.md.
 
-The work is divided into cells: the tuning of a method on a data set, or a
-training with its evaluation. A complete cell is a JSON file in --results, which
-is reused; the runs are in --workdir and are needed only until their cell is
-complete. Cells of other settings are run again. Takes about six hours on 2 CPU
-cores; --quick takes ten minutes and writes to --workdir only.
+The work is divided into cells: the tuning of a method on a data set, a training
+with its evaluation, or a timing, for which nothing else should run. A complete
+cell is a JSON file in --results, which is reused; the runs are in --workdir and
+are needed only until their cell is complete. Cells of other settings are run
+again. Takes about six hours on 2 CPU cores; --quick takes ten minutes and writes
+to --workdir only.
 """
 
 import argparse
@@ -36,14 +38,14 @@ from maml_jax.experiment.metrics_log import read_records
 from maml_jax.utils.errors import UserError
 from maml_jax.utils.huge_pages import restart_with_huge_pages
 from studies import family_tables
-from studies.family_cells import Cell, Store, make_cells, pack_counts
+from studies.family_cells import STAGES, Cell, Store, make_cells, pack_counts
 from studies.family_methods import DATASETS, METHODS, PRETRAINED, tuned_rates
 
 SEEDS = (0, 1, 2)
 RESULTS = pathlib.Path(__file__).parent / 'family_results'
 MORE_STEPS = (1, 2, 3, 5, 7, 10, 15, 20)
 # Expected durations, used until a cell of the same stage is complete.
-SECONDS = {'tune': 120.0, 'run': 240.0}
+SECONDS = {'tune': 120.0, 'run': 240.0, 'time': 60.0}
 
 
 def run_cell(cell: Cell, store: Store, workdir: pathlib.Path) -> dict | None:
@@ -55,6 +57,11 @@ def run_cell(cell: Cell, store: Store, workdir: pathlib.Path) -> dict | None:
   run_dir = _run_dir(workdir, cell, rate)
   if _train(config, run_dir):
     return None
+  if cell.stage == 'time':
+    return {
+      'seconds_per_iteration': _seconds_per_iteration(run_dir, config),
+      'megabytes': temporary_megabytes(config),
+    }
   if config.train.objective == 'classes':
     evaluation = _evaluate_pretrained(config, run_dir)
   else:
@@ -63,8 +70,6 @@ def run_cell(cell: Cell, store: Store, workdir: pathlib.Path) -> dict | None:
     'rate': rate,
     'num_steps': config.eval.num_steps,
     'classes': _count_classes(config),
-    'seconds_per_iteration': _seconds_per_iteration(run_dir),
-    'megabytes': temporary_megabytes(config),
     **evaluation,
   }
 
@@ -94,7 +99,8 @@ def tune(cell: Cell, store: Store, workdir: pathlib.Path) -> dict:
 
 def _run_dir(workdir, cell: Cell, rate: float | None) -> pathlib.Path:
   suffix = '' if rate is None else f'-rate{rate:g}'
-  return workdir / f'{cell.dataset}-{cell.method}{suffix}-seed{cell.seed}'
+  suffix += '-time' if cell.stage == 'time' else f'-seed{cell.seed}'
+  return workdir / f'{cell.dataset}-{cell.method}{suffix}'
 
 
 def _train(config, run_dir: pathlib.Path) -> int:
@@ -115,12 +121,17 @@ def _count_classes(config) -> dict[str, int]:
   return {p.split: len(setup.load_split(config, p).size) for p in phases}
 
 
-def _seconds_per_iteration(run_dir: pathlib.Path) -> float:
-  """Returns the median over calls, which excludes compilation."""
+def _seconds_per_iteration(run_dir: pathlib.Path, config) -> float:
+  """Returns the median over the calls of the last epoch.
+
+  It excludes compilation, which is part of the first call.
+  """
+  start = (config.train.num_epochs - 1) * config.train.steps_per_epoch
   seconds, last = [], 0
   for record in read_records(run_dir):
     if record['split'] == 'train':
-      seconds.append(record['seconds'] / (record['step'] - last))
+      if last >= start:
+        seconds.append(record['seconds'] / (record['step'] - last))
       last = record['step']
   return statistics.median(seconds)
 
@@ -268,6 +279,7 @@ def make_parser() -> argparse.ArgumentParser:
   add('--only', nargs='+', choices=METHODS, default=list(METHODS))
   add('--dataset', nargs='+', choices=DATASETS, default=list(DATASETS))
   add('--seed', nargs='+', type=int, default=list(SEEDS), help='default 0 1 2')
+  add('--stage', nargs='+', choices=STAGES, default=list(STAGES))
   add('--status', action='store_true', help='list the cells')
   add('--table', action='store_true', help='write the tables and the figure')
   add(
@@ -289,6 +301,7 @@ def main(argv: Sequence[str]) -> int:
     args.dataset, args.seed = ['glyphs'], [0]
   store = Store(args.results, args.quick)
   cells = list(make_cells(args.dataset, args.only, args.seed))
+  cells = [cell for cell in cells if cell.stage in args.stage]
   if args.status:
     print_status(cells, store)
     return 0

@@ -6,12 +6,13 @@ A tuning has the fields
 and a training with its evaluation
   rate, num_steps  inner learning rate and inner steps at test
   classes          number of classes in each split of the data set
-  seconds_per_iteration, megabytes
-                   of a meta-iteration; temporary memory of each device
   rows             name of the row -> protocol -> accuracy; `right` is the
                    number of right answers in each task, see `pack_counts`
   steps            inner steps at test -> transductive accuracy
-Both have the settings, the duration in seconds, the commit, versions and the
+and a timing, which needs an idle machine,
+  seconds_per_iteration, megabytes
+                   of a meta-iteration; temporary memory of each device
+All have the settings, the duration in seconds, the commit, versions and the
 machine.
 """
 
@@ -30,7 +31,23 @@ from maml_jax.evaluation import results
 from maml_jax.utils.files import write_text
 from studies.family_methods import METHODS, read_config, tuned_rates
 
-__all__ = ['Cell', 'Store', 'make_cells', 'pack_counts', 'unpack_counts']
+__all__ = [
+  'STAGES',
+  'Cell',
+  'Store',
+  'make_cells',
+  'pack_counts',
+  'unpack_counts',
+]
+
+STAGES = ('tune', 'run', 'time')
+# The training of a timing. The second epoch is timed, in which MAML++ has the
+# loss that most of its training has.
+TIMED = {
+  'train.num_epochs': 2,
+  'train.steps_per_epoch': 30,
+  'val.num_tasks': 8,
+}
 
 
 class Cell(NamedTuple):
@@ -39,8 +56,8 @@ class Cell(NamedTuple):
   Attributes:
     dataset: name of the data set.
     method: a key of `METHODS`.
-    seed: of the training; tuning uses 0.
-    stage: 'tune', or 'run': a training and its evaluation.
+    seed: of the training; tuning and timing use 0.
+    stage: 'tune'; 'run', a training and its evaluation; or 'time'.
   """
 
   dataset: str
@@ -51,7 +68,7 @@ class Cell(NamedTuple):
   @property
   def name(self) -> str:
     """The name of its file in --results, without the suffix."""
-    last = 'tune' if self.stage == 'tune' else f'seed{self.seed}'
+    last = f'seed{self.seed}' if self.stage == 'run' else self.stage
     return f'{self.dataset}-{self.method}-{last}'
 
 
@@ -97,12 +114,15 @@ class Store:
 
   def config(self, cell: Cell, rate: float | None):
     """Returns the config of a training of a cell."""
-    return read_config(*cell[:3], rate, quick=self.quick)
+    config = read_config(*cell[:3], rate, quick=self.quick)
+    if cell.stage == 'time':
+      config.update_from_flattened_dict(TIMED)
+    return config
 
   def settings(self, cell: Cell) -> dict:
     """Returns the config fields that are not at their defaults, as JSON."""
     defaults = flatten(default_config.get_config())
-    rate = self.rate(cell) if cell.stage == 'run' else None
+    rate = None if cell.stage == 'tune' else self.rate(cell)
     fields = flatten(self.config(cell, rate))
     changed = {k: v for k, v in fields.items() if v != defaults[k]}
     if cell.stage == 'tune':
@@ -111,7 +131,7 @@ class Store:
 
 
 def make_cells(datasets, methods, seeds) -> Iterator[Cell]:
-  """Yields cells, breadth first: all methods with one seed, then the next."""
+  """Yields all methods with one seed, then the next; last, the timings."""
   tuned = set()
   for seed in seeds:
     for dataset in datasets:
@@ -122,6 +142,10 @@ def make_cells(datasets, methods, seeds) -> Iterator[Cell]:
           tuned.add((dataset, method))
           yield Cell(dataset, method, 0, 'tune')
         yield Cell(dataset, method, seed, 'run')
+  for dataset in datasets:
+    for method in methods:
+      if dataset in METHODS[method].datasets:
+        yield Cell(dataset, method, 0, 'time')
 
 
 def pack_counts(counts: np.ndarray) -> str:

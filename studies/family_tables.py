@@ -31,21 +31,25 @@ class Row(NamedTuple):
     cells: seed -> complete cell.
     accuracy: protocol -> seed -> accuracies [T] of the tasks.
     base: the same of MAML, for the seeds it is complete for.
+    timing: the complete cell of its timing, or None.
   """
 
   name: str
   cells: dict[int, dict]
   accuracy: dict[str, dict[int, np.ndarray]]
   base: dict[str, dict[int, np.ndarray]]
+  timing: dict | None
 
 
 def make_rows(cells: Cells, dataset: str) -> list[Row]:
   """Returns the rows of a data set, highest transductive accuracy first."""
   found: dict[str, dict[int, dict]] = {}
+  timings = {}
   for cell, result in cells.items():
     if result and cell.stage == 'run' and cell.dataset == dataset:
       for name in result['rows']:
         found.setdefault(name, {})[cell.seed] = result
+        timings[name] = cells.get(cell._replace(seed=0, stage='time'))
   accuracy = {
     name: {
       protocol: {
@@ -57,7 +61,10 @@ def make_rows(cells: Cells, dataset: str) -> list[Row]:
     for name, by_seed in found.items()
   }
   base = accuracy.get(BASE, {protocol: {} for protocol in PROTOCOLS})
-  rows = [Row(name, found[name], accuracy[name], base) for name in found]
+  rows = [
+    Row(name, found[name], accuracy[name], base, timings[name])
+    for name in found
+  ]
   return sorted(rows, key=lambda row: -_mean(row, 'transductive'))
 
 
@@ -135,11 +142,10 @@ def _format_row(row: Row) -> list[str]:
     cell['rows'][row.name]['transductive'].get('before')
     for cell in row.cells.values()
   ]
-  seconds = np.mean([c['seconds_per_iteration'] for c in row.cells.values()])
   texts += [
     '' if None in before else f'{100 * np.mean(before):.1f}',
-    f'{seconds:.2f}',
-    f'{first["megabytes"]:.0f}',
+    f'{row.timing["seconds_per_iteration"]:.2f}' if row.timing else '',
+    f'{row.timing["megabytes"]:.0f}' if row.timing else '',
     len(row.cells),
   ]
   return texts

@@ -103,8 +103,6 @@ def make_cell(method, seed, right, **fields):
     'rate': 0.1,
     'num_steps': 5,
     'classes': {'train': 60, 'val': 20, 'test': 30},
-    'seconds_per_iteration': 0.25,
-    'megabytes': 12.3,
     'rows': {method: {'transductive': row, 'inductive': row}},
     'steps': {'0': 0.05, '5': 0.5},
     'seconds': 100.0,
@@ -138,6 +136,9 @@ def test_family_differences_are_paired_over_tasks_and_over_seeds():
 def test_family_tables_state_missing_cells():
   missing = Cell('glyphs', 'maml', 1, 'run')
   cells = dict([make_cell('maml', 0, [5, 5, 5])]) | {missing: None}
+  timing = {'seconds_per_iteration': 0.25, 'megabytes': 12.3}
+  _, result = make_cell('maml', 0, [5], **timing)
+  cells[Cell('glyphs', 'maml', 0, 'time')] = result
   text = family_tables.markdown(cells)
   line = '| MAML | 0.1 | 5 | 50.0 ± 0.0 |  | 50.0 ± 0.0 |  | 5.0 | 0.25 | 12 |'
   assert line in text
@@ -158,7 +159,7 @@ def test_family_methods_share_encoder_tasks_and_iterations():
         config.train.num_epochs * config.train.steps_per_epoch,
       )
   assert len(shared) == len(METHODS) - 1  # one is for Omniglot only
-  assert set(shared.values()) == {('convnet4', 20, 6, (20, 1, 5), 4, 1000)}
+  assert set(shared.values()) == {('convnet4', 20, 6, (20, 1, 5), 4, 500)}
 
 
 def test_family_cells_are_breadth_first_and_tuned_once():
@@ -175,6 +176,7 @@ def test_family_cells_are_breadth_first_and_tuned_once():
     'glyphs-maml-seed1',
     'glyphs-proto_net-seed1',
   ]
+  assert cells[-1].name == 'omniglot-proto_net-time'
 
 
 def test_family_cells_of_other_settings_are_missing(tmp_path):
