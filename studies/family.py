@@ -14,8 +14,8 @@ The work is divided into cells: the tuning of a method on a data set, a training
 with its evaluation, or a timing, for which nothing else should run. A complete
 cell is a JSON file in --results, which is reused; the runs are in --workdir and
 are needed only until their cell is complete. Cells of other settings are run
-again. Takes about six hours on 2 CPU cores; --quick takes ten minutes and writes
-to --workdir only.
+again. Takes about six hours on 2 CPU cores; --quick takes ten minutes and
+writes to --workdir only.
 """
 
 import argparse
