@@ -171,9 +171,7 @@ def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
   sum x - c, a sum that is 0, too.
   """
   mean = x.mean(axes, keepdims=True)
-  center = lax.stop_gradient(mean)
-  squares = jnp.square(x - center).mean(axes, keepdims=True)
-  return mean, squares - jnp.square(mean - center)
+  return mean, jnp.square(x - mean).mean(axes, keepdims=True)
 
 
 def _channels(vector):
