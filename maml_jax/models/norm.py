@@ -164,12 +164,7 @@ class BatchNorm(nn.Module):
 
 
 def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-  """Returns the mean and biased variance over `axes`, kept with size 1.
-
-  The variance is E[(x - c)^2] - (mean - c)^2 for any constant c. If c is the
-  value of the mean, the second term is 0, and derivatives of the first do not
-  sum x - c, a sum that is 0, too.
-  """
+  """Returns the mean and biased variance over `axes`, kept with size 1."""
   mean = x.mean(axes, keepdims=True)
   return mean, jnp.square(x - mean).mean(axes, keepdims=True)
 
