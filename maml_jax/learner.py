@@ -410,7 +410,8 @@ def meta_gradient(
     each [T].
 
   Raises:
-    UserError: T is not a multiple of devices times `tasks_per_chunk`.
+    UserError: T is not a multiple of devices times `tasks_per_chunk`, or
+      `merge_tasks` is set for another network of `make_model`.
   """
 
   is_static = isinstance(epoch, int)

@@ -3,8 +3,6 @@
 The reference processes the tasks one after another.
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,8 +21,9 @@ from maml_jax.learner import (
   meta_gradient,
 )
 from maml_jax.models import ENCODERS, make_model
-from maml_jax.models.convnet import ConvBlock
+from maml_jax.models.convnet import ConvBlock, ConvNet4
 from maml_jax.sharding import make_mesh, merged_tasks_per_chunk
+from maml_jax.utils.errors import UserError
 
 WAYS, SHAPE = 3, (17, 18, 3)
 
@@ -35,15 +34,11 @@ def float64():
     yield
 
 
-class TwoBlocks(nn.Module):
+class TwoBlocks(ConvNet4):
   """The first two blocks of ConvNet4, which compile in half the time."""
 
-  width: int
-  norm: Callable
-  init: str = 'torch'
-
   @nn.compact
-  def __call__(self, x, *, train):
+  def __call__(self, x, *, train, context=None):
     x = ops.merge_channels(x)
     for name in ('conv1', 'conv2'):
       block = ConvBlock(self.width, self.norm(name), self.init, name=name)
@@ -184,6 +179,22 @@ def test_mixing_merged_channels_with_those_of_one_task_is_an_error():
 
   with pytest.raises(ValueError, match='combined with those of one task'):
     ops.vmap_merged(of_task, 0)(jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+  ('encoder', 'args'), [('resnet12', {}), ('convnet4', {'context_size': 2})]
+)
+def test_merging_other_networks_is_an_error(encoder, args):
+  model = make_model(encoder, WAYS, SHAPE, **args)
+  learner = make_learner(model, InnerConfig())
+  params, stats = jax.eval_shape(learner.init, jax.random.key(0))
+  with pytest.raises(UserError, match='needs a ConvNet4 without a context'):
+    jax.eval_shape(
+      lambda *args: meta_gradient(learner, *args, merge_tasks=True),
+      params,
+      stats,
+      make_episodes(2),
+    )
 
 
 class MeshOf:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from maml_jax import ops
 from maml_jax.models.convnet import ConvNet4
 from maml_jax.models.layers import Head, normalize
 from maml_jax.models.mlp import MLP
@@ -63,6 +64,9 @@ class Network(nn.Module):
 
   @nn.compact
   def features(self, inputs: Array, *, train: bool) -> Array:
+    merges = isinstance(self.encoder, ConvNet4) and not self.context_size
+    if ops.num_merged_tasks() > 1 and not merges:
+      raise UserError('merge_tasks=True needs a ConvNet4 without a context')
     context = {}
     if self.context_size:
       zeros = nn.initializers.zeros
