@@ -287,13 +287,14 @@ def test_mixed_mode_op_by_op_equals_default_mode():
   'gradient',
   ['first_order', pytest.param('exact', marks=pytest.mark.slow)],
 )
-def test_remat_does_not_change_results(gradient):
+def test_remat_and_unrolling_do_not_change_results(gradient):
   results = []
-  for remat in (True, False):
-    learner, params, stats = build_learner(gradient=gradient, remat=remat)
+  for loop in ({}, {'remat': False}, {'remat': False, 'unroll': True}):
+    learner, params, stats = build_learner(gradient=gradient, **loop)
     run = jax.jit(make_program('second order', learner, tasks_per_chunk=1))
     results.append(run(params, stats, make_episodes(1)))
-  assert_close(*results)
+  assert_close(results[0], results[1])
+  assert_close(results[2], results[1])
 
 
 @pytest.mark.slow

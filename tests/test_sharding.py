@@ -21,6 +21,7 @@ from maml_jax.sharding import (
   default_tasks_per_chunk,
   make_mesh,
   map_tasks,
+  merged_tasks_per_chunk,
   unrolls_inner_loop,
 )
 from maml_jax.utils.errors import UserError
@@ -216,3 +217,22 @@ def test_platform_of_the_mesh_decides_the_tasks_per_chunk(platform, tasks):
 )
 def test_inner_loop_is_unrolled_on_gpus(platform, steps, unrolls):
   assert unrolls_inner_loop(MeshOf(platform), steps) == unrolls
+
+
+@pytest.mark.parametrize(
+  ('platform', 'width', 'tasks', 'expected'),
+  [
+    ('tpu', 32, 4, 4),
+    ('tpu', 32, 8, 4),
+    ('tpu', 32, 6, 3),
+    ('tpu', 64, 4, 2),
+    ('tpu', 256, 4, 1),
+    ('tpu', 32, 1, 1),
+    ('cpu', 32, 4, 1),
+    ('gpu', 32, 4, 1),
+  ],
+)
+def test_tasks_are_merged_to_fill_the_lanes_of_tpus(
+  platform, width, tasks, expected
+):
+  assert merged_tasks_per_chunk(MeshOf(platform), width, tasks) == expected

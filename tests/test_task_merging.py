@@ -22,7 +22,7 @@ from maml_jax.learner import (
 )
 from maml_jax.models import ENCODERS, make_model
 from maml_jax.models.convnet import ConvBlock, ConvNet4
-from maml_jax.sharding import make_mesh, merged_tasks_per_chunk
+from maml_jax.sharding import make_mesh
 from maml_jax.utils.errors import UserError
 
 WAYS, SHAPE = 3, (17, 18, 3)
@@ -197,33 +197,6 @@ def test_merging_other_networks_is_an_error(encoder, args):
     )
 
 
-class MeshOf:
-  """A mesh of one device of a platform that this machine may lack."""
-
-  def __init__(self, platform):
-    self.devices = np.array([self])
-    self.platform = platform
-
-
-@pytest.mark.parametrize(
-  ('platform', 'width', 'tasks', 'expected'),
-  [
-    ('tpu', 32, 4, 4),
-    ('tpu', 32, 8, 4),
-    ('tpu', 32, 6, 3),
-    ('tpu', 64, 4, 2),
-    ('tpu', 256, 4, 1),
-    ('tpu', 32, 1, 1),
-    ('cpu', 32, 4, 1),
-    ('gpu', 32, 4, 1),
-  ],
-)
-def test_tasks_are_merged_to_fill_the_lanes_of_tpus(
-  platform, width, tasks, expected
-):
-  assert merged_tasks_per_chunk(MeshOf(platform), width, tasks) == expected
-
-
 @pytest.mark.parametrize(
   ('fields', 'chunk', 'merges'),
   [
@@ -242,10 +215,7 @@ def test_tasks_are_merged_to_fill_the_lanes_of_tpus(
 def test_networks_that_are_merged_in_training(
   monkeypatch, fields, chunk, merges
 ):
-  for module in ('sharding', 'experiment.setup'):
-    monkeypatch.setattr(
-      f'maml_jax.{module}.mesh_platform', lambda mesh: 'tpu', raising=False
-    )
+  monkeypatch.setattr('maml_jax.sharding.mesh_platform', lambda mesh: 'tpu')
   config = load_preset('mini_5w1s')
   config.update_from_flattened_dict(fields)
   sharding = setup.train_sharding(
