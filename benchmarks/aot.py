@@ -3,7 +3,6 @@
   python -m benchmarks.aot --platform tpu --topology v5e:2x2 --chips 1 \\
     --config mini_5w1s --inner.remat
   python -m benchmarks.aot --platform cuda --target h100
-  python -m benchmarks.aot --table FILE     rows of --json as Markdown
 
 `make aot` creates the environment .venv-aot with the compiler of TPUs; `make
 aot EXTRAS=cuda` adds that of NVIDIA GPUs, 4 GB. Fields of the config are flags,
@@ -28,7 +27,6 @@ import pathlib
 import sys
 import time
 from functools import partial
-from typing import NamedTuple
 
 # The process itself runs on the CPU. The compiler of TPUs must not look for a
 # chip, nor lock the machine.
@@ -47,6 +45,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from benchmarks import aot_hlo  # noqa: E402
+from benchmarks.chips import CHIPS, Chip  # noqa: E402
 from benchmarks.flops import count_flops  # noqa: E402
 from maml_jax import config as config_lib  # noqa: E402
 from maml_jax import data  # noqa: E402
@@ -65,32 +64,6 @@ KINDS = ('convolution', 'pooling', 'norm', 'copy', 'other', 'all-reduce')
 CONVOLUTIONS = ('forward', 'backward-input', 'backward-filter', 'grouped')
 
 
-class Chip(NamedTuple):
-  """The speed of a chip as specified by its manufacturer.
-
-  Attributes:
-    peak_flops: operations per second, by `config.precision`.
-    memory_bandwidth: bytes per second.
-    clock: cycles per second; None if the compiler estimates no cycles.
-  """
-
-  peak_flops: dict[str, float]
-  memory_bandwidth: float
-  clock: float | None = None
-
-
-def _tpu(bfloat16: float, memory_bandwidth: float, clock: float) -> Chip:
-  # JAX computes float32 products in six bfloat16 passes, tf32 in three.
-  peak = {'bfloat16': bfloat16, 'tf32': bfloat16 / 3, 'float32': bfloat16 / 6}
-  return Chip(peak, memory_bandwidth, clock)
-
-
-CHIPS = {
-  'v5e': _tpu(197e12, 819e9, 1.5e9),
-  'v5p': _tpu(459e12, 2765e9, 1.75e9),
-  'v6e': _tpu(918e12, 1640e9, 1.75e9),
-  'h100': Chip({'bfloat16': 989e12, 'tf32': 495e12, 'float32': 67e12}, 3352e9),
-}
 # What the compiler of each platform is called.
 COMPILERS = {
   'tpu': ('libtpu', 'tpu'),
@@ -228,8 +201,11 @@ def measure(config, devices: list, chip: Chip, save: str | None = None) -> dict:
   # The outer loop over meta-iterations runs once.
   flops = count_flops(traced.jaxpr, while_trips=1) / sharding.mesh.size
   program = aot_hlo.summarize(aot_hlo.parse(text))
+  params = jax.tree.leaves(traced.args_info[0][0].params)
   row = {
     'chips': sharding.mesh.size,
+    'tasks': config.train.meta_batch_size / sharding.mesh.size,
+    'parameters': sum(math.prod(x.shape) for x in params),
     'compile_s': seconds,
     'argument_mb': memory.argument_size_in_bytes / 1e6,
     'temporary_mb': memory.temp_size_in_bytes / 1e6,
@@ -260,38 +236,17 @@ def format_row(row: dict) -> str:
   """Returns a row as one line for each number."""
   width = max(map(len, row))
   return '\n'.join(
-    f'{name.replace("_", " "):{width}}  {_format(value)}'
+    f'{name.replace("_", " "):{width}}  {format_number(value)}'
     for name, value in row.items()
   )
 
 
-def _format(value) -> str:
+def format_number(value) -> str:
+  """Returns a number with three digits and separators."""
   if not isinstance(value, float):
     return f'{value:,}' if isinstance(value, int) else str(value)
   digits = 0 if not value else max(0, 2 - math.floor(math.log10(abs(value))))
   return f'{value:,.{min(digits, 3)}f}'
-
-
-def markdown_table(rows: list[dict]) -> str:
-  """Returns the most important columns of rows as Markdown."""
-  columns = {
-    'workload': lambda row: row['name'],
-    'chips': lambda row: row['chips'],
-    'compiler estimate': lambda row: (
-      f'{_format(row["ms"])} ms' if 'ms' in row else ''
-    ),
-    'roofline': lambda row: f'{_format(row["roofline_ms"])} ms',
-    'temporary memory': lambda row: f'{_format(row["temporary_mb"])} MB',
-    'moved': lambda row: f'{_format(row["moved_gb"])} GB',
-    'GFLOP': lambda row: _format(row['gflop']),
-    'kernels': lambda row: _format(row['kernels']),
-    'compile time': lambda row: f'{row["compile_s"]:,.0f} s',
-  }
-  lines = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
-  for row in rows:
-    cells = (str(cell(row)) for cell in columns.values())
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines)
 
 
 def main(argv=None) -> int:
@@ -307,15 +262,9 @@ def main(argv=None) -> int:
   add('--target', default='h100', help='the GPU; default h100')
   add('--chips', type=int, default=1, help='chips to use; default 1')
   add('--config', default='mini_5w1s', help='a preset or a file')
-  add('--name', help='the name of the row; default: the flags')
   add('--json', metavar='FILE', help='append the row to this file')
   add('--hlo', metavar='FILE', help='write the compiled program to this file')
-  add('--table', metavar='FILE', help='print rows of --json as Markdown')
   args, overrides = parser.parse_known_args(argv)
-  if args.table:
-    lines = pathlib.Path(args.table).read_text().splitlines()
-    print(markdown_table([json.loads(line) for line in lines]))
-    return 0
   try:
     topology = args.topology or (
       'v5e:2x2' if args.platform == 'tpu' else f'1x1x{args.chips}'
@@ -329,7 +278,7 @@ def main(argv=None) -> int:
         f'--chips={args.chips}: {topology} has {len(devices)} chips'
       )
     row = {
-      'name': args.name or ' '.join([args.config, *overrides]),
+      'name': ' '.join([args.config, *overrides]),
       'chip': name,
       **measure(config, devices[: args.chips], CHIPS[name], args.hlo),
     }

@@ -32,7 +32,7 @@ from benchmarks.timing import (
 )
 from benchmarks.workload import Workload
 from maml_jax import config as config_lib
-from maml_jax import sharding, train
+from maml_jax import platforms, sharding, train
 from maml_jax.data import spec
 from maml_jax.data.augment import with_augmentation
 from maml_jax.data.episodes import make_transform
@@ -161,7 +161,7 @@ def _measure_sampling(fixtures: Fixtures, augmentation: str) -> dict:
   sample_all = sharding.map_tasks(
     lambda dataset, key: sampler(key, dataset),
     fixtures.mesh,
-    sharding.default_tasks_per_chunk(fixtures.mesh),
+    platforms.default_tasks_per_chunk(fixtures.mesh),
   )
   keys = jax.random.split(jax.random.key(0), fixtures.work.tasks)
   alone = partial(jax.jit(sample_all), fixtures.dataset, keys)

@@ -25,7 +25,7 @@ from benchmarks.timing import (
 )
 from benchmarks.with_jax import compile_program, fitting_mesh
 from benchmarks.workload import Workload
-from maml_jax import inner_loop, ops, sharding
+from maml_jax import inner_loop, ops, platforms
 from maml_jax.models import norm
 from maml_jax.sharding import make_mesh
 
@@ -150,7 +150,7 @@ def variants():
   return {
     'unrolled inner loop': patched(inner_loop, 'lax', UnrolledLax),
     'all tasks at once': patched(
-      sharding, 'default_tasks_per_chunk', lambda mesh: None
+      platforms, 'default_tasks_per_chunk', lambda mesh: None
     ),
     'one device, threads': contextlib.nullcontext(),
     'pooling after scaling': patched_norm(pool_after_scaling),

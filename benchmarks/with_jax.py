@@ -17,7 +17,7 @@ from benchmarks.workload import (
   random_images,
 )
 from maml_jax import config as config_lib
-from maml_jax import ops, sharding
+from maml_jax import ops, platforms
 from maml_jax.data.episodes import sample_episode
 from maml_jax.experiment import setup
 from maml_jax.experiment.optimizers import make_optimizer
@@ -108,7 +108,7 @@ def workload_optimizer(work: Workload) -> optax.GradientTransformation:
 def fitting_mesh(num_tasks: int):
   """Returns a mesh of as many devices as the tasks divide evenly over."""
   devices = jax.devices()
-  tasks_per_chunk = sharding.default_tasks_per_chunk(make_mesh()) or 1
+  tasks_per_chunk = platforms.default_tasks_per_chunk(make_mesh()) or 1
   counts = [
     n
     for n in range(1, len(devices) + 1)
@@ -124,7 +124,7 @@ def make_program(work: Workload, mesh=None):
   episodes = Episode(
     *(Batch(*map(jnp.asarray, batch)) for batch in random_episodes(work))
   )
-  tasks_per_chunk = sharding.default_tasks_per_chunk(mesh or make_mesh())
+  tasks_per_chunk = platforms.default_tasks_per_chunk(mesh or make_mesh())
 
   def train(params, opt_state, episodes):
     grads, *_ = meta_gradient(
@@ -185,7 +185,7 @@ def workload_train_step(work: Workload, sample_episode, mesh):
     meta_batch_size=work.tasks,
     max_steps=MAX_STEPS,
     mesh=mesh,
-    tasks_per_chunk=sharding.default_tasks_per_chunk(mesh),
+    tasks_per_chunk=platforms.default_tasks_per_chunk(mesh),
   )
   return step, jax.jit(partial(init_state, learner, tx))(jax.random.key(0))
 
@@ -234,7 +234,7 @@ def make_pretraining_iteration(precision: str):
     meta_batch_size=PARTS,
     max_steps=1,
     mesh=mesh,
-    tasks_per_chunk=sharding.default_tasks_per_chunk(mesh),
+    tasks_per_chunk=platforms.default_tasks_per_chunk(mesh),
   )
   state = replicate(init_state(learner, tx, jax.random.key(0)), mesh)
   with setup.matmul_precision(config):

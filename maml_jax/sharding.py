@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maml_jax.ops import vmap_merged
+from maml_jax.platforms import uses_all_gather
 from maml_jax.types import PyTree
 from maml_jax.utils import distributed
 from maml_jax.utils.errors import UserError
@@ -26,22 +27,16 @@ __all__ = [
   'TaskSharding',
   'choose_layout',
   'constrain_replicated',
-  'default_tasks_per_chunk',
   'first_devices',
   'make_mesh',
   'map_tasks',
   'mean_over_tasks',
-  'merged_tasks_per_chunk',
-  'mesh_platform',
   'nearest_multiples',
   'one_device_per_core',
   'require_divisible',
-  'unrolls_inner_loop',
-  'uses_all_gather',
 ]
 
 TASK_AXIS = 'task'
-TPU_LANES = 128
 # The images of a split stay on the host if they need more of a device's memory.
 MAX_IMAGE_MEMORY_SHARE = 1 / 3
 _WAIT_FOR_DEVICES = '--xla_cpu_collective_call_terminate_timeout_seconds=86400'
@@ -95,55 +90,6 @@ def one_device_per_core(meta_batch_size: int, tasks_per_chunk: int = 1) -> None:
     # which happens on busy machines.
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{_WAIT_FOR_DEVICES} {flags}'.strip()
-
-
-def default_tasks_per_chunk(mesh: Mesh) -> int | None:
-  """Returns how many tasks a device should vectorize; None: all of them.
-
-  A CPU runs the kernels of several tasks one after another anyway, and faster
-  with a small working set. A TPU would store the tasks along a spatial axis of
-  convolutions, which leaves lanes empty and needs more memory. A GPU needs the
-  work of all tasks at once.
-
-  Args:
-    mesh: the devices, from `make_mesh`.
-  """
-  return 1 if mesh_platform(mesh) in ('cpu', 'tpu') else None
-
-
-def unrolls_inner_loop(mesh: Mesh, num_steps: int) -> bool:
-  """Returns whether to compile each inner step separately.
-
-  A GPU stores and loads each array of a loop that derivatives need by a kernel
-  of its own, a third of all kernels. More than 10 steps take long to compile.
-  """
-  return mesh_platform(mesh) not in ('cpu', 'tpu') and num_steps <= 10
-
-
-def mesh_platform(mesh: Mesh) -> str:
-  """Returns the platform of the devices of a mesh, such as 'cpu' or 'tpu'.
-
-  It may differ from `jax.default_backend()`.
-  """
-  return mesh.devices.flat[0].platform
-
-
-def merged_tasks_per_chunk(
-  mesh: Mesh, width: int, tasks_per_device: int
-) -> int:
-  """Returns how many tasks a device should process with merged channels.
-
-  On TPUs, as many as fill the lanes; 1 on other platforms.
-
-  Args:
-    mesh: the devices, from `make_mesh`.
-    width: the largest number of channels of a layer.
-    tasks_per_device: a multiple of the result.
-  """
-  if mesh_platform(mesh) != 'tpu':
-    return 1
-  counts = range(1, max(1, min(tasks_per_device, TPU_LANES // width)) + 1)
-  return max(n for n in counts if tasks_per_device % n == 0)
 
 
 def mean_over_tasks(
@@ -282,16 +228,6 @@ def _on_one_device(fn, tasks_per_chunk, merge_tasks):
     return jax.tree.map(lambda x: x.mean(0), averaged), kept
 
   return local
-
-
-def uses_all_gather(mesh: Mesh) -> bool:
-  """Returns whether sums over devices use an all-gather, not an all-reduce.
-
-  This is the case on CPUs, where an all-reduce between processes adds in a
-  different order than one between the devices of a process, so that results
-  would not be bit-identical.
-  """
-  return mesh_platform(mesh) == 'cpu'
 
 
 def constrain_replicated(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -48,11 +48,8 @@ from maml_jax.inner_loop import (
   model_params,
   require_adapted_head,
 )
-from maml_jax.sharding import (
-  TaskSharding,
-  nearest_multiples,
-  unrolls_inner_loop,
-)
+from maml_jax.platforms import unrolls_inner_loop
+from maml_jax.sharding import TaskSharding, nearest_multiples
 from maml_jax.train_step import init_state, make_train_step
 from maml_jax.types import Dataset, MetaState, PyTree
 from maml_jax.utils import console, distributed

@@ -17,12 +17,14 @@ from maml_jax.learner import (
   make_learner,
   meta_gradient,
 )
-from maml_jax.sharding import (
+from maml_jax.platforms import (
   default_tasks_per_chunk,
-  make_mesh,
-  map_tasks,
   merged_tasks_per_chunk,
   unrolls_inner_loop,
+)
+from maml_jax.sharding import (
+  make_mesh,
+  map_tasks,
 )
 from maml_jax.utils.errors import UserError
 
@@ -213,9 +215,17 @@ def test_platform_of_the_mesh_decides_the_tasks_per_chunk(platform, tasks):
 
 @pytest.mark.parametrize(
   ('platform', 'steps', 'unrolls'),
-  [('cpu', 5, False), ('tpu', 5, False), ('gpu', 5, True), ('gpu', 20, False)],
+  [
+    ('cpu', 1, False),
+    ('tpu', 5, True),
+    ('tpu', 6, False),
+    ('gpu', 10, True),
+    ('gpu', 20, False),
+  ],
 )
-def test_inner_loop_is_unrolled_on_gpus(platform, steps, unrolls):
+def test_short_inner_loops_are_unrolled_on_accelerators(
+  platform, steps, unrolls
+):
   assert unrolls_inner_loop(MeshOf(platform), steps) == unrolls
 
 

@@ -6,6 +6,7 @@ Q queries per class.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from maml_jax.types import Array, Batch, Dataset, Episode
 from maml_jax.utils.errors import UserError
 
 __all__ = [
-  'build_episode',
   'check_dataset',
   'draw_distinct_tasks',
   'draw_positions',
@@ -24,7 +24,9 @@ __all__ = [
   'make_transform',
   'sample_episode',
   'split_episode',
+  'take_episode',
   'task_keys',
+  'transform_episode',
 ]
 
 
@@ -154,19 +156,33 @@ def draw_task_positions(
   )
 
 
-def build_episode(
-  key: Array, images: Array, *, shots: int, transform: Callable
-) -> Episode:
+def take_episode(take: Callable, positions: Array, *, shots: int) -> Episode:
   """Returns the `Episode` of the images at the positions of a task.
+
+  Support and query images are gathered separately. Slicing them from the
+  images of all classes would copy them on a TPU.
+
+  Args:
+    take: `take(positions)`, which gathers images [N, H, W, C] at positions [N].
+    positions: [W, S + Q] int32, from `draw_positions`.
+    shots: S.
+  """
+  episode = split_episode(positions, shots=shots)
+  return Episode(*(x._replace(inputs=take(x.inputs)) for x in episode))
+
+
+def transform_episode(
+  key: Array, episode: Episode, transform: Callable
+) -> Episode:
+  """Transforms the images of a task as `sample_episode` does.
 
   Args:
     key: the key passed to `draw_task_positions`.
-    images: uint8 [W, S + Q, H, W, C], the images at these positions.
-    shots: S.
+    episode: uint8 images.
     transform: see `sample_episode`.
   """
   _, transform_key = jax.random.split(key)
-  return transform(transform_key, split_episode(images, shots=shots))
+  return transform(transform_key, episode)
 
 
 def sample_episode(
@@ -198,8 +214,9 @@ def sample_episode(
   positions = draw_task_positions(
     key, dataset, ways=ways, shots=shots, queries=queries
   )
-  images = jnp.take(dataset.images, positions, axis=0)
-  return build_episode(key, images, shots=shots, transform=transform)
+  take = partial(jnp.take, dataset.images, axis=0, mode='clip')
+  episode = take_episode(take, positions, shots=shots)
+  return transform_episode(key, episode, transform)
 
 
 def make_transform(

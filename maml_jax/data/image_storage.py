@@ -58,7 +58,7 @@ class ImageStorage(NamedTuple):
       stored: uint8 [M, *shape], from `pack`.
       positions: int [...], in 0..M-1.
     """
-    images = jnp.take(stored, positions, axis=0)
+    images = jnp.take(stored, positions, axis=0, mode='clip')
     if self.tile is None:
       return images
     images = images.reshape(*positions.shape, -1)

@@ -31,13 +31,12 @@ from maml_jax.learner import (
   squared_error,
 )
 from maml_jax.models import CONVNET_WIDTHS, make_model
+from maml_jax.platforms import default_tasks_per_chunk, merged_tasks_per_chunk
 from maml_jax.sharding import (
   TaskSharding,
   choose_layout,
-  default_tasks_per_chunk,
   first_devices,
   make_mesh,
-  merged_tasks_per_chunk,
   one_device_per_core,
 )
 from maml_jax.types import Array, Batch, Dataset, Episode, Model

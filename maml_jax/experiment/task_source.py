@@ -17,16 +17,18 @@ from ml_collections import ConfigDict
 
 from maml_jax import data
 from maml_jax.data.episodes import (
-  build_episode,
   draw_distinct_tasks,
   draw_task_positions,
   split_episode,
+  take_episode,
   task_keys,
+  transform_episode,
 )
 from maml_jax.data.image_storage import ImageStorage, image_storage
 from maml_jax.experiment import setup
 from maml_jax.experiment.setup import Phase
-from maml_jax.sharding import TaskSharding, mesh_platform
+from maml_jax.platforms import mesh_platform
+from maml_jax.sharding import TaskSharding
 from maml_jax.types import Array, Batch, Dataset, Episode, PyTree
 
 __all__ = [
@@ -102,7 +104,8 @@ def train_tasks(
 
   def build(key, shared, images):
     del shared
-    return build_episode(key, images, shots=phase.shots, transform=transform)
+    episode = split_episode(images, shots=phase.shots)
+    return transform_episode(key, episode, transform)
 
   placement = choose_placement(config, sharding, dataset)
   if placement == 'device':
@@ -111,7 +114,9 @@ def train_tasks(
 
     def sample(key, dataset):
       positions = draw_task_positions(key, dataset, **phase.shape)
-      return build(key, (), storage.take(dataset.images, positions))
+      take = partial(storage.take, dataset.images)
+      episode = take_episode(take, positions, shots=phase.shots)
+      return transform_episode(key, episode, transform)
 
     shared = sharding.replicate(dataset._replace(images=images))
     return TrainTasks(shared, sample, None, placement)
@@ -203,20 +208,24 @@ def eval_tasks(
   dataset = dataset._replace(images=images)
   transform = setup.phase_transform(config, phase)
 
-  def build(key, images):
-    return transform(key, split_episode(images, shots=phase.shots))
-
   if choose_placement(config, sharding, dataset) == 'device':
     storage = _storage(sharding, dataset)
+
+    def sample(key, images, rows):
+      take = partial(storage.take, images)
+      return transform(key, take_episode(take, rows, shots=phase.shots))
+
     return EvalTasks(
       sharding.replicate(storage.pack(dataset.images)),
-      lambda key, images, rows: build(key, storage.take(images, rows)),
+      sample,
       keys,
       lambda task_ids: (positions[task_ids],),
     )
   return EvalTasks(
     (),
-    lambda key, _, images: build(key, images),
+    lambda key, _, images: transform(
+      key, split_episode(images, shots=phase.shots)
+    ),
     keys,
     lambda task_ids: (dataset.images[positions[task_ids]],),
   )

@@ -1,0 +1,175 @@
+"""Compiles the workloads of docs/performance.md for TPUs and GPUs.
+
+  python -m benchmarks.aot_tables             # compile what is missing
+  python -m benchmarks.aot_tables --only h100 # for some of the chips only
+  python -m benchmarks.aot_tables --table     # print Markdown
+
+Runs in the environment of `benchmarks.aot`, with both extras. Each row is one
+run of `benchmarks.aot`, with the flags in its name, and is appended to --rows;
+rows of this file are not compiled again. Everything takes about four hours on
+2 CPU cores; the rows for GPUs take ten minutes.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from benchmarks.aot import format_number
+from benchmarks.chips import CHIPS
+
+ROWS = pathlib.Path(__file__).with_name('aot_rows.jsonl')
+BFLOAT16 = '--precision=bfloat16'
+TF32 = '--precision=tf32'
+REMAT = '--inner.remat'
+MIXED = '--inner.mixed_mode'
+WIDE = '--model.encoder=wide_convnet4'
+RESNET = '--model.encoder=resnet12'
+SINGLE = '--train.tasks_per_chunk=1'
+
+
+def steps(number: int) -> str:
+  return f'--inner.num_steps={number}'
+
+
+# Flags by chip and number of chips, those that matter most first.
+WORKLOADS = {
+  'h100': {
+    1: (
+      [],
+      [TF32],
+      [BFLOAT16],
+      [REMAT],
+      [MIXED],
+      [SINGLE],
+      [steps(1)],
+      [steps(10)],
+      [steps(20)],
+      [steps(20), REMAT],
+      [steps(20), MIXED],
+      [WIDE],
+      [WIDE, BFLOAT16],
+      [WIDE, REMAT],
+      [RESNET, REMAT],
+      [RESNET, REMAT, BFLOAT16],
+      [RESNET, REMAT, SINGLE],
+    ),
+    2: ([],),
+    4: ([],),
+    8: (['--train.meta_batch_size=8'],),
+  },
+  'v5e': {
+    1: (
+      [],
+      [BFLOAT16],
+      [BFLOAT16, WIDE],
+      [BFLOAT16, REMAT],
+      [BFLOAT16, MIXED],
+      [BFLOAT16, steps(1)],
+      [BFLOAT16, steps(20), REMAT],
+      [WIDE],
+      [BFLOAT16, RESNET, REMAT],
+      ['--train.tasks_per_chunk=4', REMAT],
+      [BFLOAT16, SINGLE],
+    ),
+    2: ([BFLOAT16],),
+    4: ([], [BFLOAT16], [BFLOAT16, WIDE]),
+    8: (['--train.meta_batch_size=8', BFLOAT16],),
+  },
+  'v5p': {1: ([BFLOAT16], [], [BFLOAT16, WIDE], [BFLOAT16, RESNET, REMAT])},
+  'v6e': {1: ([BFLOAT16], [], [BFLOAT16, WIDE], [BFLOAT16, RESNET, REMAT])},
+}
+# Machines with enough chips.
+TOPOLOGIES = {
+  'v5e': {8: 'v5e:2x4'},
+  'v5p': {1: 'v5p:2x2x1'},
+  'v6e': {1: 'v6e:2x2'},
+}
+
+
+def commands(chips: list[str]) -> Iterator[tuple[str, int, list[str]]]:
+  """Yields the chip, the number of chips and the flags of each row."""
+  for chip in chips:
+    for count, workloads in WORKLOADS[chip].items():
+      for flags in workloads:
+        yield chip, count, flags
+
+
+def arguments(chip: str, count: int, flags: list[str]) -> list[str]:
+  """Returns the arguments of `benchmarks.aot` for a row."""
+  if chip == 'h100':
+    machine = ['--platform=cuda', f'--target={chip}']
+  else:
+    topology = TOPOLOGIES[chip].get(count, f'{chip}:2x2')
+    machine = ['--platform=tpu', f'--topology={topology}']
+  return [*machine, f'--chips={count}', *flags]
+
+
+def load(path: pathlib.Path) -> list[dict]:
+  """Returns the rows of a file; none if it does not exist."""
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def compile_missing(path: pathlib.Path, chips: list[str]) -> int:
+  """Compiles the rows that a file lacks; returns how many failed."""
+  done = {(row['chip'], row['chips'], row['name']) for row in load(path)}
+  todo = [
+    (chip, count, flags)
+    for chip, count, flags in commands(chips)
+    if (chip, count, ' '.join(['mini_5w1s', *flags])) not in done
+  ]
+  failed = 0
+  for i, row in enumerate(todo):
+    args = arguments(*row)
+    print(f'[{i + 1}/{len(todo)}] benchmarks.aot {" ".join(args)}', flush=True)
+    program = [sys.executable, '-m', 'benchmarks.aot', f'--json={path}', *args]
+    failed += bool(subprocess.run(program).returncode)
+  return failed
+
+
+def markdown_table(rows: list[dict]) -> str:
+  """Returns the most important columns of rows as Markdown."""
+  columns = {
+    'chips': lambda row: f'{row["chips"]} {row["chip"]}',
+    'flags': lambda row: ' '.join(f'`{x}`' for x in row['name'].split()[1:]),
+    'compiler estimate': lambda row: (
+      f'{format_number(row["ms"])} ms' if 'ms' in row else ''
+    ),
+    'roofline': lambda row: f'{format_number(row["roofline_ms"])} ms',
+    'temporary memory': lambda row: f'{row["temporary_mb"]:,.0f} MB',
+    'moved': lambda row: f'{format_number(row["moved_gb"])} GB',
+    'GFLOP': lambda row: format_number(row['gflop']),
+    'kernels': lambda row: f'{row["kernels"]:,}',
+    'compile time': lambda row: f'{row["compile_s"]:,.0f} s',
+  }
+  lines = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
+  for row in rows:
+    cells = (str(cell(row)) for cell in columns.values())
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def main(argv=None) -> int:
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.aot_tables',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--rows', type=pathlib.Path, default=ROWS, help='default: %(default)s')
+  add('--only', nargs='+', choices=list(CHIPS), default=list(CHIPS))
+  add('--table', action='store_true', help='print the rows as Markdown')
+  args = parser.parse_args(argv)
+  if args.table:
+    rows = [row for row in load(args.rows) if row['chip'] in args.only]
+    print(markdown_table(rows))
+    return 0
+  return min(1, compile_missing(args.rows, args.only))
+
+
+if __name__ == '__main__':
+  sys.exit(main())
