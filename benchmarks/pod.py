@@ -62,7 +62,7 @@ def markdown_table(rows: list[dict]) -> str:
       estimate = estimate_iteration(row, CHIPS[row['chip']], chips)
       lines.append(
         f'| {row["chip"]}, {row["name"]} | {row["peak_mb"] / 1e3:.2f} GB | '
-        f'{chips} | {chips * row["tasks"]} | {1e3 * estimate["seconds"]:.2f} '
+        f'{chips} | {chips * row["tasks"]:g} | {1e3 * estimate["seconds"]:.2f} '
         f'ms | {estimate["tasks_per_second"]:,.0f} | '
         f'{estimate["sent_bytes"] / 1e6:.2f} MB | '
         f'{estimate["all_reduce_share"]:.2%} |'

@@ -82,9 +82,9 @@ class InnerConfig:
       of examples of a class; 'none'.
     remat: recompute each step in the backward pass instead of storing it, so
       that activation memory does not grow with `num_steps`.
-    unroll: compile each step separately instead of a loop. On GPUs, this saves
-      the copies of what the loop stores for its derivatives; compilation takes
-      longer. Ignored with `remat`, where XLA would recompute all steps at once.
+    unroll: compile each step separately instead of a loop. On accelerators,
+      this saves the copies of what the loop stores for its derivatives;
+      compilation takes longer. Ignored with `remat`, where XLA would recompute all steps at once.
     mixed_mode: compute second derivatives in forward-over-reverse mode, which
       stores as little as `remat`; see `mixed_mode`. Ignored in first order.
 

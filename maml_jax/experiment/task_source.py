@@ -211,13 +211,13 @@ def eval_tasks(
   if choose_placement(config, sharding, dataset) == 'device':
     storage = _storage(sharding, dataset)
 
-    def sample(key, images, rows):
+    def build(key, images, rows):
       take = partial(storage.take, images)
       return transform(key, take_episode(take, rows, shots=phase.shots))
 
     return EvalTasks(
       sharding.replicate(storage.pack(dataset.images)),
-      sample,
+      build,
       keys,
       lambda task_ids: (positions[task_ids],),
     )
