@@ -23,9 +23,8 @@ from jax.sharding import Mesh
 from maml_jax import inner_loop
 from maml_jax.learner_config import InnerConfig, OuterConfig, check_settings
 from maml_jax.outer_loss import (
-  implicit_surrogate,
+  implicit_loss,
   reptile_surrogate,
-  require_constant_stats,
   step_weights,
 )
 from maml_jax.sharding import mean_over_tasks
@@ -68,7 +67,7 @@ class Learner(NamedTuple):
       metrics))`: adapts to the support set and returns the outer loss, usually
       the mean loss over the query set. `metrics` holds those of `evaluate`;
       'support_loss', the support loss before the first inner step; and
-      'cg_residual' with implicit gradients, see `implicit_surrogate`. `stats`
+      'cg_residual' with implicit gradients, see `implicit_loss`. `stats`
       are the statistics to carry to the next task. `epoch` matters if the
       weights of a loss of all steps depend on it, and may be traced; it must be
       a Python int if `outer.first_order_epochs` is set.
@@ -205,7 +204,7 @@ def make_learner(
       value = lax.stop_gradient(value)
       value += reptile_surrogate(inner_loop.model_params(first), adapted)
     elif now.gradient == 'implicit':
-      value, residual = _implicit_loss(
+      value, residual = implicit_loss(
         lambda params, stats: support_loss(params, stats, support),
         observed(score_query, support),
         (first, first_stats),
@@ -327,42 +326,6 @@ def _make_scores(
     return loss_fn(scaled, batch.targets), metrics
 
   return predict, score
-
-
-def _implicit_loss(
-  support_loss: Callable,
-  score_query: Callable,
-  first: tuple[PyTree, PyTree],
-  adapted: tuple[PyTree, PyTree],
-  inner: InnerConfig,
-  outer: OuterConfig,
-) -> tuple[Array, Array]:
-  """Returns the outer loss of iMAML, and the residual of its linear system.
-
-  Args:
-    support_loss: `support_loss(params, stats) -> (loss [], stats)`.
-    score_query: `score_query(params, stats) -> (loss [], metrics)`.
-    first: parameters and statistics that the task starts from.
-    adapted: those after the inner loop.
-    inner: the settings of the inner loop.
-    outer: the settings of the outer loss.
-  """
-  (first_params, first_stats), (params, stats) = first, adapted
-  combine, start_adapted, others = inner_loop.split_adapted(inner, first_params)
-  require_constant_stats(
-    lambda *args: support_loss(combine(*args), first_stats)[1],
-    start_adapted,
-    others,
-  )
-  return implicit_surrogate(
-    lambda *args: support_loss(combine(*args), stats)[0],
-    lambda *args: score_query(combine(*args), stats)[0],
-    start_adapted,
-    inner_loop.split_adapted(inner, params)[1],
-    others,
-    inner.proximal,
-    outer,
-  )
 
 
 def meta_gradient(

@@ -84,7 +84,8 @@ class InnerConfig:
       that activation memory does not grow with `num_steps`.
     unroll: compile each step separately instead of a loop. On accelerators,
       this saves the copies of what the loop stores for its derivatives;
-      compilation takes longer. Ignored with `remat`, where XLA would recompute all steps at once.
+      compilation takes longer. Ignored with `remat`, where XLA would recompute
+      all steps at once.
     mixed_mode: compute second derivatives in forward-over-reverse mode, which
       stores as little as `remat`; see `mixed_mode`. Ignored in first order.
 

@@ -12,14 +12,14 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.scipy.sparse.linalg import cg
 
-from maml_jax.learner_config import OuterConfig
+from maml_jax import inner_loop
+from maml_jax.learner_config import InnerConfig, OuterConfig
 from maml_jax.types import SUPPORT, Array, PyTree
 from maml_jax.utils.errors import UserError
 
 __all__ = [
-  'implicit_surrogate',
+  'implicit_loss',
   'reptile_surrogate',
-  'require_constant_stats',
   'step_weights',
 ]
 
@@ -59,7 +59,54 @@ def reptile_surrogate(start: PyTree, adapted: PyTree) -> jax.Array:
   return _zero_with_gradient(difference, start)
 
 
-def implicit_surrogate(
+def implicit_loss(
+  support_loss: Callable,
+  score_query: Callable,
+  first: tuple[PyTree, PyTree],
+  adapted: tuple[PyTree, PyTree],
+  inner: InnerConfig,
+  outer: OuterConfig,
+) -> tuple[Array, Array]:
+  """Returns the outer loss of iMAML, and the residual of its linear system.
+
+  The residual is relative to the right-hand side, see `_implicit_surrogate`.
+
+  Args:
+    support_loss: `support_loss(params, stats) -> (loss [], stats)`.
+    score_query: `score_query(params, stats) -> (loss [], metrics)`.
+    first: parameters and statistics that the task starts from.
+    adapted: those after the inner loop.
+    inner: the settings of the inner loop.
+    outer: the settings of the outer loss.
+
+  Raises:
+    UserError: no parameter is adapted, or a statistic depends on the
+      parameters with a derivative.
+  """
+  (first_params, first_stats), (params, stats) = first, adapted
+  combine, start_adapted, others = inner_loop.split_adapted(inner, first_params)
+  if not start_adapted:
+    raise UserError(
+      f'outer.gradient=implicit: inner.frozen={inner.frozen} leaves no '
+      'parameter to adapt'
+    )
+  _require_constant_stats(
+    lambda *args: support_loss(combine(*args), first_stats)[1],
+    start_adapted,
+    others,
+  )
+  return _implicit_surrogate(
+    lambda *args: support_loss(combine(*args), stats)[0],
+    lambda *args: score_query(combine(*args), stats)[0],
+    start_adapted,
+    inner_loop.split_adapted(inner, params)[1],
+    others,
+    inner.proximal,
+    outer,
+  )
+
+
+def _implicit_surrogate(
   support_loss: Callable,
   query_loss: Callable,
   start: PyTree,
@@ -115,7 +162,7 @@ def implicit_surrogate(
   return loss, lax.stop_gradient(residual)
 
 
-def require_constant_stats(
+def _require_constant_stats(
   stats_fn: Callable, adapted: PyTree, others: PyTree
 ) -> None:
   """Checks that statistics have no derivative, which 'implicit' would drop.

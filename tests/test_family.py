@@ -221,6 +221,11 @@ def test_implicit_gradient_covers_frozen_parameters():
   assert_close(implicit, expected, 1e-7)
 
 
+def test_implicit_gradient_needs_an_adapted_parameter():
+  with pytest.raises(UserError, match='leaves no parameter to adapt'):
+    gradient(find_case('imaml'), frozen=('encoder', 'classifier'))
+
+
 def test_memory_of_implicit_gradient_does_not_grow_with_steps():
   case = find_case('imaml')
 

@@ -10,6 +10,7 @@ from maml_jax.experiment.optimizers import make_optimizer
 from maml_jax.experiment.transfer import transfer_params
 from maml_jax.learner import Batch, InnerConfig, make_learner
 from maml_jax.models import make_model
+from maml_jax.utils.errors import UserError
 
 STEPS = 3
 FROZEN = {'frozen': ('bn',), 'num_steps': STEPS, 'classifier_lr': 0.02}
@@ -295,3 +296,9 @@ def test_lr_scale_uses_the_first_pattern_that_matches():
   updates, _ = tx.update(params, tx.init(params), params)
   expected = {'encoder': {'bn': 0.0, 'conv': -0.3}, 'inner': {'lr': -0.05}}
   jax.tree.map(np.testing.assert_allclose, updates, expected)
+
+
+def test_lr_scale_rejects_a_pattern_that_matches_nothing():
+  tx = make_optimizer('sgd', 0.1, lr_scale=(('encoder', 3.0), ('headd', 0.0)))
+  with pytest.raises(UserError, match="outer.lr_scale: 'headd' matches no"):
+    tx.init({'encoder': jnp.ones(2), 'head': jnp.ones(2)})

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import optax
 
-from maml_jax.inner_loop import flatten, path_matches
+from maml_jax.inner_loop import flatten, path_matches, require_matches
 from maml_jax.types import INNER
 from maml_jax.utils.errors import UserError
 
@@ -92,7 +92,8 @@ def make_optimizer(
     An `optax.GradientTransformation`.
 
   Raises:
-    UserError: the optimizer is unknown.
+    UserError: the optimizer is unknown; or, in its `init`, a pattern of
+      `lr_scale` matches no parameter.
   """
   rules = {
     'sgd': lambda: optax.trace(momentum) if momentum else optax.identity(),
@@ -131,9 +132,15 @@ def _scale_by_path(lr_scale) -> optax.GradientTransformation:
   def factor(path):
     return next((f for p, f in lr_scale if path_matches(p, path)), 1.0)
 
-  def update(updates, params=None):
+  def init(params):
+    patterns = [pattern for pattern, _ in lr_scale]
+    require_matches('outer.lr_scale', patterns, flatten(params)[0])
+    return optax.EmptyState()
+
+  def update(updates, state, params=None):
     del params
     flat, unflatten = flatten(updates)
-    return unflatten({path: factor(path) * x for path, x in flat.items()})
+    scaled = {path: factor(path) * x for path, x in flat.items()}
+    return unflatten(scaled), state
 
-  return optax.stateless(update)
+  return optax.GradientTransformation(init, update)

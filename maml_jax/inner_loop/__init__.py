@@ -26,6 +26,7 @@ from maml_jax.inner_loop.parameters import (
   param_labels,
   path_matches,
   require_adapted_head,
+  require_matches,
   reset_params,
   split_adapted,
 )
@@ -51,6 +52,7 @@ __all__ = [
   'path_matches',
   'rate_table',
   'require_adapted_head',
+  'require_matches',
   'reset_params',
   'split_adapted',
   'split_learned',
