@@ -112,8 +112,8 @@ def get_config() -> ConfigDict:
   inner.rule = 'none'  # alfa: rates and decay from weights and gradients
   inner.class_weights = 'none'  # balanced: same weight for each class
   inner.remat = False  # recompute inner steps: less memory, more time
-  # Compile each inner step separately. Training does so in any case, unless
-  # inner.remat is set, for up to 10 steps on GPUs and 5 on TPUs.
+  # Compile each inner step separately. Without inner.remat and
+  # inner.mixed_mode, training does so for up to 10 steps on GPUs, 5 on TPUs.
   inner.unroll = False
   # Second derivatives in forward-over-reverse mode: the same numbers up to
   # rounding, and as little memory as with remat.

@@ -226,13 +226,12 @@ def make_tasks(
     return tasks, lambda outer=None: pretraining_learner(config, num_classes)
   assert sharding.mesh is not None
   phase = setup.train_phase(config)
-  make_learner = partial(
-    setup.phase_learner,
-    config,
-    phase,
-    unroll=config.inner.unroll
-    or unrolls_inner_loop(sharding.mesh, phase.num_steps),
+  # Mixed mode is chosen for its memory, and an unrolled loop would need more.
+  is_unrolled = config.inner.unroll or (
+    not config.inner.mixed_mode
+    and unrolls_inner_loop(sharding.mesh, phase.num_steps)
   )
+  make_learner = partial(setup.phase_learner, config, phase, unroll=is_unrolled)
   return train_tasks(config, sharding, dataset), make_learner
 
 
