@@ -34,67 +34,61 @@ def steps(number: int) -> str:
   return f'--inner.num_steps={number}'
 
 
-# Flags by chip and number of chips, those that matter most first.
+TASKS_OF_8_CHIPS = '--train.meta_batch_size=8'
+# (number of chips, flags), those that matter most first.
+TPU_WORKLOADS = (
+  (1, [BFLOAT16]),
+  (1, []),
+  (1, [BFLOAT16, WIDE]),
+  (1, [BFLOAT16, RESNET, REMAT]),
+)
 WORKLOADS = {
-  'h100': {
-    1: (
-      [],
-      [TF32],
-      [BFLOAT16],
-      [REMAT],
-      [MIXED],
-      [SINGLE],
-      [steps(1)],
-      [steps(10)],
-      [steps(20)],
-      [steps(20), REMAT],
-      [steps(20), MIXED],
-      [WIDE],
-      [WIDE, BFLOAT16],
-      [WIDE, REMAT],
-      [RESNET, REMAT],
-      [RESNET, REMAT, BFLOAT16],
-      [RESNET, REMAT, SINGLE],
-    ),
-    2: ([],),
-    4: ([],),
-    8: (['--train.meta_batch_size=8'],),
-  },
-  'v5e': {
-    1: (
-      [],
-      [BFLOAT16],
-      [BFLOAT16, WIDE],
-      [BFLOAT16, REMAT],
-      [BFLOAT16, MIXED],
-      [BFLOAT16, steps(1)],
-      [BFLOAT16, steps(20), REMAT],
-      [WIDE],
-      [BFLOAT16, RESNET, REMAT],
-      ['--train.tasks_per_chunk=4', REMAT],
-      [BFLOAT16, SINGLE],
-    ),
-    2: ([BFLOAT16],),
-    4: ([], [BFLOAT16], [BFLOAT16, WIDE]),
-    8: (['--train.meta_batch_size=8', BFLOAT16],),
-  },
-  'v5p': {1: ([BFLOAT16], [], [BFLOAT16, WIDE], [BFLOAT16, RESNET, REMAT])},
-  'v6e': {1: ([BFLOAT16], [], [BFLOAT16, WIDE], [BFLOAT16, RESNET, REMAT])},
+  'h100': (
+    (1, []),
+    (1, [TF32]),
+    (1, [BFLOAT16]),
+    (1, [REMAT]),
+    (1, [MIXED]),
+    (1, [SINGLE]),
+    (1, [steps(1)]),
+    (1, [steps(10)]),
+    (1, [steps(20)]),
+    (1, [steps(20), REMAT]),
+    (1, [steps(20), MIXED]),
+    (1, [WIDE]),
+    (1, [WIDE, BFLOAT16]),
+    (1, [WIDE, REMAT]),
+    (1, [RESNET, REMAT]),
+    (1, [RESNET, REMAT, BFLOAT16]),
+    (1, [RESNET, REMAT, SINGLE]),
+    (2, []),
+    (4, []),
+    (8, [TASKS_OF_8_CHIPS]),
+  ),
+  'v5e': (
+    *TPU_WORKLOADS,
+    (4, []),
+    (4, [BFLOAT16]),
+    (8, [TASKS_OF_8_CHIPS, BFLOAT16]),
+    (1, [BFLOAT16, REMAT]),
+    (1, [BFLOAT16, MIXED]),
+    (1, [BFLOAT16, steps(1)]),
+    (1, [BFLOAT16, steps(20), REMAT]),
+    (1, ['--train.tasks_per_chunk=4', REMAT]),
+    (1, [BFLOAT16, SINGLE]),
+  ),
+  'v5p': TPU_WORKLOADS,
+  'v6e': TPU_WORKLOADS,
 }
 # Machines with enough chips.
-TOPOLOGIES = {
-  'v5e': {8: 'v5e:2x4'},
-  'v5p': {1: 'v5p:2x2x1'},
-  'v6e': {1: 'v6e:2x2'},
-}
+TOPOLOGIES = {'v5e': 'v5e:2x4', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 
 
 def commands(chips: list[str]) -> Iterator[tuple[str, int, list[str]]]:
   """Yields the chip, the number of chips and the flags of each row."""
   for chip in chips:
-    for count, workloads in WORKLOADS[chip].items():
-      for flags in workloads:
-        yield chip, count, flags
+    for count, flags in WORKLOADS[chip]:
+      yield chip, count, flags
 
 
 def arguments(chip: str, count: int, flags: list[str]) -> list[str]:
@@ -102,8 +96,7 @@ def arguments(chip: str, count: int, flags: list[str]) -> list[str]:
   if chip == 'h100':
     machine = ['--platform=cuda', f'--target={chip}']
   else:
-    topology = TOPOLOGIES[chip].get(count, f'{chip}:2x2')
-    machine = ['--platform=tpu', f'--topology={topology}']
+    machine = ['--platform=tpu', f'--topology={TOPOLOGIES[chip]}']
   return [*machine, f'--chips={count}', *flags]
 
 

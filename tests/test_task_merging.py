@@ -215,7 +215,7 @@ def test_merging_other_networks_is_an_error(encoder, args):
 def test_networks_that_are_merged_in_training(
   monkeypatch, fields, chunk, merges
 ):
-  monkeypatch.setattr('maml_jax.sharding.mesh_platform', lambda mesh: 'tpu')
+  monkeypatch.setattr('maml_jax.platforms.mesh_platform', lambda mesh: 'tpu')
   config = load_preset('mini_5w1s')
   config.update_from_flattened_dict(fields)
   sharding = setup.train_sharding(
