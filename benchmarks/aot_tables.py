@@ -28,6 +28,7 @@ MIXED = '--inner.mixed_mode'
 WIDE = '--model.encoder=wide_convnet4'
 RESNET = '--model.encoder=resnet12'
 SINGLE = '--train.tasks_per_chunk=1'
+MERGED = '--train.tasks_per_chunk=4'
 
 
 def steps(number: int) -> str:
@@ -74,8 +75,9 @@ WORKLOADS = {
     (1, [BFLOAT16, MIXED]),
     (1, [BFLOAT16, steps(1)]),
     (1, [BFLOAT16, steps(20), REMAT]),
-    (1, ['--train.tasks_per_chunk=4', REMAT]),
     (1, [BFLOAT16, SINGLE]),
+    (1, [MERGED]),
+    (1, [MERGED, REMAT]),
   ),
   'v5p': TPU_WORKLOADS,
   'v6e': TPU_WORKLOADS,
