@@ -41,7 +41,6 @@ TPU_WORKLOADS = (
   (1, [BFLOAT16]),
   (1, []),
   (1, [BFLOAT16, WIDE]),
-  (1, [BFLOAT16, RESNET, REMAT]),
 )
 WORKLOADS = {
   'h100': (
@@ -78,6 +77,7 @@ WORKLOADS = {
     (1, [BFLOAT16, SINGLE]),
     (1, [MERGED]),
     (1, [MERGED, REMAT]),
+    (1, [BFLOAT16, RESNET, REMAT]),
   ),
   'v5p': TPU_WORKLOADS,
   'v6e': TPU_WORKLOADS,
