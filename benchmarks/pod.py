@@ -5,10 +5,10 @@
 Nothing here is measured on a TPU. The time and memory of a chip are those that
 `benchmarks.aot_tables` has written: the train step of `main.py` as compiled for
 one chip, and the compiler's own estimate of its duration, for the fastest
-program of each encoder. Every chip of the pod processes as many tasks as in the row. The ring
-all-reduce of the gradients is added, without overlap, at the bandwidth of all
-links of a chip. The latency of the links, the host and its input pipeline are
-ignored.
+program of each encoder. Every chip of the pod processes as many tasks as in the
+row. The ring all-reduce of the gradients is added, without overlap, at the
+bandwidth of all links of a chip. The latency of the links, the host and its
+input pipeline are ignored.
 """
 
 import argparse
