@@ -39,8 +39,8 @@ TASKS_OF_8_CHIPS = '--train.meta_batch_size=8'
 # (number of chips, flags), those that matter most first.
 TPU_WORKLOADS = (
   (1, [BFLOAT16]),
-  (1, []),
   (1, [BFLOAT16, WIDE]),
+  (1, []),
 )
 WORKLOADS = {
   'h100': (
