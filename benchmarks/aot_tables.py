@@ -126,11 +126,16 @@ def compile_missing(path: pathlib.Path, chips: list[str]) -> int:
   return failed
 
 
+def format_flags(row: dict) -> str:
+  """Returns the flags of a row as Markdown."""
+  return ' '.join(f'`{flag}`' for flag in row['name'].split()[1:])
+
+
 def markdown_table(rows: list[dict]) -> str:
   """Returns the most important columns of rows as Markdown."""
   columns = {
     'chips': lambda row: f'{row["chips"]} {row["chip"]}',
-    'flags': lambda row: ' '.join(f'`{x}`' for x in row['name'].split()[1:]),
+    'flags': format_flags,
     'compiler estimate': lambda row: (
       f'{format_number(row["ms"])} ms' if 'ms' in row else ''
     ),
@@ -141,9 +146,11 @@ def markdown_table(rows: list[dict]) -> str:
     'kernels': lambda row: f'{row["kernels"]:,}',
     'compile time': lambda row: f'{row["compile_s"]:,.0f} s',
   }
+  if not any('ms' in row for row in rows):  # GPUs only
+    del columns['compiler estimate']
   lines = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
   for row in rows:
-    cells = (str(cell(row)) for cell in columns.values())
+    cells = (cell(row) for cell in columns.values())
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
 

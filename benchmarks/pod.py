@@ -15,11 +15,11 @@ import argparse
 import pathlib
 import sys
 
-from benchmarks.aot_tables import ROWS, load
+from benchmarks.aot_tables import ROWS, format_flags, load
 from benchmarks.chips import CHIPS, Chip
 
 FLOAT_BYTES = 4  # of a float32
-POD_SIZES = (1, 8, 64, 256)
+POD_SIZES = (1, 8, 64, 256)  # chips
 # Flags that do not change what is computed, except for the encoder.
 FLAGS = ('--inner.remat', '--model.encoder=', '--precision=')
 
@@ -66,22 +66,32 @@ def fastest_rows(rows: list[dict]) -> list[dict]:
 
 
 def markdown_table(rows: list[dict]) -> str:
-  """Returns the estimates of rows of one chip as Markdown."""
-  lines = [
-    '| chip, workload | memory of a chip | chips | tasks | iteration | tasks/s '
-    '| sent per chip | all-reduce |',
-    '|---|---|---|---|---|---|---|---|',
+  """Returns estimates as Markdown; time and all-reduce of the largest pod."""
+  header = [
+    'chip',
+    'flags',
+    'memory of a chip',
+    'iteration',
+    *(f'tasks/s of {chips}' for chips in POD_SIZES),
+    'sent per chip',
+    'all-reduce',
   ]
+  lines = [f'| {" | ".join(header)} |', '|---' * len(header) + '|']
   for row in rows:
-    for chips in POD_SIZES:
-      estimate = estimate_iteration(row, CHIPS[row['chip']], chips)
-      lines.append(
-        f'| {row["chip"]}, {row["name"]} | {row["peak_mb"] / 1e3:.2f} GB | '
-        f'{chips} | {chips * row["tasks"]:g} | {1e3 * estimate["seconds"]:.2f} '
-        f'ms | {estimate["tasks_per_second"]:,.0f} | '
-        f'{estimate["sent_bytes"] / 1e6:.2f} MB | '
-        f'{estimate["all_reduce_share"]:.2%} |'
-      )
+    estimates = [
+      estimate_iteration(row, CHIPS[row['chip']], chips) for chips in POD_SIZES
+    ]
+    last = estimates[-1]
+    cells = [
+      row['chip'],
+      format_flags(row),
+      f'{row["peak_mb"] / 1e3:.2f} GB',
+      f'{1e3 * last["seconds"]:.2f} ms',
+      *(f'{x["tasks_per_second"]:,.0f}' for x in estimates),
+      f'{last["sent_bytes"] / 1e6:.2f} MB',
+      f'{last["all_reduce_share"]:.2%}',
+    ]
+    lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 

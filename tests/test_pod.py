@@ -50,11 +50,12 @@ def test_table_uses_the_fastest_row_of_one_chip(tmp_path, capsys):
   ]
   path.write_text(''.join(json.dumps(x) + '\n' for x in rows))
   assert pod.main([f'--rows={path}']) == 0
-  lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 2 + len(pod.POD_SIZES)
-  start = '| v5e, mini_5w1s --precision=bfloat16 | 2.34 GB | 8 | 24 | '
-  # 175 MB over links of 200 GB/s take 0.9 ms.
-  assert lines[3].startswith(start + '6000.88 ms | 4 | 175.00 MB | 0.01%')
+  _, _, *lines = capsys.readouterr().out.splitlines()
+  # 199 MB over links of 200 GB/s take 1 ms.
+  assert lines == [
+    '| v5e | `--precision=bfloat16` | 2.34 GB | 6001.00 ms | 0 | 4 | 32 | 128 '
+    '| 199.22 MB | 0.02% |'
+  ]
 
 
 def test_missing_rows_are_one_line(tmp_path, capsys):
