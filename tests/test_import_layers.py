@@ -19,8 +19,9 @@ LAYERS = [
   {'evaluation'},
   {'experiment', 'saving', 'train_step'},
   {'learner', 'models', 'data', 'config', 'methods'},
-  {'config_checks', 'inner_loop', 'outer_loss', 'sharding'},
-  {'ops'},
+  {'outer_loss'},
+  {'config_checks', 'inner_loop', 'sharding'},
+  {'ops', 'platforms'},
   {'config_versions', 'default_config', 'learner_config', 'types'},
   {'utils'},
 ]
