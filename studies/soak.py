@@ -2,6 +2,7 @@
 
   python -m studies.soak
   python -m studies.soak --interruptions 20 --seeds 7
+  python -m studies.soak --mode=pretrain --train.objective=classes
 
 One run of `glyphs` trains without interruption, as the reference. Other runs
 are started with main.py and interrupted repeatedly: killed during start-up;
@@ -280,8 +281,10 @@ def main(argv: Sequence[str]) -> int:
     default=list(range(10)),
     help='the interruptions are split evenly over seeds; default 0..9',
   )
+  add('--mode', default='train', help='of main.py; default train')
   add('--json', metavar='FILE', help='append the JSON line to this file')
   args, overrides = parser.parse_known_args(argv)
+  overrides = [f'--mode={args.mode}', *overrides]
   start = time.monotonic()
   counts, results = _soak_seeds(args.seeds, args.interruptions, overrides)
   summary = {
