@@ -44,11 +44,12 @@ _FORCED_DEVICE_COUNT = 'xla_force_host_platform_device_count'
 
 
 def make_mesh(devices: Sequence | None = None) -> Mesh:
-  """Returns a one-dimensional mesh over `devices`, default all of them."""
+  """Returns a one-dimensional mesh over `devices`, default all of them.
+
+  `jax.make_mesh` fails for TPUs that do not fill a box, such as 3 of 4.
+  """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh(
-    (len(devices),), (TASK_AXIS,), (AxisType.Auto,), devices=devices
-  )
+  return Mesh(np.asarray(devices), (TASK_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def first_devices(number: int) -> list:

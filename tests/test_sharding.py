@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,24 @@ class MeshOf:
   def __init__(self, platform):
     self.devices = np.array([self])
     self.platform = platform
+
+
+@dataclass(frozen=True)
+class Tpu:
+  """A chip of a host with 2 x 2."""
+
+  id: int
+  coords: tuple[int, int, int]
+  core_on_chip: int = 0
+  process_index: int = 0
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v5 lite'
+
+
+@pytest.mark.parametrize('count', [1, 3, 4])
+def test_mesh_of_any_number_of_tpus(count):
+  chips = [Tpu(i, (i % 2, i // 2, 0)) for i in range(count)]
+  assert list(make_mesh(chips).devices) == chips
 
 
 @pytest.mark.parametrize(
