@@ -59,6 +59,7 @@ from maml_jax.train import (  # noqa: E402
 from maml_jax.train_step import init_state  # noqa: E402
 from maml_jax.types import Dataset  # noqa: E402
 from maml_jax.utils.errors import UserError, check_choice  # noqa: E402
+from maml_jax.utils.files import oserror_as_user_error  # noqa: E402
 
 KINDS = ('convolution', 'pooling', 'norm', 'copy', 'other', 'all-reduce')
 CONVOLUTIONS = ('forward', 'backward-input', 'backward-filter', 'grouped')
@@ -166,6 +167,11 @@ def compile_train_step(config, devices: list):
       config, split_queries=may_split_queries(config), devices=devices
     )
   )
+  if sharding.mesh.size < len(devices):
+    raise UserError(
+      f'--chips={len(devices)}: train.meta_batch_size='
+      f'{config.train.meta_batch_size} uses {sharding.mesh.size} of them'
+    )
   config.data.placement = 'device'
   is_regression = config.data.name in data.REGRESSIONS
   with setup.matmul_precision(config):
@@ -196,7 +202,8 @@ def measure(config, devices: list, chip: Chip, save: str | None = None) -> dict:
   seconds = time.monotonic() - start
   text = compiled.as_text()
   if save:
-    pathlib.Path(save).write_text(text)
+    with oserror_as_user_error(save):
+      pathlib.Path(save).write_text(text)
   memory = compiled.memory_analysis()
   # The outer loop over meta-iterations runs once.
   flops = count_flops(traced.jaxpr, while_trips=1) / sharding.mesh.size
@@ -249,6 +256,59 @@ def format_number(value) -> str:
   return f'{value:,.{min(digits, 3)}f}'
 
 
+def measure_command(args, overrides: list[str]) -> dict:
+  """Returns the row that the command line asks for.
+
+  Raises:
+    UserError: the command line is invalid, a file cannot be written, or the
+      compiler fails.
+  """
+  if args.chips < 1:
+    raise UserError(f'--chips={args.chips}: must be at least 1')
+  topology = args.topology or (
+    'v5e:2x2' if args.platform == 'tpu' else f'1x1x{args.chips}'
+  )
+  name = topology.split(':')[0] if args.platform == 'tpu' else args.target
+  what = '--topology: chip' if args.platform == 'tpu' else '--target'
+  check_choice(what, name, CHIPS)
+  config = config_lib.load(args.config, overrides)
+  devices = described_devices(args.platform, topology, args.target)
+  if args.chips > len(devices):
+    raise UserError(
+      f'--chips={args.chips}: {topology} has {len(devices)} chips'
+    )
+  for path in filter(None, (args.json, args.hlo)):
+    check_writable(path)
+  try:
+    row = measure(config, devices[: args.chips], CHIPS[name], args.hlo)
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(f'the compiler failed: {reason}') from error
+  return {'name': ' '.join([args.config, *overrides]), 'chip': name, **row}
+
+
+def check_writable(path: str | os.PathLike) -> None:
+  """Raises UserError unless a file can be written; creates it if missing.
+
+  Called before a compilation, which takes minutes.
+  """
+  with oserror_as_user_error(path), open(path, 'a'):
+    pass
+
+
+def append_row(path: str, row: dict) -> None:
+  """Appends a row to a file, on a line of its own.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  with oserror_as_user_error(path), open(path, 'a+b') as file:
+    file.seek(max(0, file.tell() - 1))
+    # An interrupted program may have left a part of a line.
+    newline = b'' if file.read() in (b'', b'\n') else b'\n'
+    file.write(newline + json.dumps(row).encode() + b'\n')
+
+
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(
     prog='python -m benchmarks.aot',
@@ -266,28 +326,12 @@ def main(argv=None) -> int:
   add('--hlo', metavar='FILE', help='write the compiled program to this file')
   args, overrides = parser.parse_known_args(argv)
   try:
-    topology = args.topology or (
-      'v5e:2x2' if args.platform == 'tpu' else f'1x1x{args.chips}'
-    )
-    name = topology.split(':')[0] if args.platform == 'tpu' else args.target
-    check_choice('chip', name, CHIPS)
-    config = config_lib.load(args.config, overrides)
-    devices = described_devices(args.platform, topology, args.target)
-    if not 1 <= args.chips <= len(devices):
-      raise UserError(
-        f'--chips={args.chips}: {topology} has {len(devices)} chips'
-      )
-    row = {
-      'name': ' '.join([args.config, *overrides]),
-      'chip': name,
-      **measure(config, devices[: args.chips], CHIPS[name], args.hlo),
-    }
+    row = measure_command(args, overrides)
+    print(format_row(row))
+    if args.json:
+      append_row(args.json, row)
   except UserError as error:
     parser.error(str(error))
-  print(format_row(row))
-  if args.json:
-    with open(args.json, 'a') as file:
-      file.write(json.dumps(row) + '\n')
   return 0
 
 

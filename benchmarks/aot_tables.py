@@ -17,8 +17,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from benchmarks.aot import format_number
+from benchmarks.aot import check_writable, format_number
 from benchmarks.chips import CHIPS
+from maml_jax.utils.errors import UserError, check_choice
 
 ROWS = pathlib.Path(__file__).with_name('aot_rows.jsonl')
 BFLOAT16 = '--precision=bfloat16'
@@ -103,20 +104,42 @@ def arguments(chip: str, count: int, flags: list[str]) -> list[str]:
 
 
 def load(path: pathlib.Path) -> list[dict]:
-  """Returns the rows of a file; none if it does not exist."""
-  if not path.exists():
-    return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  """Returns the rows of a file; none if it does not exist.
+
+  Raises:
+    UserError: the file cannot be read, or a line is not a row.
+  """
+  try:
+    lines = path.read_text().splitlines() if path.exists() else []
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'--rows: cannot read {path}: {error}') from error
+  rows = []
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+      check_choice('chip', row['chip'], CHIPS)
+      rows.append({'name': row['name'], 'chips': row['chips'], **row})
+    except (ValueError, TypeError, KeyError) as error:
+      raise UserError(
+        f'--rows={path}: line {number} is not a row of benchmarks.aot; '
+        'delete it'
+      ) from error
+  return rows
 
 
 def compile_missing(path: pathlib.Path, chips: list[str]) -> int:
-  """Compiles the rows that a file lacks; returns how many failed."""
+  """Compiles the rows that a file lacks; returns how many failed.
+
+  Raises:
+    UserError: the file cannot be read or written.
+  """
   done = {(row['chip'], row['chips'], row['name']) for row in load(path)}
   todo = [
     (chip, count, flags)
     for chip, count, flags in commands(chips)
     if (chip, count, ' '.join(['mini_5w1s', *flags])) not in done
   ]
+  check_writable(path)
   failed = 0
   for i, row in enumerate(todo):
     args = arguments(*row)
@@ -166,11 +189,16 @@ def main(argv=None) -> int:
   add('--only', nargs='+', choices=list(CHIPS), default=list(CHIPS))
   add('--table', action='store_true', help='print the rows as Markdown')
   args = parser.parse_args(argv)
-  if args.table:
+  try:
+    if not args.table:
+      return min(1, compile_missing(args.rows, args.only))
     rows = [row for row in load(args.rows) if row['chip'] in args.only]
-    print(markdown_table(rows))
-    return 0
-  return min(1, compile_missing(args.rows, args.only))
+  except UserError as error:
+    parser.error(str(error))
+  if not rows:
+    parser.error(f'--rows={args.rows}: no rows of {", ".join(args.only)}')
+  print(markdown_table(rows))
+  return 0
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ import sys
 
 from benchmarks.aot_tables import ROWS, format_flags, load
 from benchmarks.chips import CHIPS, Chip
+from maml_jax.utils.errors import UserError
 
 FLOAT_BYTES = 4  # of a float32
 POD_SIZES = (1, 8, 64, 256)  # chips
@@ -105,9 +106,15 @@ def main(argv=None) -> int:
     '--rows', type=pathlib.Path, default=ROWS, help='default: %(default)s'
   )
   args = parser.parse_args(argv)
-  if not (rows := load(args.rows)):
-    parser.error(f'--rows={args.rows}: no rows; see benchmarks.aot_tables')
-  print(markdown_table(fastest_rows(rows)))
+  try:
+    rows = load(args.rows)
+  except UserError as error:
+    parser.error(str(error))
+  if not (fastest := fastest_rows(rows)):
+    parser.error(
+      f'--rows={args.rows}: no rows of one TPU; see benchmarks.aot_tables'
+    )
+  print(markdown_table(fastest))
   return 0
 
 

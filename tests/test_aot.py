@@ -1,5 +1,6 @@
 """Tests of programs that are compiled for machines that are not there."""
 
+import json
 import pathlib
 
 import jax
@@ -111,3 +112,64 @@ def test_small_step_compiles_well_for_tpus(monkeypatch):
   assert 39 < row['argument_mb'] < 42
   assert row['copied_gb'] < 0.01 and row['temporary_mb'] < 20
   assert 0 < row['pooling_ms'] < row['ms'] < 5
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+  """Replaces the compiler, which returns a row, and its devices."""
+  monkeypatch.setattr(aot, 'described_devices', lambda *_: [None] * 4)
+  monkeypatch.setattr(aot, 'measure', lambda *_: {'chips': 1})
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['--topology=v4:2x2'], '--topology: chip=v4: unknown'),
+    (['--chips=0'], '--chips=0: must be at least 1'),
+    (['--platform=cuda', '--chips=-2'], '--chips=-2: must be at least 1'),
+    (['--chips=5'], '--chips=5: v5e:2x2 has 4 chips'),
+    (['--inner.unrol=True'], 'did you mean inner.unroll'),
+  ],
+)
+def test_invalid_arguments_are_user_errors(no_compiler, capsys, args, message):
+  with pytest.raises(SystemExit, match='2'):
+    aot.main(args)
+  assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flag', ['--json', '--hlo'])
+def test_unwritable_file_is_an_error_before_compilation(
+  no_compiler, monkeypatch, tmp_path, capsys, flag
+):
+  monkeypatch.setattr(aot, 'measure', lambda *_: pytest.fail('compiled'))
+  with pytest.raises(SystemExit, match='2'):
+    aot.main([f'{flag}={tmp_path / "missing" / "file"}'])
+  assert 'cannot write' in capsys.readouterr().err
+
+
+def test_failed_compilation_is_an_error(no_compiler, monkeypatch, capsys):
+  def measure(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of HBM\nmore')
+
+  monkeypatch.setattr(aot, 'measure', measure)
+  with pytest.raises(SystemExit, match='2'):
+    aot.main([])
+  error = capsys.readouterr().err
+  assert error.endswith('the compiler failed: RESOURCE_EXHAUSTED: out of HBM\n')
+
+
+def test_unused_chips_are_an_error():
+  config = config_lib.load('mini_5w1s', [])
+  with pytest.raises(UserError, match='--chips=3: .*size=4 uses 2 of them'):
+    aot.compile_train_step(config, jax.devices()[:3])
+
+
+def test_row_follows_a_part_of_a_line(no_compiler, tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"name": "cu')
+  for _ in range(2):
+    assert aot.main([f'--json={path}']) == 0
+  first, *rows = path.read_text().splitlines()
+  assert first == '{"name": "cu'
+  row = {'name': 'mini_5w1s', 'chip': 'v5e', 'chips': 1}
+  assert list(map(json.loads, rows)) == [row, row]

@@ -3,7 +3,9 @@
 import json
 import subprocess
 
-from benchmarks import aot_tables
+import pytest
+
+from benchmarks import aot_tables, pod
 from benchmarks.chips import CHIPS
 from maml_jax import config as config_lib
 
@@ -57,3 +59,32 @@ def test_table_has_a_line_for_each_row(tmp_path, capsys):
     '| 4 v5e | `--inner.remat` | 16.4 ms | 6.71 ms | 1,010 MB | 5.49 GB '
     '| 22.2 | 2,933 | 630 s |'
   )
+
+
+@pytest.mark.parametrize(
+  'line', ['{"name": "cu', '', '[1]', '{}', '{"name": "a", "chip": "v4"}', '\0']
+)
+@pytest.mark.parametrize('command', [aot_tables, pod])
+def test_line_that_is_not_a_row_is_an_error(tmp_path, capsys, command, line):
+  path = tmp_path / 'rows.jsonl'
+  row = {'name': 'mini_5w1s', 'chip': 'v5e', 'chips': 1}
+  path.write_text(f'{json.dumps(row)}\n{line}\n')
+  with pytest.raises(SystemExit, match='2'):
+    command.main(['--rows', str(path)])
+  assert 'line 2 is not a row of benchmarks.aot' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('path', ['.', 'missing/rows.jsonl'])
+def test_rows_that_cannot_be_written_are_an_error(
+  tmp_path, monkeypatch, capsys, path
+):
+  monkeypatch.setattr(aot_tables.subprocess, 'run', lambda _: pytest.fail())
+  with pytest.raises(SystemExit, match='2'):
+    aot_tables.main(['--rows', str(tmp_path / path)])
+  assert 'error: ' in capsys.readouterr().err
+
+
+def test_table_without_rows_is_an_error(tmp_path, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    aot_tables.main(['--rows', str(tmp_path / 'none'), '--table', '--only=v5e'])
+  assert 'no rows of v5e' in capsys.readouterr().err

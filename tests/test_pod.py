@@ -61,4 +61,6 @@ def test_table_uses_the_fastest_row_of_one_chip(tmp_path, capsys):
 def test_missing_rows_are_one_line(tmp_path, capsys):
   with pytest.raises(SystemExit):
     pod.main([f'--rows={tmp_path / "none"}'])
-  assert 'no rows; see benchmarks.aot_tables' in capsys.readouterr().err
+  assert (
+    'no rows of one TPU; see benchmarks.aot_tables' in capsys.readouterr().err
+  )
