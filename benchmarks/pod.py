@@ -73,7 +73,8 @@ def markdown_table(rows: list[dict]) -> str:
     'flags',
     'memory of a chip',
     'iteration',
-    *(f'tasks/s of {chips}' for chips in POD_SIZES),
+    'tasks/s of 1 chip',
+    *(f'of {chips} chips' for chips in POD_SIZES[1:]),
     'sent per chip',
     'all-reduce',
   ]
